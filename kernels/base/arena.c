@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: MIT */
+#include "kernels/base/arena.h"
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ARENA_ALIGN = 16 };
+
+struct arena_block {
+    struct arena_block *next;
+    size_t size; /* payload bytes */
+    size_t used;
+    _Alignas(ARENA_ALIGN) unsigned char payload[];
+};
+
+struct arena {
+    struct arena_block *first; /* oldest, kept by reset */
+    struct arena_block *last;  /* newest, allocations come from it */
+    size_t total;              /* payload bytes of all blocks */
+    size_t max;
+};
+
+static struct arena_block *block_create(size_t size)
+{
+    struct arena_block *block = malloc(sizeof *block + size);
+
+    if (!block)
+        return NULL;
+    block->next = NULL;
+    block->size = size;
+    block->used = 0;
+    return block;
+}
+
+struct arena *arena_create(size_t first_block, size_t max_bytes)
+{
+    struct arena *arena = malloc(sizeof *arena);
+
+    if (!arena)
+        return NULL;
+    if (first_block > max_bytes)
+        first_block = max_bytes;
+    arena->first = arena->last = block_create(first_block);
+    if (!arena->first) {
+        free(arena);
+        return NULL;
+    }
+    arena->total = first_block;
+    arena->max = max_bytes;
+    return arena;
+}
+
+static void blocks_free(struct arena_block *block)
+{
+    while (block) {
+        struct arena_block *next = block->next;
+
+        free(block);
+        block = next;
+    }
+}
+
+void arena_destroy(struct arena *arena)
+{
+    if (!arena)
+        return;
+    blocks_free(arena->first);
+    free(arena);
+}
+
+void arena_reset(struct arena *arena)
+{
+    blocks_free(arena->first->next);
+    arena->first->next = NULL;
+    arena->first->used = 0;
+    arena->last = arena->first;
+    arena->total = arena->first->size;
+}
+
+/* Doubles the last block's size, within the maximum. */
+static int arena_grow(struct arena *arena, size_t need)
+{
+    size_t size = arena->last->size * 2;
+    size_t left = arena->max - arena->total;
+    struct arena_block *block;
+
+    if (need > left)
+        return -1;
+    if (size < need)
+        size = need;
+    if (size > left)
+        size = left;
+    block = block_create(size);
+    if (!block)
+        return -1;
+    arena->last->next = block;
+    arena->last = block;
+    arena->total += size;
+    return 0;
+}
+
+void *arena_alloc(struct arena *arena, size_t size)
+{
+    struct arena_block *block = arena->last;
+    size_t rounded = (size + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
+    void *p;
+
+    if (rounded < size)
+        return NULL;
+    if (rounded > block->size - block->used) {
+        if (arena_grow(arena, rounded))
+            return NULL;
+        block = arena->last;
+    }
+    p = block->payload + block->used;
+    block->used += rounded;
+    return p;
+}
+
+void *arena_calloc(struct arena *arena, size_t count, size_t size)
+{
+    void *p;
+
+    if (size && count > SIZE_MAX / size)
+        return NULL;
+    p = arena_alloc(arena, count * size);
+    if (p)
+        memset(p, 0, count * size);
+    return p;
+}
+
+struct text arena_text(struct arena *arena, const void *data, size_t size)
+{
+    struct text text = {NULL, 0};
+    char *copy;
+
+    if (size == SIZE_MAX)
+        return text;
+    copy = arena_alloc(arena, size + 1);
+    if (!copy)
+        return text;
+    if (size)
+        memcpy(copy, data, size);
+    copy[size] = '\0';
+    text.data = copy;
+    text.size = size;
+    return text;
+}
+
+size_t arena_used(const struct arena *arena)
+{
+    size_t used = 0;
+
+    for (const struct arena_block *b = arena->first; b; b = b->next)
+        used += b->used;
+    return used;
+}
