@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: MIT
+"""Real parts for fault injection: Kafka brokers (one or three nodes, KRaft), PostgreSQL and workers as
+child processes, each with its own directory, log file and ports, each of which can be killed,
+stopped, continued and started again."""
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCAL = Path(os.environ.get("PGPT_LOCAL_DIR", ROOT / ".local"))
+CLUSTER_ID = "pgpt-chaos-AAAAAAAAAAA"
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Process:
+    """A child in its own process group, with its output in a file."""
+
+    def __init__(self, name, directory):
+        self.name = name
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.log = self.directory / f"{name}.log"
+        self.child = None
+        self.stopped = False
+
+    def spawn(self, argv, env=None, cwd=ROOT):
+        with open(self.log, "ab") as out:
+            self.child = subprocess.Popen(argv, stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+                                          env=env, cwd=cwd, start_new_session=True)
+        self.stopped = False
+
+    @property
+    def alive(self):
+        return self.child is not None and self.child.poll() is None
+
+    def signal(self, number):
+        if self.alive:
+            os.killpg(self.child.pid, number)
+        if number == signal.SIGSTOP:
+            self.stopped = True
+        if number == signal.SIGCONT:
+            self.stopped = False
+
+    def kill(self):
+        self.signal(signal.SIGKILL)
+        if self.child:
+            self.child.wait(30)
+
+    def terminate(self, timeout=40):
+        """SIGTERM, then wait; returns the exit code, or None after a SIGKILL was needed."""
+        self.signal(signal.SIGCONT)
+        self.signal(signal.SIGTERM)
+        try:
+            return self.child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return None
+
+    def tail(self, lines=15):
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+
+class Broker(Process):
+    def __init__(self, node, directory, ports, controller_ports):
+        super().__init__(f"broker-{node}", directory)
+        self.node, self.port = node, ports[node - 1]
+        many = len(ports) > 1
+        rf, isr = (3, 2) if many else (1, 1)
+        voters = ",".join(f"{i + 1}@127.0.0.1:{p}" for i, p in enumerate(controller_ports))
+        settings = f"""process.roles=broker,controller
+node.id={node}
+controller.quorum.voters={voters}
+listeners=PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller_ports[node - 1]}
+advertised.listeners=PLAINTEXT://127.0.0.1:{self.port}
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=PLAINTEXT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+log.dirs={self.directory}/data-{node}
+auto.create.topics.enable=false
+default.replication.factor={rf}
+min.insync.replicas={isr}
+offsets.topic.replication.factor={rf}
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor={rf}
+transaction.state.log.min.isr={isr}
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor={rf}
+share.coordinator.state.topic.min.isr={isr}
+group.initial.rebalance.delay.ms=0
+group.consumer.min.session.timeout.ms=3000
+group.consumer.session.timeout.ms=6000
+group.consumer.min.heartbeat.interval.ms=500
+group.consumer.heartbeat.interval.ms=1000
+transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
+num.network.threads=2
+num.io.threads=4
+log.cleaner.dedupe.buffer.size=4194304
+"""
+        if many:
+            settings += """broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+controller.quorum.election.timeout.ms=500
+controller.quorum.fetch.timeout.ms=1000
+replica.lag.time.max.ms=5000
+"""
+        self.config = self.directory / f"server-{node}.properties"
+        self.config.write_text(settings)
+        (self.directory / "log4j2.properties").write_text(
+            "rootLogger.level=WARN\nrootLogger.appenderRef.c.ref=C\nappender.c.type=Console\nappender.c.name=C\n"
+            "appender.c.layout.type=PatternLayout\nappender.c.layout.pattern=%d %p %c{1} %m%n\n")
+        self.java = ["java", "-Xms256m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+                     f"-Dlog4j2.configurationFile={self.directory}/log4j2.properties", "-cp", f"{LOCAL}/kafka/lib/*"]
+        subprocess.run(self.java + ["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(self.config)],
+                       check=True, stdout=subprocess.DEVNULL)
+
+    def start(self):
+        self.spawn(self.java + ["kafka.Kafka", str(self.config)])
+
+
+class Kafka:
+    """One broker or three."""
+
+    def __init__(self, directory, nodes=1):
+        ports = [free_port() for _ in range(nodes)]
+        controllers = [free_port() for _ in range(nodes)]
+        self.brokers = [Broker(i + 1, Path(directory) / "kafka", ports, controllers) for i in range(nodes)]
+        self.bootstrap = ",".join(f"127.0.0.1:{p}" for p in ports)
+
+    def start(self, timeout=90):
+        for broker in self.brokers:
+            broker.start()
+        self.wait(timeout)
+
+    def wait(self, timeout=90):
+        from confluent_kafka import KafkaException
+        from confluent_kafka.admin import AdminClient
+        admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+        deadline = time.time() + timeout
+        while time.time() < deadline:
+            try:
+                if len(admin.list_topics(timeout=2).brokers) == len(self.brokers):
+                    return
+            except KafkaException:
+                time.sleep(0.2)
+        raise RuntimeError(f"brokers not up after {timeout} s:\n{self.brokers[0].tail()}")
+
+    def stop(self):
+        for broker in self.brokers:
+            if broker.alive:
+                broker.kill()
+
+
+class Postgres(Process):
+    def __init__(self, directory):
+        super().__init__("postgres", Path(directory) / "postgres")
+        self.port = free_port()
+        self.bin = Path(subprocess.run(["pg_config", "--bindir"], check=True, capture_output=True,
+                                       text=True).stdout.strip())
+        self.data = self.directory / "data"
+        # initdb and postgres refuse to run as root
+        self.prefix = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+        if self.prefix:
+            shutil.chown(self.directory, "postgres")
+        subprocess.run(self.prefix + [str(self.bin / "initdb"), "-D", str(self.data), "-U", "app", "-A", "trust",
+                                      "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"],
+                       check=True, stdout=subprocess.DEVNULL, cwd="/")
+        self.url = f"postgresql://app@127.0.0.1:{self.port}/pgpt"
+
+    def start(self, timeout=60):
+        self.spawn(self.prefix + [str(self.bin / "postgres"), "-D", str(self.data), "-p", str(self.port),
+                                  "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self.directory}",
+                                  "-c", "fsync=off"], cwd="/")
+        import psycopg
+        deadline = time.time() + timeout
+        while True:
+            try:
+                psycopg.connect(f"postgresql://app@127.0.0.1:{self.port}/postgres", connect_timeout=2).close()
+                return
+            except psycopg.OperationalError:
+                if time.time() > deadline:
+                    raise RuntimeError(f"PostgreSQL not up after {timeout} s:\n{self.tail()}") from None
+                time.sleep(0.1)
+
+    def create(self):
+        import psycopg
+        with psycopg.connect(f"postgresql://app@127.0.0.1:{self.port}/postgres", autocommit=True) as db:
+            db.execute("create database pgpt")
+        subprocess.run(["sqitch", "deploy", f"db:pg://app@127.0.0.1:{self.port}/pgpt"], check=True,
+                       cwd=ROOT / "migrations", stdout=subprocess.DEVNULL,
+                       env={**os.environ, "SQITCH_FULLNAME": "chaos", "SQITCH_EMAIL": "chaos@localhost"})
+
+
+class Worker(Process):
+    def __init__(self, name, directory, env, binary):
+        super().__init__(name, Path(directory) / "workers")
+        self.env = {**os.environ, **env, "PGPT_WORKER_NAME": name}
+        self.argv = [str(binary)]
+
+    def start(self):
+        self.spawn(self.argv, env=self.env)
