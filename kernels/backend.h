@@ -16,6 +16,19 @@ extern "C" {
 
 struct backend; /* opaque, each device defines its own */
 
+/* Looks inside the model, for `verify` and tests: teacher-forced, one sequence, apart from the slots
+ * and at rest (no slot is occupied). Outputs that are NULL are not wanted. */
+struct backend_trace {
+    const int32_t *source; /* (source_len) */
+    int32_t source_len;
+    const int32_t *prefix; /* (prefix_len) decoder input, the start token first */
+    int32_t prefix_len;
+    const struct engine_request *warp; /* its sampling fields; needed for probabilities only */
+    float *encoder;                    /* (source_len, D) the encoder's output */
+    float *logits;                     /* (prefix_len, V) logits_bias included, unprocessed */
+    float *probabilities; /* (V) after the whole prefix: what sampling draws from */
+};
+
 struct backend_ops {
     const char *name; /* "cpu", "cuda" */
     /* Fills limits->max_rows/max_source/max_new and info from options (0 = default). The model is
@@ -32,10 +45,16 @@ struct backend_ops {
                 struct error *error);
     void (*stop_sequence)(struct backend *backend, int32_t slot, int32_t sequence);
     void (*release)(struct backend *backend, int32_t slot);
+    int (*trace)(struct backend *backend, const struct backend_trace *trace, struct error *error);
 };
 
 extern const struct backend_ops backend_cpu;
 extern const struct backend_ops backend_cuda; /* present when built with CUDA */
+
+/* backend_ops.trace of an open engine, after the same checks as a request. */
+int engine_trace(struct engine *engine, const struct backend_trace *trace,
+                 struct error *error) PGPT_MUST_CHECK;
+const struct model_config *engine_config(const struct engine *engine);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * product: y = x W^T + b with weights packed once, the only place of the CPU back end where
+ * matrices are multiplied. Packed weights are immutable: any number of threads may read them.
+ *
+ * The bits of an output depend on its row of x and its row of W alone, never on M, tiles, threads
+ * or the instruction set:
+ *   PRODUCT_F32   sum = 0; for k = 0..K-1: sum = fmaf(x[m][k], w[n][k], sum); y = sum + b[n].
+ *   PRODUCT_INT8  scale_w[n] = max_k |w[n][k]| / 127, q_w = rint(w / scale_w), the same for each row
+ *                 of x (a row of zeros: scale 0, all 0); sum in int32, exact for K <= 131,072;
+ *                 y = fmaf((float)sum, scale_x[m] * scale_w[n], b[n]).
+ * then y = activation(y), then y += add[m][n]. No b: b[n] = 0. Activations are those of math.h.
+ * rint is to nearest even; q = rint(v * (127 / max)) with 127 / max computed once a row.
+ */
+#ifndef PGPT_KERNELS_CPU_PRODUCT_H
+#define PGPT_KERNELS_CPU_PRODUCT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/base/error.h"
+#include "kernels/cpu/threads.h"
+
+enum product_format { PRODUCT_F32, PRODUCT_INT8 };
+enum product_activation { PRODUCT_NONE, PRODUCT_RELU, PRODUCT_SWISH, PRODUCT_GELU };
+
+struct product_weight; /* opaque */
+
+enum { PRODUCT_K_MAX = 131072 };
+
+/* Packs weight (N,K) row-major with bias (N) or NULL. Both may be freed afterwards. */
+struct product_weight *product_pack(enum product_format format, int32_t N, int32_t K,
+                                    const float *weight, const float *bias,
+                                    struct error *error) PGPT_MUST_CHECK;
+void product_free(struct product_weight *weight); /* NULL is allowed */
+size_t product_bytes(const struct product_weight *weight); /* resident */
+
+/* Bytes of scratch that product_run() needs for M rows, 0 for PRODUCT_F32. It grows with M. */
+size_t product_scratch(const struct product_weight *weight, int32_t M);
+
+/* y (M,N) from x (M,K), both dense row-major; add (M,N) or NULL, may be y itself. scratch: 64-byte
+ * aligned, product_scratch(weight, M) bytes. Splits the work over the pool (output columns first). */
+void product_run(const struct product_weight *weight, int32_t M, const float *x,
+                 enum product_activation activation, const float *add, float *y, void *scratch,
+                 struct threads *threads);
+
+/* out (K): row n of the weight as the product sees it (int8: q * scale). For tied embeddings. */
+void product_row(const struct product_weight *weight, int32_t n, float *out);
+
+/* The path that runs here, for engine_info: "avx512_vnni", "avx2", "plain", ... A static string. */
+const char *product_path(void);
+
+#endif

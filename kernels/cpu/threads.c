@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: MIT */
+#include "kernels/cpu/threads.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { SPINS = 2000 }; /* about 30 us of pause instructions */
+
+struct worker {
+    struct threads *threads;
+    pthread_t handle;
+    int32_t part;
+};
+
+struct threads {
+    int32_t count;
+    int32_t started; /* workers to join */
+    void (*work)(void *arg, int32_t part, int32_t parts);
+    void *arg;
+    _Atomic uint32_t generation; /* one up for each job */
+    _Atomic int32_t remaining;   /* workers that still work on it */
+    _Atomic int32_t sleepers;
+    _Atomic int owner_sleeps;
+    _Atomic int stopping;
+    pthread_mutex_t lock;
+    pthread_cond_t job_came;
+    pthread_cond_t job_done;
+    struct worker workers[]; /* (count - 1) */
+};
+
+static inline void spin_pause(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+/* Returns once the generation differs from seen. */
+static void worker_wait(struct threads *threads, uint32_t seen)
+{
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load_explicit(&threads->generation, memory_order_acquire) != seen)
+            return;
+        spin_pause();
+    }
+    pthread_mutex_lock(&threads->lock);
+    atomic_fetch_add(&threads->sleepers, 1);
+    while (atomic_load(&threads->generation) == seen)
+        pthread_cond_wait(&threads->job_came, &threads->lock);
+    atomic_fetch_sub(&threads->sleepers, 1);
+    pthread_mutex_unlock(&threads->lock);
+}
+
+static void worker_done(struct threads *threads)
+{
+    if (atomic_fetch_sub(&threads->remaining, 1) != 1 || !atomic_load(&threads->owner_sleeps))
+        return;
+    pthread_mutex_lock(&threads->lock);
+    pthread_cond_signal(&threads->job_done);
+    pthread_mutex_unlock(&threads->lock);
+}
+
+static void *worker_main(void *arg)
+{
+    struct worker *worker = arg;
+    struct threads *threads = worker->threads;
+
+    for (uint32_t seen = 0;; seen++) {
+        worker_wait(threads, seen);
+        if (atomic_load(&threads->stopping))
+            return NULL;
+        threads->work(threads->arg, worker->part, threads->count);
+        worker_done(threads);
+    }
+}
+
+static void generation_next(struct threads *threads)
+{
+    atomic_fetch_add(&threads->generation, 1);
+    if (!atomic_load(&threads->sleepers))
+        return;
+    pthread_mutex_lock(&threads->lock);
+    pthread_cond_broadcast(&threads->job_came);
+    pthread_mutex_unlock(&threads->lock);
+}
+
+void threads_run(struct threads *threads, void (*work)(void *arg, int32_t part, int32_t parts),
+                 void *arg)
+{
+    if (threads->count == 1) {
+        work(arg, 0, 1);
+        return;
+    }
+    threads->work = work;
+    threads->arg = arg;
+    atomic_store(&threads->remaining, threads->count - 1);
+    generation_next(threads);
+    work(arg, 0, threads->count);
+    for (int i = 0; i < SPINS; i++) {
+        if (!atomic_load_explicit(&threads->remaining, memory_order_acquire))
+            return;
+        spin_pause();
+    }
+    pthread_mutex_lock(&threads->lock);
+    atomic_store(&threads->owner_sleeps, 1);
+    while (atomic_load(&threads->remaining))
+        pthread_cond_wait(&threads->job_done, &threads->lock);
+    atomic_store(&threads->owner_sleeps, 0);
+    pthread_mutex_unlock(&threads->lock);
+}
+
+struct threads *threads_create(int32_t count, struct error *error)
+{
+    struct threads *threads;
+
+    if (count < 1 || count > THREADS_MAX) {
+        error_set(error, "threads: %d is not in 1..%d", (int)count, (int)THREADS_MAX);
+        return NULL;
+    }
+    threads = calloc(1, sizeof *threads + (size_t)(count - 1) * sizeof threads->workers[0]);
+    if (!threads) {
+        error_set(error, "threads: out of memory for %d threads", (int)count);
+        return NULL;
+    }
+    threads->count = count;
+    pthread_mutex_init(&threads->lock, NULL);
+    pthread_cond_init(&threads->job_came, NULL);
+    pthread_cond_init(&threads->job_done, NULL);
+    for (int32_t i = 0; i < count - 1; i++) {
+        struct worker *worker = &threads->workers[i];
+        char name[16];
+        int failed;
+
+        worker->threads = threads;
+        worker->part = i + 1;
+        failed = pthread_create(&worker->handle, NULL, worker_main, worker);
+        if (failed) {
+            error_set(error, "threads: cannot start thread %d of %d: %s", (int)i + 2, (int)count,
+                      strerror(failed));
+            threads_destroy(threads);
+            return NULL;
+        }
+        snprintf(name, sizeof name, "engine-%d", (int)(i + 1) % 1000);
+        pthread_setname_np(worker->handle, name);
+        threads->started++;
+    }
+    return threads;
+}
+
+void threads_destroy(struct threads *threads)
+{
+    if (!threads)
+        return;
+    atomic_store(&threads->stopping, 1);
+    generation_next(threads);
+    for (int32_t i = 0; i < threads->started; i++)
+        pthread_join(threads->workers[i].handle, NULL);
+    pthread_cond_destroy(&threads->job_done);
+    pthread_cond_destroy(&threads->job_came);
+    pthread_mutex_destroy(&threads->lock);
+    free(threads);
+}
+
+int32_t threads_count(const struct threads *threads)
+{
+    return threads->count;
+}
