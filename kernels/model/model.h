@@ -19,7 +19,7 @@ extern "C" {
 enum model_dtype { MODEL_F32, MODEL_F16, MODEL_BF16 };
 enum model_activation { MODEL_RELU, MODEL_SWISH, MODEL_GELU };
 
-/* One tensor inside the mapped file; data == NULL means absent (optional ones only). */
+/* One tensor inside the mapped file, at any alignment; data == NULL means absent (optional ones). */
 struct model_tensor {
     const void *data;
     enum model_dtype dtype;
@@ -56,8 +56,10 @@ struct model_config {
     int32_t decoder_layers, decoder_heads, decoder_ffn;
     enum model_activation activation;
     bool scale_embedding; /* embeddings times sqrt(D) */
-    bool tied_embeddings; /* encoder and decoder share `embedding`; output = decoder embedding */
-    int32_t start_token, eos_token, pad_token, unk_token;
+    bool shared_embeddings; /* encoder and decoder have one embedding */
+    bool tied_embeddings;   /* output = decoder embedding */
+    int32_t start_token, eos_token, pad_token;
+    int32_t unk_token;        /* -1 = unknown to the files */
     int32_t forced_eos_token; /* -1 = none */
     int32_t forced_bos_token; /* -1 = none */
     int32_t *suppress_tokens; /* (suppress_count) */

@@ -1,317 +1,280 @@
 /* SPDX-License-Identifier: MIT */
 #include "kernels/model/model_config.h"
 
-#include <errno.h>
 #include <jansson.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    CONFIG_FILE_MAX = 4 << 20, /* bytes; bad_words_ids of 60k entries would still fit */
-    TOKEN_LIST_MAX = 65536
+enum { TOKEN_LIST_MAX = 65536 };
+
+struct source {
+    const char *file; /* for messages */
+    const json_t *object;
 };
 
-/* generation_config.json wins over config.json, as in Hugging Face. */
-struct sources {
-    const json_t *config;
-    const json_t *generation; /* NULL = none */
-};
-
-static const json_t *lookup(const struct sources *from, const char *key)
+static int integer_read(const struct source *from, const char *key, int64_t least, int64_t most,
+                        int32_t *out, struct error *error)
 {
-    const json_t *value = json_object_get(from->generation, key);
+    const json_t *value = json_object_get(from->object, key);
 
-    return value && !json_is_null(value) ? value : json_object_get(from->config, key);
-}
-
-static int read_int(const json_t *object, const char *key, int64_t min, int64_t max, int32_t *out,
-                    struct error *error)
-{
-    const json_t *value = json_object_get(object, key);
-
+    if (!value)
+        return error_set(error, "%s: %s is missing", from->file, key);
     if (!json_is_integer(value))
-        return error_set(error, "config.json: %s is missing or not an integer", key);
-    if (json_integer_value(value) < min || json_integer_value(value) > max)
-        return error_set(error, "config.json: %s is %lld, outside %lld..%lld", key,
-                         (long long)json_integer_value(value), (long long)min, (long long)max);
+        return error_set(error, "%s: %s must be an integer in %lld..%lld", from->file, key,
+                         (long long)least, (long long)most);
+    if (json_integer_value(value) < least || json_integer_value(value) > most)
+        return error_set(error, "%s: %s is %lld, supported are %lld..%lld", from->file, key,
+                         (long long)json_integer_value(value), (long long)least, (long long)most);
     *out = (int32_t)json_integer_value(value);
     return 0;
 }
 
-static int read_bool(const json_t *object, const char *key, bool fallback, bool *out,
-                     struct error *error)
+static int boolean_read(const struct source *from, const char *key, bool absent, bool *out,
+                        struct error *error)
 {
-    const json_t *value = json_object_get(object, key);
+    const json_t *value = json_object_get(from->object, key);
 
-    if (!value || json_is_null(value)) {
-        *out = fallback;
+    *out = absent;
+    if (!value || json_is_null(value))
         return 0;
-    }
     if (!json_is_boolean(value))
-        return error_set(error, "config.json: %s must be true or false", key);
+        return error_set(error, "%s: %s must be true or false", from->file, key);
     *out = json_is_true(value);
     return 0;
 }
 
-/* A token id, or the first of a list of one; missing or null gives fallback. */
-static int read_token(const struct sources *from, const char *key, int32_t vocabulary,
-                      int32_t fallback, int32_t *out, struct error *error)
+/* A token id, null, or a list of one id; -1 when absent. Ids from `limit` on are refused. */
+static int token_read(const struct source *from, const char *key, int32_t limit, int32_t *out,
+                      struct error *error)
 {
-    const json_t *value = lookup(from, key);
+    const json_t *value = json_object_get(from->object, key);
 
-    *out = fallback;
+    *out = -1;
     if (!value || json_is_null(value))
         return 0;
     if (json_is_array(value) && json_array_size(value) == 1)
         value = json_array_get(value, 0);
-    if (!json_is_integer(value) || json_integer_value(value) < 0 ||
-        json_integer_value(value) >= vocabulary)
-        return error_set(error, "%s must be one token id in 0..%d", key, vocabulary - 1);
+    if (!json_is_integer(value))
+        return error_set(error, "%s: %s must be one token id", from->file, key);
+    if (json_integer_value(value) < 0 || json_integer_value(value) >= limit)
+        return error_set(error, "%s: %s is %lld, but token ids are 0..%d", from->file, key,
+                         (long long)json_integer_value(value), (int)limit - 1);
     *out = (int32_t)json_integer_value(value);
     return 0;
 }
 
-static int token_list(const json_t *list, const char *key, int32_t vocabulary, int32_t *out,
-                      struct error *error)
+/* Appends a list of token ids to out (which has room for TOKEN_LIST_MAX). */
+static int token_list_read(const struct source *from, const char *key, const json_t *list,
+                           int32_t limit, int32_t *out, int32_t *count, struct error *error)
 {
-    size_t i;
-    const json_t *item;
+    if (!json_is_array(list) || json_array_size(list) > (size_t)(TOKEN_LIST_MAX - *count))
+        return error_set(error, "%s: %s must be a list of at most %d token ids", from->file, key,
+                         (int)TOKEN_LIST_MAX);
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *value = json_array_get(list, i);
 
-    json_array_foreach(list, i, item)
-    {
-        if (!json_is_integer(item) || json_integer_value(item) < 0 ||
-            json_integer_value(item) >= vocabulary)
-            return error_set(error, "%s: entry %zu is no token id in 0..%d", key, i,
-                             vocabulary - 1);
-        out[i] = (int32_t)json_integer_value(item);
+        if (!json_is_integer(value) || json_integer_value(value) < 0 ||
+            json_integer_value(value) >= limit)
+            return error_set(error, "%s: %s holds something that is no token id (0..%d)", from->file,
+                             key, (int)limit - 1);
+        out[(*count)++] = (int32_t)json_integer_value(value);
     }
     return 0;
 }
 
-static int read_suppressed(const struct sources *from, struct model_config *config,
-                           struct error *error)
+static int suppress_read(const struct source *from, struct model_config *config,
+                         struct error *error)
 {
-    const json_t *list = lookup(from, "suppress_tokens");
-    size_t count = json_array_size(list);
+    const json_t *list = json_object_get(from->object, "suppress_tokens");
 
-    if (!list || json_is_null(list) || (json_is_array(list) && count == 0))
+    if (!list || json_is_null(list))
         return 0;
-    if (!json_is_array(list) || count > TOKEN_LIST_MAX)
-        return error_set(error, "suppress_tokens must be a list of at most %d token ids",
-                         TOKEN_LIST_MAX);
-    config->suppress_tokens = malloc(count * sizeof *config->suppress_tokens);
+    config->suppress_tokens = calloc(json_array_size(list) + 1, sizeof(int32_t));
     if (!config->suppress_tokens)
-        return error_set(error, "suppress_tokens: out of memory");
-    config->suppress_count = (int32_t)count;
-    return token_list(list, "suppress_tokens", config->vocabulary, config->suppress_tokens, error);
+        return error_set(error, "%s: out of memory for suppress_tokens", from->file);
+    return token_list_read(from, "suppress_tokens", list, config->vocabulary,
+                           config->suppress_tokens, &config->suppress_count, error);
 }
 
-static int read_bad_words(const struct sources *from, struct model_config *config,
+/* As Hugging Face does, a bad word that is just EOS is left out. */
+static int bad_words_read(const struct source *from, struct model_config *config,
                           struct error *error)
 {
-    const json_t *lists = lookup(from, "bad_words_ids"), *list;
-    size_t i, total = 0;
+    const json_t *list = json_object_get(from->object, "bad_words_ids");
+    int32_t total = 0;
 
-    if (!lists || json_is_null(lists) || (json_is_array(lists) && !json_array_size(lists)))
+    if (!list || json_is_null(list))
         return 0;
-    if (!json_is_array(lists) || json_array_size(lists) > TOKEN_LIST_MAX)
-        return error_set(error, "bad_words_ids must be a list of at most %d lists", TOKEN_LIST_MAX);
-    json_array_foreach(lists, i, list)
-    {
-        if (!json_is_array(list) || !json_array_size(list))
-            return error_set(error, "bad_words_ids: entry %zu is no list of token ids", i);
-        total += json_array_size(list);
-    }
-    if (total > TOKEN_LIST_MAX)
-        return error_set(error, "bad_words_ids holds %zu ids, more than %d", total, TOKEN_LIST_MAX);
-    config->bad_words = malloc(total * sizeof *config->bad_words);
-    config->bad_word_lengths = malloc(json_array_size(lists) * sizeof *config->bad_word_lengths);
+    if (!json_is_array(list) || json_array_size(list) > TOKEN_LIST_MAX)
+        return error_set(error, "%s: bad_words_ids must be a list of lists of token ids", from->file);
+    config->bad_words = calloc(TOKEN_LIST_MAX, sizeof(int32_t));
+    config->bad_word_lengths = calloc(json_array_size(list) + 1, sizeof(int32_t));
     if (!config->bad_words || !config->bad_word_lengths)
-        return error_set(error, "bad_words_ids: out of memory");
-    total = 0;
-    json_array_foreach(lists, i, list)
-    {
-        if (token_list(list, "bad_words_ids", config->vocabulary, config->bad_words + total, error))
+        return error_set(error, "%s: out of memory for bad_words_ids", from->file);
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        int32_t before = total;
+
+        if (token_list_read(from, "bad_words_ids", json_array_get(list, i), config->vocabulary,
+                            config->bad_words, &total, error))
             return -1;
-        config->bad_word_lengths[i] = (int32_t)json_array_size(list);
-        total += json_array_size(list);
-        config->bad_word_count++;
+        if (total == before)
+            return error_set(error, "%s: bad_words_ids holds an empty list", from->file);
+        if (total - before == 1 && config->bad_words[before] == config->eos_token)
+            total = before;
+        else
+            config->bad_word_lengths[config->bad_word_count++] = total - before;
     }
     return 0;
 }
 
-static int read_activation(const json_t *object, struct model_config *config, struct error *error)
+static int activation_read(const struct source *from, struct model_config *config,
+                           struct error *error)
 {
     static const struct {
         const char *name;
         enum model_activation activation;
-    } known[] = {
-        {"relu", MODEL_RELU}, {"swish", MODEL_SWISH}, {"silu", MODEL_SWISH}, {"gelu", MODEL_GELU}};
-    const char *name = json_string_value(json_object_get(object, "activation_function"));
+    } names[] = {{"relu", MODEL_RELU}, {"swish", MODEL_SWISH}, {"silu", MODEL_SWISH},
+                 {"gelu", MODEL_GELU}};
+    const char *name = json_string_value(json_object_get(from->object, "activation_function"));
 
-    for (size_t i = 0; name && i < sizeof known / sizeof *known; i++)
-        if (!strcmp(name, known[i].name)) {
-            config->activation = known[i].activation;
+    for (size_t i = 0; name && i < sizeof names / sizeof names[0]; i++)
+        if (!strcmp(names[i].name, name)) {
+            config->activation = names[i].activation;
             return 0;
         }
-    return error_set(error, "config.json: activation_function is %s; supported: relu, swish, silu, "
-                            "gelu", name ? name : "missing");
+    return error_set(error, "%s: activation_function is %.100s, supported are relu, swish, silu, gelu",
+                     from->file, name ? name : "missing");
 }
 
-static int read_sizes(const json_t *object, struct model_config *c, struct error *error)
+static int sizes_read(const struct source *from, struct model_config *config, struct error *error)
 {
-    if (read_int(object, "d_model", 8, 8192, &c->d_model, error) ||
-        read_int(object, "vocab_size", 4, 1 << 20, &c->vocabulary, error) ||
-        read_int(object, "max_position_embeddings", 2, 8192, &c->positions, error) ||
-        read_int(object, "encoder_layers", 1, 64, &c->encoder_layers, error) ||
-        read_int(object, "decoder_layers", 1, 64, &c->decoder_layers, error) ||
-        read_int(object, "encoder_attention_heads", 1, 256, &c->encoder_heads, error) ||
-        read_int(object, "decoder_attention_heads", 1, 256, &c->decoder_heads, error) ||
-        read_int(object, "encoder_ffn_dim", 8, 65536, &c->encoder_ffn, error) ||
-        read_int(object, "decoder_ffn_dim", 8, 65536, &c->decoder_ffn, error))
-        return -1;
-    if (c->d_model % 8 || c->encoder_ffn % 8 || c->decoder_ffn % 8)
-        return error_set(error, "config.json: d_model %d, encoder_ffn_dim %d and decoder_ffn_dim %d "
-                                "must be multiples of 8", c->d_model, c->encoder_ffn,
-                         c->decoder_ffn);
-    if (c->d_model % c->encoder_heads || c->d_model % c->decoder_heads)
-        return error_set(error, "config.json: d_model %d must be a multiple of the attention heads "
-                                "(%d and %d)", c->d_model, c->encoder_heads, c->decoder_heads);
+    const struct {
+        const char *key;
+        int32_t *out;
+        int64_t least, most;
+    } sizes[] = {{"d_model", &config->d_model, 8, 8192},
+                 {"vocab_size", &config->vocabulary, 2, 1 << 20},
+                 {"max_position_embeddings", &config->positions, 2, 65536},
+                 {"encoder_layers", &config->encoder_layers, 1, 64},
+                 {"decoder_layers", &config->decoder_layers, 1, 64},
+                 {"encoder_attention_heads", &config->encoder_heads, 1, 128},
+                 {"decoder_attention_heads", &config->decoder_heads, 1, 128},
+                 {"encoder_ffn_dim", &config->encoder_ffn, 1, 65536},
+                 {"decoder_ffn_dim", &config->decoder_ffn, 1, 65536}};
+    const json_t *target = json_object_get(from->object, "decoder_vocab_size");
+
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
+        if (integer_read(from, sizes[i].key, sizes[i].least, sizes[i].most, sizes[i].out, error))
+            return -1;
+    if (config->d_model % 2 || config->d_model % config->encoder_heads ||
+        config->d_model % config->decoder_heads)
+        return error_set(error, "%s: d_model %d must be even and a multiple of the attention heads "
+                         "(%d encoder, %d decoder)", from->file, (int)config->d_model,
+                         (int)config->encoder_heads, (int)config->decoder_heads);
+    if (json_is_integer(target) && json_integer_value(target) != config->vocabulary)
+        return error_set(error, "%s: decoder_vocab_size %lld differs from vocab_size %d; two "
+                         "vocabularies are not supported", from->file,
+                         (long long)json_integer_value(target), (int)config->vocabulary);
     return 0;
 }
 
-static int read_all(const struct sources *from, struct model_config *c, struct error *error)
+/* A token from generation_config.json, else from config.json. */
+static int required_token_read(const struct source *generation, const struct source *base,
+                               const char *key, int32_t limit, int32_t *out, struct error *error)
 {
-    const json_t *object = from->config;
-    const char *type = json_string_value(json_object_get(object, "model_type"));
+    if (token_read(generation, key, limit, out, error))
+        return -1;
+    if (*out < 0 && token_read(base, key, limit, out, error))
+        return -1;
+    if (*out < 0)
+        return error_set(error, "%s: %s is missing", base->file, key);
+    return 0;
+}
+
+static int tokens_read(const struct source *generation, const struct source *base,
+                       struct model_config *config, struct error *error)
+{
+    int32_t limit = config->vocabulary;
+
+    if (required_token_read(generation, base, "decoder_start_token_id", limit, &config->start_token,
+                            error) ||
+        required_token_read(generation, base, "eos_token_id", limit, &config->eos_token, error) ||
+        required_token_read(generation, base, "pad_token_id", limit, &config->pad_token, error) ||
+        token_read(base, "unk_token_id", limit, &config->unk_token, error) ||
+        token_read(generation, "forced_eos_token_id", limit, &config->forced_eos_token, error) ||
+        token_read(generation, "forced_bos_token_id", limit, &config->forced_bos_token, error))
+        return -1;
+    if (config->forced_eos_token >= 0 && config->forced_eos_token != config->eos_token)
+        return error_set(error, "%s: forced_eos_token_id %d differs from eos_token_id %d; that is not "
+                         "supported", generation->file, (int)config->forced_eos_token,
+                         (int)config->eos_token);
+    return suppress_read(generation, config, error) || bad_words_read(generation, config, error)
+               ? -1
+               : 0;
+}
+
+static int config_read(const struct source *base, const struct source *generation,
+                       struct model_config *config, struct error *error)
+{
+    const char *type = json_string_value(json_object_get(base->object, "model_type"));
     bool shared, tied;
 
     if (!type || strcmp(type, "marian"))
-        return error_set(error, "config.json: model_type is %s; only \"marian\" is supported",
+        return error_set(error, "%s: model_type is %.100s; only marian is supported", base->file,
                          type ? type : "missing");
-    if (read_sizes(object, c, error) || read_activation(object, c, error) ||
-        read_bool(object, "scale_embedding", false, &c->scale_embedding, error) ||
-        read_bool(object, "share_encoder_decoder_embeddings", true, &shared, error) ||
-        read_bool(object, "tie_word_embeddings", true, &tied, error))
+    if (sizes_read(base, config, error) || activation_read(base, config, error) ||
+        boolean_read(base, "scale_embedding", false, &config->scale_embedding, error) ||
+        boolean_read(base, "share_encoder_decoder_embeddings", true, &shared, error) ||
+        boolean_read(base, "tie_word_embeddings", true, &tied, error) ||
+        tokens_read(generation, base, config, error))
         return -1;
-    c->tied_embeddings = shared && tied;
-    if (read_token(from, "eos_token_id", c->vocabulary, 0, &c->eos_token, error) ||
-        read_token(from, "pad_token_id", c->vocabulary, c->vocabulary - 1, &c->pad_token, error) ||
-        read_token(from, "decoder_start_token_id", c->vocabulary, c->pad_token, &c->start_token,
-                   error) ||
-        read_token(from, "unk_token_id", c->vocabulary, 1, &c->unk_token, error) ||
-        read_token(from, "forced_eos_token_id", c->vocabulary, -1, &c->forced_eos_token, error) ||
-        read_token(from, "forced_bos_token_id", c->vocabulary, -1, &c->forced_bos_token, error))
-        return -1;
-    return read_suppressed(from, c, error) || read_bad_words(from, c, error) ? -1 : 0;
+    config->shared_embeddings = shared;
+    config->tied_embeddings = tied;
+    return 0;
 }
 
-int model_config_parse(const char *config_json, size_t config_size, const char *generation_json,
+static json_t *object_load(const char *file, const char *text, size_t size, struct error *error)
+{
+    json_error_t why;
+    json_t *object;
+
+    if (size > MODEL_CONFIG_BYTES_MAX) {
+        error_set(error, "%s: %zu bytes, the limit is %d", file, size, (int)MODEL_CONFIG_BYTES_MAX);
+        return NULL;
+    }
+    object = json_loadb(text, size, JSON_REJECT_DUPLICATES, &why);
+    if (!object) {
+        error_set(error, "%s: line %d: %.200s", file, why.line, why.text);
+        return NULL;
+    }
+    if (json_is_object(object))
+        return object;
+    error_set(error, "%s: must be a JSON object", file);
+    json_decref(object);
+    return NULL;
+}
+
+int model_config_parse(const char *config_text, size_t config_size, const char *generation_text,
                        size_t generation_size, struct model_config *config, struct error *error)
 {
-    struct sources from = {NULL, NULL};
-    json_t *object = NULL, *generation = NULL;
-    json_error_t problem;
-    int status = -1;
+    json_t *base = object_load("config.json", config_text, config_size, error);
+    json_t *generation = NULL;
+    int result = -1;
 
     memset(config, 0, sizeof *config);
-    object = json_loadb(config_json, config_size, 0, &problem);
-    if (!json_is_object(object)) {
-        error_set(error, "config.json: line %d: %s", object ? 1 : problem.line,
-                  object ? "not a JSON object" : problem.text);
-        goto done;
-    }
-    if (generation_json) {
-        generation = json_loadb(generation_json, generation_size, 0, &problem);
-        if (!json_is_object(generation)) {
-            error_set(error, "generation_config.json: line %d: %s", generation ? 1 : problem.line,
-                      generation ? "not a JSON object" : problem.text);
-            goto done;
-        }
-    }
-    from.config = object;
-    from.generation = generation;
-    status = read_all(&from, config, error);
-done:
-    if (status)
-        model_config_free(config);
-    json_decref(object);
-    json_decref(generation);
-    return status;
-}
-
-/* The whole file in a malloc'ed buffer. Missing: NULL, and no error when it is optional. */
-static char *file_read(const char *directory, const char *name, bool optional, size_t *size,
-                       struct error *error)
-{
-    char path[4096];
-    char *data = NULL;
-    FILE *file;
-
-    error->message[0] = '\0';
-    if (snprintf(path, sizeof path, "%s/%s", directory, name) >= (int)sizeof path) {
-        error_set(error, "%s: the path is too long", directory);
-        return NULL;
-    }
-    file = fopen(path, "rb");
-    if (!file) {
-        if (!optional || errno != ENOENT)
-            error_set(error, "%s: cannot be opened: %s; a Marian directory has config.json, "
-                             "model.safetensors and vocab.json", path, strerror(errno));
-        return NULL;
-    }
-    data = malloc(CONFIG_FILE_MAX + 1);
-    if (!data) {
-        error_set(error, "%s: out of memory", path);
-    } else {
-        *size = fread(data, 1, CONFIG_FILE_MAX + 1, file);
-        if (ferror(file) || *size > CONFIG_FILE_MAX) {
-            error_set(error, "%s: cannot be read or is larger than %d bytes", path,
-                      CONFIG_FILE_MAX);
-            free(data);
-            data = NULL;
-        }
-    }
-    fclose(file);
-    return data;
-}
-
-static void hash_bytes(uint64_t *hash, const char *data, size_t size)
-{
-    for (size_t i = 0; i < size; i++)
-        *hash = (*hash ^ (unsigned char)data[i]) * 0x100000001b3u;
-}
-
-int model_config_read(const char *directory, struct model_config *config, uint64_t *hash,
-                      struct error *error)
-{
-    struct error local = {""}, inner;
-    size_t config_size = 0, generation_size = 0;
-    char *config_json = file_read(directory, "config.json", false, &config_size, &local);
-    char *generation_json = NULL;
-    int status = -1;
-
-    if (!config_json) {
-        error_set(error, "%s", local.message);
+    if (!base)
         return -1;
+    if (generation_text)
+        generation = object_load("generation_config.json", generation_text, generation_size, error);
+    if (generation || !generation_text) {
+        struct source from_base = {"config.json", base};
+        struct source from_generation = {"generation_config.json", generation};
+
+        result = config_read(&from_base, generation ? &from_generation : &from_base, config, error);
     }
-    generation_json =
-        file_read(directory, "generation_config.json", true, &generation_size, &local);
-    if (!generation_json && local.message[0]) {
-        error_set(error, "%s", local.message);
-        goto done;
-    }
-    status = model_config_parse(config_json, config_size, generation_json, generation_size, config,
-                                &inner);
-    if (status)
-        error_set(error, "%s/%s", directory, inner.message);
-    hash_bytes(hash, config_json, config_size);
-    hash_bytes(hash, generation_json ? generation_json : "", generation_size);
-done:
-    free(config_json);
-    free(generation_json);
-    return status;
+    json_decref(base);
+    json_decref(generation);
+    return result;
 }
 
 void model_config_free(struct model_config *config)

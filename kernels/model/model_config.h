@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * model_config: reads config.json and generation_config.json of a Marian directory into
- * struct model_config. Every value is range-checked; an error names file, key, value and range.
+ * model_config: config.json and generation_config.json of a Marian directory, as text, into model_config.
+ * Every number is checked against a range; messages name file, key, value and range.
  */
 #ifndef PGPT_KERNELS_MODEL_MODEL_CONFIG_H
 #define PGPT_KERNELS_MODEL_MODEL_CONFIG_H
@@ -12,11 +12,11 @@
 extern "C" {
 #endif
 
-/* Fills config; *hash takes in the bytes of both files. Free with model_config_free(). */
-int model_config_read(const char *directory, struct model_config *config, uint64_t *hash,
-                      struct error *error) PGPT_MUST_CHECK;
-/* The same from JSON text; generation may be NULL. For tests and fuzzing. */
-int model_config_parse(const char *config_json, size_t config_size, const char *generation_json,
+enum { MODEL_CONFIG_BYTES_MAX = 1 << 20 };
+
+/* generation == NULL: the directory has no generation_config.json; then config.json gives its keys
+ * as well. Fills *config, which the caller clears with model_config_free() in any case. */
+int model_config_parse(const char *config_text, size_t config_size, const char *generation,
                        size_t generation_size, struct model_config *config,
                        struct error *error) PGPT_MUST_CHECK;
 void model_config_free(struct model_config *config);

@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 enum {
-    HEADER_MAX = 16 << 20, /* bytes of JSON: a 12-layer model has about 20 KiB */
+    HEADER_MAX = 4 << 20, /* bytes of JSON: a 12-layer model has about 40 KiB */
     TENSORS_MAX = 65536
 };
 
@@ -25,7 +25,7 @@ struct safetensors {
     const unsigned char *bytes;
     size_t size;
     void *mapping; /* NULL when the bytes are the caller's */
-    struct entry *entries; /* sorted by name */
+    struct entry *entries; /* (count) by name */
     size_t count;
 };
 
@@ -79,13 +79,13 @@ static int entry_parse(const struct safetensors *file, size_t data_start, const 
 
     if (!dtype || json_array_size(offsets) != 2 || !json_is_integer(first) ||
         !json_is_integer(last))
-        return error_set(error, "%s: tensor %s: dtype, shape or data_offsets is missing", where,
+        return error_set(error, "%s: tensor %.200s: dtype, shape or data_offsets is missing", where,
                          name);
     if (dtype_parse(dtype, &entry->tensor.dtype))
-        return error_set(error, "%s: tensor %s: dtype %s is not supported; convert to F32, F16 or "
+        return error_set(error, "%s: tensor %.200s: dtype %s is not supported; convert to F32, F16 or "
                                 "BF16", where, name, dtype);
     if (shape_parse(json_object_get(value, "shape"), &entry->tensor))
-        return error_set(error, "%s: tensor %s: its shape must have 1 or 2 dimensions of 1..2^31-1",
+        return error_set(error, "%s: tensor %.200s: its shape must have 1 or 2 dimensions of 1..2^31-1",
                          where, name);
     entry->begin = (uint64_t)json_integer_value(first);
     entry->end = (uint64_t)json_integer_value(last);
@@ -93,10 +93,10 @@ static int entry_parse(const struct safetensors *file, size_t data_start, const 
             dtype_size(entry->tensor.dtype);
     if (json_integer_value(first) < 0 || entry->end < entry->begin ||
         entry->end > file->size - data_start)
-        return error_set(error, "%s: tensor %s: data_offsets lie outside the file of %zu bytes; it "
+        return error_set(error, "%s: tensor %.200s: data_offsets lie outside the file of %zu bytes; it "
                                 "is truncated or damaged", where, name, file->size);
     if (entry->end - entry->begin != bytes)
-        return error_set(error, "%s: tensor %s: data_offsets span %llu bytes, its shape needs %llu",
+        return error_set(error, "%s: tensor %.200s: data_offsets span %llu bytes, its shape needs %llu",
                          where, name, (unsigned long long)(entry->end - entry->begin),
                          (unsigned long long)bytes);
     entry->tensor.data = file->bytes + data_start + entry->begin;
@@ -118,13 +118,20 @@ static int entry_by_begin(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static int overlaps_check(struct safetensors *file, const char *where, struct error *error)
+/* The tensors must cover the data exactly once: no overlap, no hole, nothing behind. */
+static int coverage_check(struct safetensors *file, size_t data_size, const char *where,
+                          struct error *error)
 {
+    uint64_t at = 0;
+
     qsort(file->entries, file->count, sizeof *file->entries, entry_by_begin);
-    for (size_t i = 1; i < file->count; i++)
-        if (file->entries[i].begin < file->entries[i - 1].end)
-            return error_set(error, "%s: tensors %s and %s overlap; the file is damaged", where,
-                             file->entries[i - 1].name, file->entries[i].name);
+    for (size_t i = 0; i < file->count; at = file->entries[i++].end)
+        if (file->entries[i].begin != at)
+            return error_set(error, "%s: tensor %.200s overlaps another or leaves a hole before it; "
+                             "the file is damaged", where, file->entries[i].name);
+    if (at != data_size)
+        return error_set(error, "%s: %zu bytes at the end belong to no tensor; the file is damaged",
+                         where, data_size - (size_t)at);
     qsort(file->entries, file->count, sizeof *file->entries, entry_by_name);
     return 0;
 }
@@ -172,7 +179,7 @@ static int table_read(struct safetensors *file, const char *where, struct error 
             goto done;
         file->count++;
     }
-    status = overlaps_check(file, where, error);
+    status = coverage_check(file, file->size - 8 - header_size, where, error);
 done:
     json_decref(header);
     return status;
