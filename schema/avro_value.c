@@ -1,0 +1,533 @@
+/* SPDX-License-Identifier: MIT */
+#include "schema/avro_value.h"
+
+#include <string.h>
+
+/* ---- struct to Avro ---- */
+
+static int put_record(avro_value_t *value, const struct record_binding *binding, const void *record);
+
+static int put_text(avro_value_t *value, struct text text)
+{
+    /* Avro C wants the size with the terminator and stores the bytes as they are. */
+    return avro_value_set_string_len(value, text.data ? (char *)text.data : (char *)"",
+                                     text.size + 1);
+}
+
+static int put_literal(avro_value_t *value, const char *text)
+{
+    return put_text(value, (struct text){text, strlen(text)});
+}
+
+static int put_ints(avro_value_t *value, const int32_t *items, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        avro_value_t item;
+
+        if (avro_value_append(value, &item, NULL) || avro_value_set_int(&item, items[i]))
+            return -1;
+    }
+    return 0;
+}
+
+static int put_texts(avro_value_t *value, const struct text *items, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        avro_value_t item;
+
+        if (avro_value_append(value, &item, NULL) || put_text(&item, items[i]))
+            return -1;
+    }
+    return 0;
+}
+
+static int put_map(avro_value_t *value, const struct text_pair *pairs, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        avro_value_t item;
+
+        /* Avro C keys are C strings: one with a NUL inside is cut there. */
+        if (avro_value_add(value, pairs[i].key.data, &item, NULL, NULL) ||
+            put_text(&item, pairs[i].value))
+            return -1;
+    }
+    return 0;
+}
+
+static int put_records(avro_value_t *value, const struct record_binding *binding, const void *items,
+                       size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        avro_value_t item;
+
+        if (avro_value_append(value, &item, NULL) ||
+            put_record(&item, binding, (const char *)items + i * binding->size))
+            return -1;
+    }
+    return 0;
+}
+
+/* Opens the null branch (and is done) or the other one. Product unions are all ["null", T]. */
+static int put_optional(avro_value_t *value, bool present, avro_value_t *branch)
+{
+    avro_value_t null;
+
+    if (present)
+        return avro_value_set_branch(value, 1, branch);
+    return avro_value_set_branch(value, 0, &null) || avro_value_set_null(&null) ? -1 : 0;
+}
+
+static size_t list_count(const struct field_binding *f, const char *base)
+{
+    return *(const size_t *)(base + f->count);
+}
+
+static int put_optional_field(avro_value_t *value, const struct field_binding *f, const char *base)
+{
+    const char *member = base + f->offset;
+    const char *literal = f->kind == BIND_OPT_LITERAL ? *(const char *const *)member : NULL;
+    bool present = f->kind == BIND_OPT_LITERAL ? literal != NULL : *(const bool *)(base + f->flag);
+    avro_value_t branch;
+
+    if (put_optional(value, present, &branch))
+        return -1;
+    if (!present)
+        return 0;
+    switch (f->kind) {
+    case BIND_OPT_LITERAL:
+        return put_literal(&branch, literal);
+    case BIND_OPT_LONG:
+        return avro_value_set_long(&branch, *(const int64_t *)member);
+    case BIND_OPT_INTS:
+        return put_ints(&branch, *(const int32_t *const *)member, list_count(f, base));
+    default:
+        return put_record(&branch, f->record, member);
+    }
+}
+
+static int put_field(avro_value_t *value, const struct field_binding *f, const char *base)
+{
+    const char *member = base + f->offset;
+
+    switch (f->kind) {
+    case BIND_TEXT:
+        return put_text(value, *(const struct text *)member);
+    case BIND_LITERAL:
+        return put_literal(value, *(const char *const *)member);
+    case BIND_INT:
+        return avro_value_set_int(value, *(const int32_t *)member);
+    case BIND_LONG:
+        return avro_value_set_long(value, *(const int64_t *)member);
+    case BIND_BOOL:
+        return avro_value_set_boolean(value, *(const bool *)member);
+    case BIND_FLOAT:
+        return avro_value_set_float(value, *(const float *)member);
+    case BIND_DOUBLE:
+        return avro_value_set_double(value, *(const double *)member);
+    case BIND_INTS:
+        return put_ints(value, *(const int32_t *const *)member, list_count(f, base));
+    case BIND_TEXTS:
+        return put_texts(value, *(const struct text *const *)member, list_count(f, base));
+    case BIND_MAP:
+        return put_map(value, *(const struct text_pair *const *)member, list_count(f, base));
+    case BIND_FIXED16:
+        return avro_value_set_fixed(value, (void *)member, 16);
+    case BIND_RECORD:
+        return put_record(value, f->record, member);
+    case BIND_RECORDS:
+        return put_records(value, f->record, *(const void *const *)member,
+                           list_count(f, base));
+    default:
+        return put_optional_field(value, f, base);
+    }
+}
+
+static int put_record(avro_value_t *value, const struct record_binding *binding, const void *record)
+{
+    for (size_t i = 0; i < binding->field_count; i++) {
+        avro_value_t field;
+
+        if (avro_value_get_by_index(value, i, &field, NULL) ||
+            put_field(&field, &binding->fields[i], record))
+            return -1;
+    }
+    return 0;
+}
+
+int avro_value_from_struct(avro_value_t *value, const struct record_binding *binding,
+                           const void *record, struct error *error)
+{
+    if (put_record(value, binding, record))
+        return error_set(error, "%s cannot be encoded: %s", binding->name, avro_strerror());
+    return 0;
+}
+
+/* ---- Avro to struct ---- */
+
+struct getter {
+    struct arena *arena;
+    struct error *error;
+    enum codec_status status; /* of the first failure */
+};
+
+static int get_record(struct getter *g, const avro_value_t *value,
+                      const struct record_binding *binding, void *record);
+
+static int no_memory(struct getter *g)
+{
+    g->status = CODEC_NO_MEMORY;
+    return error_set(g->error, "the record needs more memory than one record may take");
+}
+
+static int mismatch(struct getter *g, const char *field, const char *wanted)
+{
+    g->status = CODEC_BAD_PAYLOAD;
+    return error_set(g->error, "field %s: the writer's type is no %s", field, wanted);
+}
+
+static bool utf8_valid(const unsigned char *s, size_t size)
+{
+    size_t i = 0;
+
+    while (i < size) {
+        unsigned char c = s[i];
+        size_t more = c < 0x80 ? 0 : c >= 0xc2 && c < 0xe0 ? 1 : c >= 0xe0 && c < 0xf0 ? 2
+                              : c >= 0xf0 && c < 0xf5 ? 3 : 4;
+
+        if (more == 4 || more > size - i - 1)
+            return false;
+        if ((c == 0xe0 && s[i + 1] < 0xa0) || (c == 0xed && s[i + 1] > 0x9f) ||
+            (c == 0xf0 && s[i + 1] < 0x90) || (c == 0xf4 && s[i + 1] > 0x8f))
+            return false; /* overlong, surrogate, past U+10FFFF */
+        for (size_t j = 1; j <= more; j++)
+            if ((s[i + j] & 0xc0) != 0x80)
+                return false;
+        i += more + 1;
+    }
+    return true;
+}
+
+static int copy_text(struct getter *g, const char *field, const void *data, size_t size,
+                     struct text *out)
+{
+    if (!utf8_valid(data, size)) {
+        g->status = CODEC_BAD_PAYLOAD;
+        return error_set(g->error, "field %s: its text is not valid UTF-8", field);
+    }
+    *out = arena_text(g->arena, data, size);
+    return out->data ? 0 : no_memory(g);
+}
+
+static int get_text(struct getter *g, const avro_value_t *value, const char *field,
+                    struct text *out)
+{
+    const char *text;
+    const void *bytes;
+    size_t size;
+
+    if (avro_value_get_type(value) == AVRO_STRING && !avro_value_get_string(value, &text, &size))
+        return copy_text(g, field, text, size - 1, out);
+    if (avro_value_get_type(value) == AVRO_BYTES && !avro_value_get_bytes(value, &bytes, &size))
+        return copy_text(g, field, bytes, size, out);
+    return mismatch(g, field, "string");
+}
+
+static int get_literal(struct getter *g, const avro_value_t *value, const char *field,
+                       const char **out)
+{
+    struct text text;
+
+    if (get_text(g, value, field, &text))
+        return -1;
+    *out = text.data;
+    return 0;
+}
+
+static int get_long(struct getter *g, const avro_value_t *value, const char *field, int64_t *out)
+{
+    int32_t narrow;
+
+    if (avro_value_get_type(value) == AVRO_INT64 && !avro_value_get_long(value, out))
+        return 0;
+    if (avro_value_get_type(value) == AVRO_INT32 && !avro_value_get_int(value, &narrow)) {
+        *out = narrow;
+        return 0;
+    }
+    return mismatch(g, field, "long");
+}
+
+static int get_int(struct getter *g, const avro_value_t *value, const char *field, int32_t *out)
+{
+    int64_t wide;
+
+    if (get_long(g, value, field, &wide))
+        return -1;
+    if (wide < INT32_MIN || wide > INT32_MAX) {
+        g->status = CODEC_BAD_PAYLOAD;
+        return error_set(g->error, "field %s: %lld does not fit into an int", field,
+                         (long long)wide);
+    }
+    *out = (int32_t)wide;
+    return 0;
+}
+
+static int get_double(struct getter *g, const avro_value_t *value, const char *field, double *out)
+{
+    float narrow;
+    int64_t whole;
+
+    if (avro_value_get_type(value) == AVRO_DOUBLE && !avro_value_get_double(value, out))
+        return 0;
+    if (avro_value_get_type(value) == AVRO_FLOAT && !avro_value_get_float(value, &narrow)) {
+        *out = (double)narrow;
+        return 0;
+    }
+    if (get_long(g, value, field, &whole))
+        return mismatch(g, field, "number");
+    *out = (double)whole;
+    return 0;
+}
+
+static int get_bool(struct getter *g, const avro_value_t *value, const char *field, bool *out)
+{
+    int flag;
+
+    if (avro_value_get_type(value) != AVRO_BOOLEAN || avro_value_get_boolean(value, &flag))
+        return mismatch(g, field, "boolean");
+    *out = flag != 0;
+    return 0;
+}
+
+static int list_size(struct getter *g, const avro_value_t *value, const char *field,
+                     avro_type_t type, size_t *count)
+{
+    if (avro_value_get_type(value) != type || avro_value_get_size(value, count))
+        return mismatch(g, field, type == AVRO_MAP ? "map" : "array");
+    return 0;
+}
+
+static int get_ints(struct getter *g, const avro_value_t *value, const char *field,
+                    const int32_t **out, size_t *count)
+{
+    int32_t *items;
+
+    if (list_size(g, value, field, AVRO_ARRAY, count))
+        return -1;
+    items = arena_calloc(g->arena, *count, sizeof *items);
+    if (!items)
+        return no_memory(g);
+    for (size_t i = 0; i < *count; i++) {
+        avro_value_t item;
+
+        if (avro_value_get_by_index(value, i, &item, NULL))
+            return mismatch(g, field, "array");
+        if (get_int(g, &item, field, &items[i]))
+            return -1;
+    }
+    *out = items;
+    return 0;
+}
+
+static int get_texts(struct getter *g, const avro_value_t *value, const char *field,
+                     const struct text **out, size_t *count)
+{
+    struct text *items;
+
+    if (list_size(g, value, field, AVRO_ARRAY, count))
+        return -1;
+    items = arena_calloc(g->arena, *count, sizeof *items);
+    if (!items)
+        return no_memory(g);
+    for (size_t i = 0; i < *count; i++) {
+        avro_value_t item;
+
+        if (avro_value_get_by_index(value, i, &item, NULL))
+            return mismatch(g, field, "array");
+        if (get_text(g, &item, field, &items[i]))
+            return -1;
+    }
+    *out = items;
+    return 0;
+}
+
+static int get_map(struct getter *g, const avro_value_t *value, const char *field,
+                   const struct text_pair **out, size_t *count)
+{
+    struct text_pair *pairs;
+
+    if (list_size(g, value, field, AVRO_MAP, count))
+        return -1;
+    pairs = arena_calloc(g->arena, *count, sizeof *pairs);
+    if (!pairs)
+        return no_memory(g);
+    for (size_t i = 0; i < *count; i++) {
+        avro_value_t item;
+        const char *key;
+
+        if (avro_value_get_by_index(value, i, &item, &key))
+            return mismatch(g, field, "map");
+        if (copy_text(g, field, key, strlen(key), &pairs[i].key) ||
+            get_text(g, &item, field, &pairs[i].value))
+            return -1;
+    }
+    *out = pairs;
+    return 0;
+}
+
+static int get_fixed16(struct getter *g, const avro_value_t *value, const char *field, uint8_t *out)
+{
+    const void *data;
+    size_t size;
+
+    if (avro_value_get_type(value) != AVRO_FIXED || avro_value_get_fixed(value, &data, &size) ||
+        size != 16)
+        return mismatch(g, field, "fixed of 16 bytes");
+    memcpy(out, data, 16);
+    return 0;
+}
+
+static int get_records(struct getter *g, const avro_value_t *value, const struct field_binding *f,
+                       const void **out, size_t *count)
+{
+    char *items;
+
+    if (list_size(g, value, f->name, AVRO_ARRAY, count))
+        return -1;
+    items = arena_calloc(g->arena, *count, f->record->size);
+    if (!items)
+        return no_memory(g);
+    for (size_t i = 0; i < *count; i++) {
+        avro_value_t item;
+
+        if (avro_value_get_by_index(value, i, &item, NULL))
+            return mismatch(g, f->name, "array");
+        if (get_record(g, &item, f->record, items + i * f->record->size))
+            return -1;
+    }
+    *out = items;
+    return 0;
+}
+
+static int get_field(struct getter *g, const avro_value_t *value, const struct field_binding *f,
+                     char *base)
+{
+    char *member = base + f->offset;
+    size_t *count = (size_t *)(base + f->count);
+    double number;
+
+    switch (f->kind) {
+    case BIND_TEXT:
+        return get_text(g, value, f->name, (struct text *)member);
+    case BIND_LITERAL:
+    case BIND_OPT_LITERAL:
+        return get_literal(g, value, f->name, (const char **)member);
+    case BIND_INT:
+        return get_int(g, value, f->name, (int32_t *)member);
+    case BIND_LONG:
+    case BIND_OPT_LONG:
+        return get_long(g, value, f->name, (int64_t *)member);
+    case BIND_BOOL:
+        return get_bool(g, value, f->name, (bool *)member);
+    case BIND_FLOAT:
+        if (get_double(g, value, f->name, &number))
+            return -1;
+        *(float *)member = (float)number;
+        return 0;
+    case BIND_DOUBLE:
+        return get_double(g, value, f->name, (double *)member);
+    case BIND_INTS:
+    case BIND_OPT_INTS:
+        return get_ints(g, value, f->name, (const int32_t **)member, count);
+    case BIND_TEXTS:
+        return get_texts(g, value, f->name, (const struct text **)member, count);
+    case BIND_MAP:
+        return get_map(g, value, f->name, (const struct text_pair **)member, count);
+    case BIND_FIXED16:
+        return get_fixed16(g, value, f->name, (uint8_t *)member);
+    case BIND_RECORD:
+    case BIND_OPT_RECORD:
+        return get_record(g, value, f->record, member);
+    case BIND_RECORDS:
+        return get_records(g, value, f, (const void **)member, count);
+    }
+    return mismatch(g, f->name, "known type");
+}
+
+static bool has_flag(enum binding_kind kind)
+{
+    return kind == BIND_OPT_LONG || kind == BIND_OPT_INTS || kind == BIND_OPT_RECORD;
+}
+
+/* Steps into a union; null leaves the default in place. */
+static int get_present(struct getter *g, avro_value_t *value, const struct field_binding *f,
+                       char *base)
+{
+    avro_value_t branch;
+
+    if (avro_value_get_type(value) == AVRO_UNION) {
+        if (avro_value_get_current_branch(value, &branch))
+            return mismatch(g, f->name, "union");
+        *value = branch;
+    }
+    if (avro_value_get_type(value) == AVRO_NULL) {
+        if (!f->required)
+            return 0;
+        return mismatch(g, f->name, "value (it is null)");
+    }
+    if (get_field(g, value, f, base))
+        return -1;
+    if (has_flag(f->kind))
+        *(bool *)(base + f->flag) = true;
+    return 0;
+}
+
+/* Texts that are missing must still point at something. */
+static void texts_empty(const struct record_binding *binding, char *base)
+{
+    for (size_t i = 0; i < binding->field_count; i++) {
+        const struct field_binding *f = &binding->fields[i];
+
+        if (f->kind == BIND_TEXT)
+            *(struct text *)(base + f->offset) = (struct text){"", 0};
+        else if (f->kind == BIND_LITERAL)
+            *(const char **)(base + f->offset) = "";
+        else if (f->kind == BIND_RECORD || f->kind == BIND_OPT_RECORD)
+            texts_empty(f->record, base + f->offset);
+    }
+}
+
+static int get_record(struct getter *g, const avro_value_t *value,
+                      const struct record_binding *binding, void *record)
+{
+    if (avro_value_get_type(value) != AVRO_RECORD)
+        return mismatch(g, binding->name, "record");
+    memset(record, 0, binding->size);
+    texts_empty(binding, record);
+    if (binding->defaults)
+        binding->defaults(record);
+    for (size_t i = 0; i < binding->field_count; i++) {
+        const struct field_binding *f = &binding->fields[i];
+        avro_value_t field;
+
+        if (avro_value_get_by_name(value, f->name, &field, NULL)) {
+            if (!f->required)
+                continue;
+            g->status = CODEC_BAD_PAYLOAD;
+            return error_set(g->error, "field %s: the writer's schema does not have it", f->name);
+        }
+        if (get_present(g, &field, f, record))
+            return -1;
+    }
+    return 0;
+}
+
+enum codec_status avro_value_to_struct(const avro_value_t *value,
+                                       const struct record_binding *binding, struct arena *arena,
+                                       void *record, struct error *error)
+{
+    struct getter g = {arena, error, CODEC_OK};
+
+    if (get_record(&g, value, binding, record))
+        return g.status;
+    return CODEC_OK;
+}

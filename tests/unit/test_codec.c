@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: MIT
+ * The codec: round trips of every record, defaults, and payloads that lie. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "schema/canonical.h"
+#include "schema/codec.h"
+
+static struct text text_of(const char *s)
+{
+    return (struct text){s, strlen(s)};
+}
+
+struct fixture {
+    struct codec *codec;
+    struct arena *arena;
+    struct buffer buffer;
+    struct error error;
+};
+
+static int setup(void **state)
+{
+    struct fixture *f = calloc(1, sizeof *f);
+
+    f->codec = codec_open(NULL, &f->error);
+    if (!f->codec) {
+        print_error("%s\n", f->error.message);
+        return -1;
+    }
+    f->arena = arena_create(4096, 64 << 20);
+    *state = f;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct fixture *f = *state;
+
+    codec_close(f->codec);
+    arena_destroy(f->arena);
+    buffer_free(&f->buffer);
+    free(f);
+    return 0;
+}
+
+static void encode(struct fixture *f, enum record_type type, const void *record)
+{
+    if (codec_encode(f->codec, type, record, &f->buffer, &f->error))
+        fail_msg("%s", f->error.message);
+}
+
+static void decode(struct fixture *f, enum record_type type, void *record)
+{
+    enum codec_status status = codec_decode(f->codec, type, f->buffer.data, f->buffer.size,
+                                            f->arena, record, &f->error);
+    if (status)
+        fail_msg("status %d: %s", status, f->error.message);
+}
+
+static void assert_text(struct text text, const char *wanted)
+{
+    assert_int_equal(text.size, strlen(wanted));
+    assert_memory_equal(text.data, wanted, text.size + 1);
+}
+
+static struct generation_request request_full(void)
+{
+    static const int32_t source[] = {5, 445, 3};
+    static const struct text stop[] = {{".", 1}, {"конец", 10}};
+    static const struct text_pair metadata[] = {{{"k", 1}, {"значение", 16}}, {{"e", 1}, {"", 0}}};
+    struct generation_request r;
+
+    generation_request_init(&r);
+    r.job_id = text_of("6f2c1c6e-7a52-4f0b-9a55-0c1d2e3f4a5b");
+    r.prompt = text_of("Сегодня хорошая погода.");
+    r.has_source_tokens = true;
+    r.source_tokens = source;
+    r.source_token_count = 3;
+    r.target_language = text_of("en");
+    r.max_length = 17;
+    r.do_sample = true;
+    r.temperature = 0.7f;
+    r.top_k = 40;
+    r.stop = stop;
+    r.stop_count = 2;
+    r.has_seed = true;
+    r.seed = INT64_MIN;
+    r.stream = true;
+    r.has_deadline = true;
+    r.deadline_us = 1790000000000000;
+    r.created_at_us = 1780000000000000;
+    r.metadata = metadata;
+    r.metadata_count = 2;
+    return r;
+}
+
+static void test_request_round_trip(void **state)
+{
+    struct fixture *f = *state;
+    struct generation_request in = request_full(), out;
+
+    encode(f, RECORD_GENERATION_REQUEST, &in);
+    decode(f, RECORD_GENERATION_REQUEST, &out);
+    assert_text(out.prompt, "Сегодня хорошая погода.");
+    assert_true(out.has_source_tokens);
+    assert_int_equal(out.source_token_count, 3);
+    assert_int_equal(out.source_tokens[1], 445);
+    assert_int_equal(out.max_length, 17);
+    assert_true(out.temperature == 0.7f);
+    assert_int_equal(out.stop_count, 2);
+    assert_text(out.stop[1], "конец");
+    assert_true(out.has_seed && out.seed == INT64_MIN);
+    assert_true(out.has_deadline && out.deadline_us == in.deadline_us);
+    assert_int_equal(out.metadata_count, 2);
+    assert_text(out.tenant, "");
+}
+
+static void test_result_round_trip(void **state)
+{
+    struct fixture *f = *state;
+    static const int32_t ids[] = {909, 431};
+    struct generation_sequence sequence = {text_of("Stay"), ids, 2, "eos", -1.25};
+    struct generation_result in = {.job_id = text_of("id"), .attempt = 2, .status = "completed",
+                                   .sequences = &sequence, .sequence_count = 1,
+                                   .usage = {11, 3}, .timings = {.batch_size_mean = 1.5},
+                                   .model = text_of("m"), .has_error = true,
+                                   .error = {text_of("internal"), text_of("why")}};
+    struct generation_result out;
+
+    encode(f, RECORD_GENERATION_RESULT, &in);
+    decode(f, RECORD_GENERATION_RESULT, &out);
+    assert_string_equal(out.status, "completed");
+    assert_string_equal(out.sequences[0].finish_reason, "eos");
+    assert_int_equal(out.sequences[0].token_ids[1], 431);
+    assert_true(out.sequences[0].score == -1.25);
+    assert_int_equal(out.usage.generated_tokens, 3);
+    assert_true(out.timings.batch_size_mean == 1.5);
+    assert_true(out.has_error);
+    assert_text(out.error.error_class, "internal");
+}
+
+static void test_index_and_event(void **state)
+{
+    struct fixture *f = *state;
+    struct job_index_entry entry = {{1, 2, 3, [15] = 9}, 1234567890123};
+    struct job_index index = {7, &entry, 1}, index_out;
+    struct job_event event = {.job_id = text_of("id"), .attempt = 1, .state = "started",
+                              .worker = text_of("w"), .source_partition = 3,
+                              .source_offset = 99};
+    struct job_event event_out;
+
+    encode(f, RECORD_JOB_INDEX, &index);
+    decode(f, RECORD_JOB_INDEX, &index_out);
+    assert_int_equal(index_out.job_count, 1);
+    assert_memory_equal(index_out.jobs[0].id, entry.id, 16);
+    assert_true(index_out.jobs[0].source_offset == 1234567890123);
+    encode(f, RECORD_JOB_EVENT, &event);
+    decode(f, RECORD_JOB_EVENT, &event_out);
+    assert_false(event_out.has_usage);
+    assert_int_equal(event_out.source_partition, 3);
+    assert_string_equal(event_out.state, "started");
+}
+
+static void test_truncated_at_every_byte(void **state)
+{
+    struct fixture *f = *state;
+    struct generation_request in = request_full(), out;
+
+    encode(f, RECORD_GENERATION_REQUEST, &in);
+    for (size_t size = 0; size < f->buffer.size; size++) {
+        uint8_t *copy = malloc(size ? size : 1); /* exact, so that a sanitizer sees a read past it */
+
+        memcpy(copy, f->buffer.data, size);
+        assert_int_not_equal(codec_decode(f->codec, RECORD_GENERATION_REQUEST, copy, size, f->arena,
+                                          &out, &f->error), CODEC_OK);
+        free(copy);
+    }
+}
+
+static void test_trailing_bytes_and_wrong_record(void **state)
+{
+    struct fixture *f = *state;
+    struct generation_request in = request_full(), out;
+    struct job_control control;
+    uint8_t longer[4096];
+
+    encode(f, RECORD_GENERATION_REQUEST, &in);
+    memcpy(longer, f->buffer.data, f->buffer.size);
+    longer[f->buffer.size] = 0;
+    assert_int_equal(codec_decode(f->codec, RECORD_GENERATION_REQUEST, longer, f->buffer.size + 1,
+                                  f->arena, &out, &f->error), CODEC_BAD_PAYLOAD);
+    assert_int_equal(codec_decode(f->codec, RECORD_JOB_CONTROL, f->buffer.data, f->buffer.size,
+                                  f->arena, &control, &f->error), CODEC_UNKNOWN_SCHEMA);
+    longer[5] ^= 1;
+    assert_int_equal(codec_decode(f->codec, RECORD_GENERATION_REQUEST, longer, f->buffer.size,
+                                  f->arena, &out, &f->error), CODEC_UNKNOWN_SCHEMA);
+}
+
+static void test_random_damage_never_breaks(void **state)
+{
+    struct fixture *f = *state;
+    struct generation_request in = request_full(), out;
+    uint32_t seed = 1;
+
+    encode(f, RECORD_GENERATION_REQUEST, &in);
+    for (int round = 0; round < 20000; round++) {
+        uint8_t *copy = malloc(f->buffer.size);
+
+        memcpy(copy, f->buffer.data, f->buffer.size);
+        for (int i = 0; i < 1 + round % 4; i++) {
+            seed = seed * 1664525u + 1013904223u;
+            copy[10 + seed / 7 % (f->buffer.size - 10)] = (uint8_t)(seed >> 24);
+        }
+        arena_reset(f->arena);
+        (void)!codec_decode(f->codec, RECORD_GENERATION_REQUEST, copy, f->buffer.size, f->arena,
+                            &out, &f->error);
+        free(copy);
+    }
+}
+
+static void test_known_fingerprint(void **state)
+{
+    (void)state;
+    /* CRC-64-AVRO of the canonical form of "int", from the Avro specification's implementations. */
+    assert_true(canonical_crc64("\"int\"", 5) == 0x7275d51a3f395c8fu);
+    assert_true(codec_schema_fingerprint(RECORD_GENERATION_REQUEST) == 0xb3691f7fcd34695cu);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_request_round_trip, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_result_round_trip, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_index_and_event, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_truncated_at_every_byte, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_trailing_bytes_and_wrong_record, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_random_damage_never_breaks, setup, teardown),
+        cmocka_unit_test(test_known_fingerprint),
+    };
+
+    return cmocka_run_group_tests_name("codec", tests, NULL, NULL);
+}
