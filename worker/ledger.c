@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: MIT */
+#include "worker/ledger.h"
+
+#include <string.h>
+
+static uint64_t *word_of(struct ledger *l, int64_t offset)
+{
+    return &l->bits[offset % LEDGER_SPAN / 64];
+}
+
+static uint64_t mask_of(int64_t offset)
+{
+    return (uint64_t)1 << offset % 64;
+}
+
+void ledger_init(struct ledger *l, int64_t base, int32_t bound)
+{
+    memset(l, 0, sizeof *l);
+    l->base = l->next = base;
+    l->highest_finished = -1;
+    l->bound = bound;
+    l->alone_offset = -1;
+}
+
+bool ledger_is_finished(const struct ledger *l, int64_t offset)
+{
+    if (offset < l->base)
+        return true;
+    if (offset >= l->base + LEDGER_SPAN)
+        return false;
+    return (l->bits[offset % LEDGER_SPAN / 64] & mask_of(offset)) != 0;
+}
+
+/* No unfinished offset below suspect_end is left: the dead owners are forgotten. */
+static void suspects_review(struct ledger *l)
+{
+    if (l->alone_offset >= 0 && ledger_is_finished(l, l->alone_offset)) {
+        l->alone_offset = -1;
+        l->alone_deaths = 0;
+    }
+    if (!l->suspect_end)
+        return;
+    for (int64_t o = l->base; o < l->suspect_end; o++)
+        if (!ledger_is_finished(l, o))
+            return;
+    l->suspect_end = 0;
+    l->takeovers = 0;
+}
+
+void ledger_finish(struct ledger *l, int64_t offset)
+{
+    if (ledger_is_finished(l, offset) || offset >= l->base + LEDGER_SPAN)
+        return;
+    *word_of(l, offset) |= mask_of(offset);
+    if (offset > l->highest_finished)
+        l->highest_finished = offset;
+    while (*word_of(l, l->base) & mask_of(l->base)) {
+        *word_of(l, l->base) &= ~mask_of(l->base);
+        l->base++;
+    }
+    if (l->next < l->base)
+        l->next = l->base;
+    if (l->highest_finished < l->base)
+        l->highest_finished = -1;
+    suspects_review(l);
+}
+
+enum ledger_answer ledger_begin(struct ledger *l, int64_t offset, int64_t ahead)
+{
+    if (ledger_is_finished(l, offset))
+        return LEDGER_DONE;
+    if (offset - l->base >= ahead) {
+        /* Holes alone may close the gap: everything up to `next` is known. */
+        while (l->next < offset && l->next - l->base < ahead)
+            ledger_finish(l, l->next++);
+        if (offset - l->base >= ahead)
+            return LEDGER_TOO_FAR;
+    }
+    while (l->next < offset) {
+        int64_t hole = l->next++;
+
+        ledger_finish(l, hole);
+    }
+    if (l->next == offset)
+        l->next = offset + 1;
+    return LEDGER_ADMIT;
+}
+
+int64_t ledger_ahead(const struct ledger *l)
+{
+    return l->highest_finished < 0 ? 0 : l->highest_finished - l->base;
+}
+
+bool ledger_take_over(struct ledger *l, int32_t bound)
+{
+    bool unclean = l->open;
+
+    if (unclean) {
+        int64_t last = l->highest_finished < l->base ? l->base - 1 : l->highest_finished;
+
+        l->takeovers++;
+        if (l->suspect_end < last + 1 + l->bound)
+            l->suspect_end = last + 1 + l->bound;
+        if (l->alone_offset >= 0)
+            l->alone_deaths++;
+    }
+    l->open = true;
+    l->bound = bound;
+    return unclean;
+}
+
+int32_t ledger_attempt(const struct ledger *l, int64_t offset)
+{
+    return offset < l->suspect_end ? l->takeovers + 1 : 1;
+}
+
+bool ledger_runs_alone(const struct ledger *l, int64_t offset)
+{
+    return offset < l->suspect_end && l->takeovers >= 2;
+}

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * ledger: which offsets of one request partition are finished. `base` is the watermark, the lowest
+ * offset that is not; a ring of bits marks finished offsets above it:
+ *
+ *   ... finished | base .......... finished, unfinished, holes .......... next | not read yet
+ *                  <------------ at most LEDGER_SPAN offsets ------------->
+ *
+ * A plain value: copying it is how a transaction prepares what it will commit. No lock; worker/
+ * assignment.h guards the live ones. It also carries what the commit metadata says of takeovers.
+ */
+#ifndef PGPT_WORKER_LEDGER_H
+#define PGPT_WORKER_LEDGER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { LEDGER_SPAN = 16384 }; /* bits; a power of two */
+
+struct ledger {
+    int64_t base;             /* committed as the partition's offset */
+    int64_t next;             /* first offset that was never read here, >= base */
+    int64_t highest_finished; /* -1 = none above base */
+    uint64_t bits[LEDGER_SPAN / 64]; /* offset o at bit o % LEDGER_SPAN; base's own bit is clear */
+
+    /* Attempts: see worker/assignment.h for the story. */
+    bool open;             /* an owner is at work, or died without saying goodbye */
+    int32_t takeovers;     /* unclean ones since no suspects were left */
+    int32_t bound;         /* most unfinished jobs the owner may have read of this partition */
+    int64_t suspect_end;   /* unfinished offsets below may have killed an owner; 0 = none */
+    int64_t alone_offset;  /* the suspect that runs with nothing beside it, or -1 */
+    int32_t alone_deaths;  /* owners that died while it ran alone */
+};
+
+void ledger_init(struct ledger *ledger, int64_t base, int32_t bound);
+
+enum ledger_answer {
+    LEDGER_ADMIT,   /* read it now; it is in flight */
+    LEDGER_DONE,    /* finished before: skip it */
+    LEDGER_TOO_FAR  /* more than `ahead` past base: not admitted, pause the partition */
+};
+
+/* A record at `offset` was read. Offsets between the last one read and this one hold no records
+ * (transaction markers, compaction) and count as finished. ahead <= LEDGER_SPAN. */
+enum ledger_answer ledger_begin(struct ledger *ledger, int64_t offset, int64_t ahead);
+
+/* The job at offset has its outcome. Moves base over what is contiguous. Idempotent. */
+void ledger_finish(struct ledger *ledger, int64_t offset);
+
+bool ledger_is_finished(const struct ledger *ledger, int64_t offset);
+/* Distance from base to the highest finished offset, 0 = nothing above base. */
+int64_t ledger_ahead(const struct ledger *ledger);
+
+/* An owner takes the partition: marks it open; a partition found open was left by a death. Counts
+ * it, and makes suspects of the unfinished offsets its owner may have started. True = unclean. */
+bool ledger_take_over(struct ledger *ledger, int32_t bound);
+/* attempt of a job: 1, or takeovers + 1 for a suspect. */
+int32_t ledger_attempt(const struct ledger *ledger, int64_t offset);
+/* From the second unclean takeover on, suspects run alone. */
+bool ledger_runs_alone(const struct ledger *ledger, int64_t offset);
+
+#endif

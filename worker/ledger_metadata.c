@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: MIT */
+#include "worker/ledger_metadata.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char alphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/* Bits of 8 offsets from base + 8 * index. */
+static unsigned char byte_at(const struct ledger *l, int64_t index)
+{
+    unsigned char byte = 0;
+
+    for (int bit = 0; bit < 8; bit++)
+        if (ledger_is_finished(l, l->base + index * 8 + bit))
+            byte = (unsigned char)(byte | 1 << bit);
+    return byte;
+}
+
+/* Six bits a character, no padding: the reader knows the count from the length. */
+static size_t bits_write(const struct ledger *l, char *out)
+{
+    int64_t bytes = l->highest_finished < l->base ? 0 : (l->highest_finished - l->base) / 8 + 1;
+    uint32_t held = 0;
+    int held_bits = 0;
+    size_t size = 0;
+
+    for (int64_t i = 0; i < bytes; i++) {
+        held = held << 8 | byte_at(l, i);
+        held_bits += 8;
+        while (held_bits >= 6) {
+            held_bits -= 6;
+            out[size++] = alphabet[held >> held_bits & 63];
+        }
+    }
+    if (held_bits)
+        out[size++] = alphabet[held << (6 - held_bits) & 63];
+    return size;
+}
+
+size_t ledger_metadata_write(const struct ledger *l, char out[LEDGER_METADATA_MAX])
+{
+    int head = snprintf(out, LEDGER_METADATA_MAX, "1;%d;%d;%d;%lld;%lld;%d;", l->open, l->takeovers,
+                        l->bound, (long long)l->suspect_end, (long long)l->alone_offset,
+                        l->alone_deaths);
+    size_t size = (size_t)head + bits_write(l, out + head);
+
+    out[size] = '\0';
+    return size;
+}
+
+/* A decimal number up to ';' in [min, max]. */
+static int number_read(const char **at, const char *end, int64_t min, int64_t max, int64_t *out)
+{
+    char digits[24];
+    size_t size = 0;
+    char *stop;
+    long long value;
+
+    while (*at < end && **at != ';' && size < sizeof digits - 1)
+        digits[size++] = *(*at)++;
+    if (*at == end || **at != ';' || !size)
+        return -1;
+    (*at)++;
+    digits[size] = '\0';
+    errno = 0;
+    value = strtoll(digits, &stop, 10);
+    if (errno || *stop || value < min || value > max)
+        return -1;
+    *out = value;
+    return 0;
+}
+
+static int bits_read(const char *at, const char *end, int64_t base, struct ledger *l)
+{
+    uint32_t held = 0;
+    int held_bits = 0;
+    int64_t offset = base;
+
+    for (; at < end; at++) {
+        const char *found = *at ? strchr(alphabet, *at) : NULL;
+
+        if (!found)
+            return -1;
+        held = held << 6 | (uint32_t)(found - alphabet);
+        held_bits += 6;
+        if (held_bits < 8)
+            continue;
+        held_bits -= 8;
+        for (int bit = 0; bit < 8; bit++, offset++) {
+            if (!(held >> held_bits >> bit & 1))
+                continue;
+            if (offset == base || offset - base >= LEDGER_SPAN)
+                return -1; /* base is unfinished by definition */
+            ledger_finish(l, offset);
+        }
+    }
+    return 0;
+}
+
+int ledger_metadata_read(const char *text, size_t size, int64_t base, struct ledger *l,
+                         struct error *error)
+{
+    const char *at = text, *end = text + size;
+    int64_t version, open, takeovers, bound, suspect_end, alone, deaths;
+
+    ledger_init(l, base, 0);
+    if (size == 0)
+        return 0;
+    if (number_read(&at, end, 1, 1, &version) || number_read(&at, end, 0, 1, &open) ||
+        number_read(&at, end, 0, INT_MAX - 1, &takeovers) ||
+        number_read(&at, end, 0, INT_MAX, &bound) ||
+        number_read(&at, end, 0, INT64_MAX / 2, &suspect_end) ||
+        number_read(&at, end, -1, INT64_MAX / 2, &alone) ||
+        number_read(&at, end, 0, INT_MAX - 1, &deaths) || bits_read(at, end, base, l)) {
+        ledger_init(l, base, 0);
+        return error_set(error, "the commit metadata at offset %lld is not a worker's (%.40s...); "
+                                "another program commits for this group", (long long)base, text);
+    }
+    l->open = open != 0;
+    l->takeovers = (int32_t)takeovers;
+    l->bound = (int32_t)bound;
+    /* Bounded: a hostile number must not make suspects_review() walk forever. */
+    l->suspect_end = suspect_end > base + 4 * LEDGER_SPAN ? base + 4 * LEDGER_SPAN : suspect_end;
+    if (l->suspect_end <= base)
+        l->suspect_end = 0;
+    l->alone_offset = alone >= base ? alone : -1;
+    l->alone_deaths = l->alone_offset >= 0 ? (int32_t)deaths : 0;
+    return 0;
+}
