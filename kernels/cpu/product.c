@@ -5,51 +5,91 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/cpu/math.h"
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/product_kernel.h"
 
-/* Panels of PANEL output columns, stored k-major: the inner loop runs over columns, so that a vector
- * of any width keeps one accumulator for each output. */
-enum { PANEL = 16 };
+/* Inputs of one block stay in a core's second-level cache beside the panels that pass by. */
+enum { BLOCK_BYTES = 1 << 16, BLOCK_ROWS = 96 };
 
 struct product_weight {
     enum product_format format;
     int32_t N, K, panels;
-    float *f32;   /* (panels, K, PANEL) */
-    int8_t *i8;   /* (panels, K, PANEL) */
-    float *scale; /* (panels * PANEL), int8 only */
-    float *bias;  /* (panels * PANEL) */
+    float *f32;   /* packed as product_kernel.h says, one of the two */
+    int8_t *i8;
+    float *scale; /* (panels * 16), int8 only */
+    int32_t *sum; /* (panels * 16) 128 times the sum of a column, int8 only */
+    float *bias;  /* (panels * 16) */
 };
 
-static float row_quantise(const float *row, int32_t K, int8_t *out, int64_t stride)
+static const struct product_kernel *kernel_current(void)
 {
-    float most = 0.0f;
-    float factor;
-
-    for (int32_t k = 0; k < K; k++)
-        most = fabsf(row[k]) > most ? fabsf(row[k]) : most;
-    factor = most > 0.0f ? 127.0f / most : 0.0f;
-    for (int32_t k = 0; k < K; k++)
-        out[k * stride] = (int8_t)rintf(row[k] * factor);
-    return most / 127.0f;
+#if defined(__x86_64__)
+    switch (isa_current()) {
+    case ISA_AVX512:
+        return &product_kernel_avx512;
+    case ISA_AVX2:
+        return &product_kernel_avx2;
+    case ISA_PLAIN:
+        break;
+    }
+#endif
+    return &product_kernel_plain;
 }
 
-static void panel_pack(struct product_weight *w, int32_t n, const float *row)
+static void row_pack_f32(struct product_weight *w, int32_t n, const float *row)
 {
-    int64_t at = (int64_t)(n / PANEL) * w->K * PANEL + n % PANEL;
+    float *to = w->f32 + (int64_t)(n / PRODUCT_PANEL) * w->K * PRODUCT_PANEL + n % PRODUCT_PANEL;
 
-    if (w->format == PRODUCT_INT8) {
-        w->scale[n] = row_quantise(row, w->K, w->i8 + at, PANEL);
-        return;
-    }
     for (int32_t k = 0; k < w->K; k++)
-        w->f32[at + (int64_t)k * PANEL] = row[k];
+        to[(int64_t)k * PRODUCT_PANEL] = row[k];
+}
+
+static void row_pack_int8(struct product_weight *w, int32_t n, const float *row, int8_t *work)
+{
+    int32_t groups = product_groups(w->K), total = 0;
+    int8_t *to = w->i8 + ((int64_t)(n / PRODUCT_PANEL) * groups * PRODUCT_PANEL + n % PRODUCT_PANEL) *
+                             PRODUCT_GROUP;
+
+    w->scale[n] = product_kernel_plain.quantise(w->K, row, work);
+    for (int32_t g = 0; g < groups; g++)
+        memcpy(to + (int64_t)g * PRODUCT_PANEL * PRODUCT_GROUP, work + g * PRODUCT_GROUP,
+               PRODUCT_GROUP);
+    for (int32_t k = 0; k < w->K; k++)
+        total += work[k];
+    w->sum[n] = 128 * total;
+}
+
+/* Zeroed, on a cache line of its own; NULL when memory is out. */
+static void *lines_alloc(size_t size)
+{
+    size_t whole = (size + 63) & ~(size_t)63;
+    void *memory = aligned_alloc(64, whole);
+
+    if (memory)
+        memset(memory, 0, whole);
+    return memory;
+}
+
+static bool arrays_alloc(struct product_weight *w)
+{
+    size_t columns = (size_t)w->panels * PRODUCT_PANEL;
+
+    w->bias = lines_alloc(columns * sizeof *w->bias);
+    if (w->format == PRODUCT_F32) {
+        w->f32 = lines_alloc(columns * (size_t)w->K * sizeof *w->f32);
+        return w->bias && w->f32;
+    }
+    w->scale = lines_alloc(columns * sizeof *w->scale);
+    w->sum = lines_alloc(columns * sizeof *w->sum);
+    w->i8 = lines_alloc(columns * (size_t)product_groups(w->K) * PRODUCT_GROUP);
+    return w->bias && w->scale && w->sum && w->i8;
 }
 
 struct product_weight *product_pack(enum product_format format, int32_t N, int32_t K,
                                     const float *weight, const float *bias, struct error *error)
 {
     struct product_weight *w;
-    size_t cells;
+    int8_t *work = NULL;
 
     if (N < 1 || K < 1 || K > PRODUCT_K_MAX) {
         error_set(error, "product: %d x %d is outside the supported sizes (K up to %d)", (int)N,
@@ -62,25 +102,22 @@ struct product_weight *product_pack(enum product_format format, int32_t N, int32
     w->format = format;
     w->N = N;
     w->K = K;
-    w->panels = (N + PANEL - 1) / PANEL;
-    cells = (size_t)w->panels * PANEL * (size_t)K;
-    w->bias = calloc((size_t)w->panels * PANEL, sizeof *w->bias);
-    w->scale = calloc((size_t)w->panels * PANEL, sizeof *w->scale);
-    if (format == PRODUCT_INT8)
-        w->i8 = calloc(cells, sizeof *w->i8);
-    else
-        w->f32 = aligned_alloc(64, cells * sizeof *w->f32);
-    if (!w->bias || !w->scale || (!w->i8 && !w->f32))
+    w->panels = (N + PRODUCT_PANEL - 1) / PRODUCT_PANEL;
+    work = malloc((size_t)product_groups(K) * PRODUCT_GROUP);
+    if (!arrays_alloc(w) || !work)
         goto no_memory;
-    if (w->f32)
-        memset(w->f32, 0, cells * sizeof *w->f32);
     for (int32_t n = 0; n < N; n++)
-        panel_pack(w, n, weight + (int64_t)n * K);
+        if (format == PRODUCT_INT8)
+            row_pack_int8(w, n, weight + (int64_t)n * K, work);
+        else
+            row_pack_f32(w, n, weight + (int64_t)n * K);
     if (bias)
         memcpy(w->bias, bias, (size_t)N * sizeof *bias);
+    free(work);
     return w;
 no_memory:
     error_set(error, "product: out of memory for a weight of %d x %d", (int)N, (int)K);
+    free(work);
     product_free(w);
     return NULL;
 }
@@ -92,27 +129,25 @@ void product_free(struct product_weight *w)
     free(w->f32);
     free(w->i8);
     free(w->scale);
+    free(w->sum);
     free(w->bias);
     free(w);
 }
 
 size_t product_bytes(const struct product_weight *w)
 {
-    size_t columns = (size_t)w->panels * PANEL;
-    size_t cell = w->format == PRODUCT_INT8 ? sizeof(int8_t) : sizeof(float);
+    size_t columns = (size_t)w->panels * PRODUCT_PANEL;
 
-    return sizeof *w + columns * ((size_t)w->K * cell + 2 * sizeof(float));
-}
-
-/* int8: (M,K) quantised rows, then (M) scales. */
-static size_t scratch_rows(const struct product_weight *w, int32_t M)
-{
-    return ((size_t)M * (size_t)w->K + 63) & ~(size_t)63;
+    if (w->format == PRODUCT_F32)
+        return sizeof *w + columns * ((size_t)w->K + 1) * sizeof(float);
+    return sizeof *w + columns * ((size_t)product_groups(w->K) * PRODUCT_GROUP + 3 * sizeof(float));
 }
 
 size_t product_scratch(const struct product_weight *w, int32_t M)
 {
-    return w->format == PRODUCT_INT8 ? scratch_rows(w, M) + (size_t)M * sizeof(float) : 0;
+    (void)w;
+    (void)M;
+    return 0;
 }
 
 struct product_call {
@@ -122,120 +157,90 @@ struct product_call {
     const float *x;   /* (M,K) */
     const float *add; /* (M,N) or NULL */
     float *y;         /* (M,N) */
-    int8_t *rows;     /* (M,K), int8 only */
-    float *scales;    /* (M), int8 only */
 };
 
-static float activate(enum product_activation activation, float y)
+/* Rows begin..end-1 by panels first..last-1, block by block. */
+static void call_run(const struct product_call *call, int64_t begin, int64_t end, int32_t first,
+                     int32_t last)
 {
-    switch (activation) {
-    case PRODUCT_RELU:
-        return y > 0.0f ? y : 0.0f;
-    case PRODUCT_SWISH:
-        return math_swish(y);
-    case PRODUCT_GELU:
-        return math_gelu(y);
-    case PRODUCT_NONE:
-        break;
+    const struct product_kernel *kernel = kernel_current();
+    const struct product_weight *w = call->w;
+    const int32_t length = product_groups(w->K) * PRODUCT_GROUP;
+    int32_t most = w->format == PRODUCT_INT8 ? BLOCK_BYTES / length : BLOCK_ROWS;
+    _Alignas(64) int8_t q[BLOCK_BYTES];
+    float scales[BLOCK_ROWS];
+    struct product_block b = {.K = w->K, .N = w->N, .first = first, .end = last, .q = q,
+                              .x_scale = scales, .f32 = w->f32, .i8 = w->i8, .scale = w->scale,
+                              .sum = w->sum, .bias = w->bias, .activation = call->activation};
+
+    most = most > BLOCK_ROWS ? BLOCK_ROWS : most;
+    for (int64_t m = begin; first < last && m < end; m += b.rows) {
+        b.rows = (int32_t)(end - m < most ? end - m : most);
+        b.x = call->x + m * w->K;
+        b.add = call->add ? call->add + m * w->N : NULL;
+        b.y = call->y + m * w->N;
+        if (w->format == PRODUCT_F32) {
+            kernel->run_f32(&b);
+            continue;
+        }
+        for (int32_t i = 0; i < b.rows; i++)
+            scales[i] = kernel->quantise(w->K, b.x + (int64_t)i * w->K, q + (int64_t)i * length);
+        kernel->run_int8(&b);
     }
-    return y;
 }
 
-static void panel_store(const struct product_call *call, int32_t m, int32_t panel, const float *y)
-{
-    int32_t first = panel * PANEL;
-    int32_t count = call->w->N - first < PANEL ? call->w->N - first : PANEL;
-    int64_t at = (int64_t)m * call->w->N + first;
-
-    for (int32_t j = 0; j < count; j++) {
-        float value = activate(call->activation, y[j]);
-
-        call->y[at + j] = call->add ? value + call->add[at + j] : value;
-    }
-}
-
-MATH_CLONES static void panel_f32(int32_t K, const float *restrict x, const float *restrict w,
-                                  const float *restrict bias, float *restrict y)
-{
-    float sum[PANEL] = {0};
-
-    for (int32_t k = 0; k < K; k++)
-        for (int32_t j = 0; j < PANEL; j++)
-            sum[j] = fmaf(x[k], w[(int64_t)k * PANEL + j], sum[j]);
-    for (int32_t j = 0; j < PANEL; j++)
-        y[j] = sum[j] + bias[j];
-}
-
-MATH_CLONES static void panel_int8(int32_t K, const int8_t *restrict x, float scale_x,
-                                   const int8_t *restrict w, const float *restrict scale,
-                                   const float *restrict bias, float *restrict y)
-{
-    int32_t sum[PANEL] = {0};
-
-    for (int32_t k = 0; k < K; k++)
-        for (int32_t j = 0; j < PANEL; j++)
-            sum[j] += (int32_t)x[k] * (int32_t)w[(int64_t)k * PANEL + j];
-    for (int32_t j = 0; j < PANEL; j++)
-        y[j] = fmaf((float)sum[j], scale_x * scale[j], bias[j]);
-}
-
-static void columns_run(void *arg, int32_t part, int32_t parts)
+/* Panels are shared out in fours, the width of a tile, where there are enough of them. */
+static void part_columns(void *arg, int32_t part, int32_t parts)
 {
     const struct product_call *call = arg;
-    const struct product_weight *w = call->w;
-    struct threads_range range = threads_share(w->panels, 1, part, parts);
-    float y[PANEL];
+    int32_t panels = call->w->panels;
+    struct threads_range range = threads_share(panels, panels >= 4 * parts ? 4 : 1, part, parts);
 
-    for (int32_t p = (int32_t)range.begin; p < (int32_t)range.end; p++) {
-        int64_t at = (int64_t)p * w->K * PANEL;
-
-        for (int32_t m = 0; m < call->M; m++) {
-            if (w->format == PRODUCT_INT8)
-                panel_int8(w->K, call->rows + (int64_t)m * w->K, call->scales[m], w->i8 + at,
-                           w->scale + p * PANEL, w->bias + p * PANEL, y);
-            else
-                panel_f32(w->K, call->x + (int64_t)m * w->K, w->f32 + at, w->bias + p * PANEL, y);
-            panel_store(call, m, p, y);
-        }
-    }
+    call_run(call, 0, call->M, (int32_t)range.begin, (int32_t)range.end);
 }
 
-static void rows_quantise(void *arg, int32_t part, int32_t parts)
+static void part_rows(void *arg, int32_t part, int32_t parts)
 {
-    struct product_call *call = arg;
-    int32_t K = call->w->K;
+    const struct product_call *call = arg;
     struct threads_range range = threads_share(call->M, 1, part, parts);
 
-    for (int64_t m = range.begin; m < range.end; m++)
-        call->scales[m] = row_quantise(call->x + m * K, K, call->rows + m * K, 1);
+    call_run(call, range.begin, range.end, 0, call->w->panels);
 }
 
 void product_run(const struct product_weight *w, int32_t M, const float *x,
                  enum product_activation activation, const float *add, float *y, void *scratch,
                  struct threads *threads)
 {
-    struct product_call call = {w, M, activation, x, add, y, NULL, NULL};
+    struct product_call call = {w, M, activation, x, add, y};
 
-    if (w->format == PRODUCT_INT8) {
-        call.rows = scratch;
-        call.scales = (float *)((char *)scratch + scratch_rows(w, M));
-        threads_run(threads, rows_quantise, &call);
-    }
-    threads_run(threads, columns_run, &call);
+    (void)scratch;
+    threads_run(threads, M >= 8 * threads_count(threads) ? part_rows : part_columns, &call);
+}
+
+void product_columns(const struct product_weight *w, int32_t M, const float *x,
+                     enum product_activation activation, const float *add, float *y, int32_t part,
+                     int32_t parts)
+{
+    struct product_call call = {w, M, activation, x, add, y};
+
+    part_columns(&call, part, parts);
 }
 
 void product_row(const struct product_weight *w, int32_t n, float *out)
 {
-    int64_t at = (int64_t)(n / PANEL) * w->K * PANEL + n % PANEL;
+    int64_t panel = n / PRODUCT_PANEL, column = n % PRODUCT_PANEL;
+    int32_t groups = product_groups(w->K);
 
     for (int32_t k = 0; k < w->K; k++) {
-        int64_t i = at + (int64_t)k * PANEL;
+        int64_t group = (panel * groups + k / PRODUCT_GROUP) * PRODUCT_PANEL + column;
 
-        out[k] = w->format == PRODUCT_INT8 ? (float)w->i8[i] * w->scale[n] : w->f32[i];
+        out[k] = w->format == PRODUCT_F32
+                     ? w->f32[(panel * w->K + k) * PRODUCT_PANEL + column]
+                     : (float)w->i8[group * PRODUCT_GROUP + k % PRODUCT_GROUP] * w->scale[n];
     }
 }
 
 const char *product_path(void)
 {
-    return "plain";
+    return kernel_current()->name;
 }

@@ -7,7 +7,7 @@
  * or the instruction set:
  *   PRODUCT_F32   sum = 0; for k = 0..K-1: sum = fmaf(x[m][k], w[n][k], sum); y = sum + b[n].
  *   PRODUCT_INT8  scale_w[n] = max_k |w[n][k]| / 127, q_w = rint(w / scale_w), the same for each row
- *                 of x (a row of zeros: scale 0, all 0); sum in int32, exact for K <= 131,072;
+ *                 of x (a row of zeros: scale 0, all 0); sum in int32, exact for K <= 65,536;
  *                 y = fmaf((float)sum, scale_x[m] * scale_w[n], b[n]).
  * then y = activation(y), then y += add[m][n]. No b: b[n] = 0. Activations are those of math.h.
  * rint is to nearest even; q = rint(v * (127 / max)) with 127 / max computed once a row.
@@ -26,7 +26,7 @@ enum product_activation { PRODUCT_NONE, PRODUCT_RELU, PRODUCT_SWISH, PRODUCT_GEL
 
 struct product_weight; /* opaque */
 
-enum { PRODUCT_K_MAX = 131072 };
+enum { PRODUCT_K_MAX = 65536 };
 
 /* Packs weight (N,K) row-major with bias (N) or NULL. Both may be freed afterwards. */
 struct product_weight *product_pack(enum product_format format, int32_t N, int32_t K,
@@ -35,19 +35,25 @@ struct product_weight *product_pack(enum product_format format, int32_t N, int32
 void product_free(struct product_weight *weight); /* NULL is allowed */
 size_t product_bytes(const struct product_weight *weight); /* resident */
 
-/* Bytes of scratch that product_run() needs for M rows, 0 for PRODUCT_F32. It grows with M. */
+/* Always 0: the rows of x are quantised piece by piece inside. */
 size_t product_scratch(const struct product_weight *weight, int32_t M);
 
-/* y (M,N) from x (M,K), both dense row-major; add (M,N) or NULL, may be y itself. scratch: 64-byte
- * aligned, product_scratch(weight, M) bytes. Splits the work over the pool (output columns first). */
+/* y (M,N) from x (M,K), both dense row-major; add (M,N) or NULL, may be y itself. scratch: not used,
+ * NULL is allowed. Splits the work over the pool: rows when there are many, else output columns. */
 void product_run(const struct product_weight *weight, int32_t M, const float *x,
                  enum product_activation activation, const float *add, float *y, void *scratch,
                  struct threads *threads);
 
+/* The share of `part` of the same product, by columns (all rows) or by rows: for callers that are
+ * already running on every thread of a pool. The shares write disjoint parts of y. */
+void product_columns(const struct product_weight *weight, int32_t M, const float *x,
+                     enum product_activation activation, const float *add, float *y, int32_t part,
+                     int32_t parts);
+
 /* out (K): row n of the weight as the product sees it (int8: q * scale). For tied embeddings. */
 void product_row(const struct product_weight *weight, int32_t n, float *out);
 
-/* The path that runs here, for engine_info: "avx512_vnni", "avx2", "plain", ... A static string. */
+/* The path that runs here, for engine_info: "avx512_vnni", "avx2", "plain". A static string. */
 const char *product_path(void);
 
 #endif
