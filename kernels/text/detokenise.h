@@ -20,7 +20,7 @@ struct detokeniser; /* opaque */
 
 /* sp: the .spm whose readings count. Both are read during the call only. */
 struct detokeniser *detokeniser_create(const struct vocabulary *vocabulary,
-                                       const struct sentencepiece *sp,
+                                       const struct spm *sp,
                                        struct error *error) PGPT_MUST_CHECK;
 void detokeniser_destroy(struct detokeniser *detokeniser); /* NULL is allowed */
 
