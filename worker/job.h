@@ -12,6 +12,7 @@
 #define PGPT_WORKER_JOB_H
 
 #include <stdatomic.h>
+#include <sys/queue.h>
 
 #include "schema/records.h"
 #include "worker/log.h"
@@ -31,6 +32,18 @@ enum job_outcome {
 struct job_dead_letter {
     const char *error_class; /* "undecodable", "no_job_id", "poison", ... a literal */
     char error_message[512];
+};
+
+/* A queued job's places inside the scheduler, which alone touches them. */
+struct scheduler_links {
+    TAILQ_ENTRY(job) of_class;   /* jobs of one priority, oldest first */
+    TAILQ_ENTRY(job) of_tenant;  /* of these, one tenant's */
+    TAILQ_ENTRY(job) unannounced; /* jobs without an `accepted` event, oldest first */
+    LIST_ENTRY(job) same_bucket; /* hash table by id */
+    struct scheduler_tenant *tenant;
+    struct job *child, *sibling, *previous; /* heap by deadline */
+    int64_t queued_mono_us;
+    bool in_heap, is_unannounced;
 };
 
 struct job {
@@ -73,6 +86,8 @@ struct job {
     _Atomic int32_t chunks_unacked; /* shared: stream adds, delivery reports subtract */
     _Atomic bool cancel_requested;  /* shared: control sets, the owner looks */
     void *running;                  /* the engine stage's own state of a running job */
+    struct scheduler_links links;   /* the scheduler's own state of a queued job */
+    bool accepted_sent;             /* its `accepted` event went out */
     struct log_context log;         /* job_id, traceparent, partition, offset for log lines */
 };
 
