@@ -1,2 +1,12 @@
 # SPDX-License-Identifier: MIT
 pgpt_unit_test(product pgpt_cpu)
+
+# Our products against OpenBLAS and oneDNN, where their development files are present.
+find_library(OPENBLAS_LIBRARY openblas)
+find_library(DNNL_LIBRARY dnnl)
+find_path(DNNL_INCLUDE oneapi/dnnl/dnnl.h)
+if(OPENBLAS_LIBRARY AND DNNL_LIBRARY AND DNNL_INCLUDE)
+  add_executable(bench_product EXCLUDE_FROM_ALL kernels/bench_product.c)
+  set_target_properties(bench_product PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
+  target_link_libraries(bench_product PRIVATE pgpt_cpu ${OPENBLAS_LIBRARY} ${DNNL_LIBRARY})
+endif()

@@ -91,6 +91,12 @@ INLINE void tile_f32(const struct product_block *b, int32_t m, int32_t p, const 
                         _mm512_add_ps(sum[r][j], _mm512_load_ps(b->bias + (p + j) * PRODUCT_PANEL)));
 }
 
+/* _mm512_dpbusd_epi32 in place: with the intrinsic GCC 12 copies every accumulator at every step. */
+INLINE void dot_add(__m512i *sum, __m512i bytes_u8, __m512i bytes_s8)
+{
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(bytes_u8), "v"(bytes_s8));
+}
+
 INLINE void tile_int8(const struct product_block *b, int32_t m, int32_t p, const int R, const int P)
 {
     const int64_t groups = product_groups(b->K);
@@ -123,7 +129,7 @@ INLINE void tile_int8(const struct product_block *b, int32_t m, int32_t p, const
             value = _mm512_set1_epi32(four);
 #pragma GCC unroll 8
             for (int j = 0; j < P; j++)
-                sum[r][j] = _mm512_dpbusd_epi32(sum[r][j], value, column[j]);
+                dot_add(&sum[r][j], value, column[j]);
         }
     }
 #pragma GCC unroll 8
