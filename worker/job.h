@@ -63,7 +63,7 @@ struct job {
     /* Identity and attempts. */
     bool has_id;      /* request decoded and job_id is a UUID */
     uint8_t id[16];
-    char job_id[37];  /* lower case as text */
+    char job_id[37];  /* as the request wrote it */
     int32_t attempt;  /* 1 = first run */
     bool run_alone;   /* a suspect after unclean takeovers: nothing else may run beside it */
     bool replayed;    /* carries dlq.attempt: no duplicate by definition */
@@ -91,9 +91,20 @@ struct job {
     struct log_context log;         /* job_id, traceparent, partition, offset for log lines */
 };
 
-/* NULL when memory is out. Frees the arena and the job. */
-struct job *job_create(size_t payload_size);
-void job_destroy(struct job *job);
+/* NULL when memory is out; the arena's bound grows with the payload's size. */
+struct job *job_create(size_t payload_size) PGPT_MUST_CHECK;
+void job_destroy(struct job *job); /* frees the arena and the job; NULL is allowed */
+size_t job_alive(void);            /* jobs created and not destroyed, in the process */
+
+/* What every result says of its worker. Set once, before the first job; the texts must stay. */
+struct job_identity {
+    const char *model;         /* engine.model_name */
+    const char *model_version; /* engine_info */
+    const char *engine_id;     /* engine_info */
+    const char *worker;        /* worker.name */
+};
+void job_identity_set(const struct job_identity *identity);
+const struct job_identity *job_identity_get(void);
 
 /* Fills result with everything known from the request and job (ids, attempt, model, worker, times,
  * metadata) and sets the outcome; sequences and usage stay as the caller set them. error_class NULL

@@ -1,0 +1,333 @@
+/* SPDX-License-Identifier: MIT */
+#include "worker/assignment.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "worker/pipeline.h"
+
+struct owned {
+    struct ledger ledger;
+    struct duplicates *duplicates;
+};
+
+struct assignment {
+    pthread_mutex_t lock;
+    pthread_cond_t closed; /* a transaction ended */
+    rd_kafka_t *consumer;
+    struct owned *owned[ASSIGNMENT_PARTITIONS_MAX];        /* NULL = not owned */
+    int32_t in_transaction[ASSIGNMENT_PARTITIONS_MAX];
+    _Atomic uint32_t epochs[ASSIGNMENT_PARTITIONS_MAX];    /* odd while owned */
+};
+
+struct assignment *assignment_create(struct error *error)
+{
+    struct assignment *a = calloc(1, sizeof *a);
+    pthread_condattr_t attributes;
+
+    if (!a) {
+        error_set(error, "assignment: out of memory");
+        return NULL;
+    }
+    pthread_mutex_init(&a->lock, NULL);
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&a->closed, &attributes);
+    pthread_condattr_destroy(&attributes);
+    return a;
+}
+
+static void owned_free(struct owned *owned)
+{
+    if (!owned)
+        return;
+    duplicates_destroy(owned->duplicates);
+    free(owned);
+}
+
+void assignment_destroy(struct assignment *a)
+{
+    if (!a)
+        return;
+    for (int i = 0; i < ASSIGNMENT_PARTITIONS_MAX; i++)
+        owned_free(a->owned[i]);
+    pthread_cond_destroy(&a->closed);
+    pthread_mutex_destroy(&a->lock);
+    free(a);
+}
+
+static struct owned *get(struct assignment *a, int32_t partition)
+{
+    return partition >= 0 && partition < ASSIGNMENT_PARTITIONS_MAX ? a->owned[partition] : NULL;
+}
+
+bool assignment_current(const struct assignment *a, int32_t partition, uint32_t epoch)
+{
+    /* An owned partition has an odd epoch, so an old even or odd one never matches by chance. */
+    return partition >= 0 && partition < ASSIGNMENT_PARTITIONS_MAX && epoch % 2 &&
+           atomic_load(&((struct assignment *)a)->epochs[partition]) == epoch;
+}
+
+void assignment_set_consumer(struct assignment *a, rd_kafka_t *consumer)
+{
+    pthread_mutex_lock(&a->lock);
+    a->consumer = consumer;
+    pthread_mutex_unlock(&a->lock);
+}
+
+rd_kafka_t *assignment_consumer(struct assignment *a)
+{
+    rd_kafka_t *consumer;
+
+    pthread_mutex_lock(&a->lock);
+    consumer = a->consumer;
+    pthread_mutex_unlock(&a->lock);
+    return consumer;
+}
+
+void assignment_take(struct assignment *a, int32_t partition, const struct ledger *ledger,
+                     struct duplicates *duplicates)
+{
+    struct owned *owned = malloc(sizeof *owned);
+
+    if (!owned) /* not taken: its records are skipped until the next assignment */
+        return duplicates_destroy(duplicates);
+    owned->ledger = *ledger;
+    owned->duplicates = duplicates;
+    pthread_mutex_lock(&a->lock);
+    owned_free(a->owned[partition]);
+    a->owned[partition] = owned;
+    if (atomic_load(&a->epochs[partition]) % 2 == 0)
+        atomic_fetch_add(&a->epochs[partition], 1);
+    else
+        atomic_fetch_add(&a->epochs[partition], 2);
+    pthread_mutex_unlock(&a->lock);
+}
+
+static struct timespec time_in(int timeout_ms)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += timeout_ms / 1000;
+    until.tv_nsec += (long)(timeout_ms % 1000) * 1000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++;
+        until.tv_nsec -= 1000000000;
+    }
+    return until;
+}
+
+bool assignment_give_up(struct assignment *a, int32_t partition, int timeout_ms,
+                        struct ledger *ledger)
+{
+    struct timespec until = time_in(timeout_ms);
+    bool in_order = false;
+
+    pthread_mutex_lock(&a->lock);
+    if (!get(a, partition))
+        goto done;
+    while (a->in_transaction[partition] &&
+           pthread_cond_timedwait(&a->closed, &a->lock, &until) != ETIMEDOUT)
+        ;
+    in_order = !a->in_transaction[partition];
+    *ledger = a->owned[partition]->ledger;
+    owned_free(a->owned[partition]);
+    a->owned[partition] = NULL;
+    atomic_fetch_add(&a->epochs[partition], 1);
+done:
+    pthread_mutex_unlock(&a->lock);
+    return in_order;
+}
+
+bool assignment_begin(struct assignment *a, int32_t partition, int64_t offset, int64_t ahead,
+                      int32_t poison_deaths, struct assignment_admission *out)
+{
+    struct owned *owned;
+
+    pthread_mutex_lock(&a->lock);
+    owned = get(a, partition);
+    if (owned) {
+        struct ledger *l = &owned->ledger;
+
+        out->answer = ledger_begin(l, offset, ahead);
+        out->epoch = atomic_load(&a->epochs[partition]);
+        out->attempt = ledger_attempt(l, offset);
+        out->run_alone = ledger_runs_alone(l, offset);
+        out->poison = l->alone_offset == offset && l->alone_deaths >= poison_deaths;
+    }
+    pthread_mutex_unlock(&a->lock);
+    return owned != NULL;
+}
+
+bool assignment_is_new(struct assignment *a, int32_t partition, const uint8_t id[16],
+                       int64_t offset)
+{
+    struct owned *owned;
+    bool is_new = true;
+
+    pthread_mutex_lock(&a->lock);
+    owned = get(a, partition);
+    if (owned)
+        is_new = duplicates_begin(owned->duplicates, id, offset) != 0;
+    pthread_mutex_unlock(&a->lock);
+    return is_new;
+}
+
+bool assignment_mark_alone(struct assignment *a, int32_t partition, int64_t offset,
+                           struct ledger *out)
+{
+    struct owned *owned;
+
+    pthread_mutex_lock(&a->lock);
+    owned = get(a, partition);
+    if (owned) {
+        if (owned->ledger.alone_offset != offset)
+            owned->ledger.alone_deaths = 0;
+        owned->ledger.alone_offset = offset;
+        *out = owned->ledger;
+    }
+    pthread_mutex_unlock(&a->lock);
+    return owned != NULL;
+}
+
+bool assignment_has_room(struct assignment *a, int32_t partition, int64_t ahead)
+{
+    struct owned *owned;
+    bool room = false;
+
+    pthread_mutex_lock(&a->lock);
+    owned = get(a, partition);
+    if (owned)
+        room = owned->ledger.next - owned->ledger.base < ahead * 3 / 4; /* hysteresis */
+    pthread_mutex_unlock(&a->lock);
+    return room;
+}
+
+int64_t assignment_ahead(struct assignment *a)
+{
+    int64_t most = 0;
+
+    pthread_mutex_lock(&a->lock);
+    for (int i = 0; i < ASSIGNMENT_PARTITIONS_MAX; i++)
+        if (a->owned[i] && ledger_ahead(&a->owned[i]->ledger) > most)
+            most = ledger_ahead(&a->owned[i]->ledger);
+    pthread_mutex_unlock(&a->lock);
+    return most;
+}
+
+/* ---- transactions ---- */
+
+static bool owned_now(struct assignment *a, int32_t partition, uint32_t epoch)
+{
+    return get(a, partition) && assignment_current(a, partition, epoch);
+}
+
+static struct assignment_part *part_of(struct assignment_transaction *t, int32_t partition)
+{
+    for (size_t i = 0; i < t->part_count; i++)
+        if (t->parts[i].partition == partition)
+            return &t->parts[i];
+    return NULL;
+}
+
+/* Counts the job into its partition's part; a new part starts from the live ledger. */
+static int part_add(struct assignment *a, struct assignment_transaction *t, const struct job *job)
+{
+    struct assignment_part *part = part_of(t, job->partition);
+
+    if (!part) {
+        struct assignment_part *grown =
+            realloc(t->parts, (t->part_count + 1) * sizeof *t->parts);
+
+        if (!grown)
+            return -1;
+        t->parts = grown;
+        part = &t->parts[t->part_count++];
+        part->partition = job->partition;
+        part->epoch = job->epoch;
+        part->ledger = a->owned[job->partition]->ledger;
+        a->in_transaction[job->partition]++;
+    }
+    ledger_finish(&part->ledger, job->offset);
+    return 0;
+}
+
+static void parts_close(struct assignment *a, struct assignment_transaction *t)
+{
+    for (size_t i = 0; i < t->part_count; i++)
+        a->in_transaction[t->parts[i].partition]--;
+    pthread_cond_broadcast(&a->closed);
+    free(t->parts);
+    t->parts = NULL;
+    t->part_count = 0;
+}
+
+int assignment_open(struct assignment *a, struct job_list *jobs, struct job_list *stale,
+                    struct assignment_transaction *t, struct error *error)
+{
+    struct job_list all = *jobs;
+    struct job *job;
+    bool failed = false;
+
+    if (!jobs->head)
+        job_list_init(&all);
+    memset(t, 0, sizeof *t);
+    job_list_init(jobs);
+    pthread_mutex_lock(&a->lock);
+    while ((job = job_list_pop(&all))) {
+        if (!owned_now(a, job->partition, job->epoch)) {
+            job_list_push(stale, job);
+            continue;
+        }
+        job_list_push(jobs, job);
+        failed = failed || part_add(a, t, job);
+    }
+    if (t->part_count && !failed) {
+        t->group = a->consumer ? rd_kafka_consumer_group_metadata(a->consumer) : NULL;
+        failed = !t->group;
+    }
+    if (failed)
+        parts_close(a, t);
+    pthread_mutex_unlock(&a->lock);
+    return failed ? error_set(error, "no memory or no group membership for a transaction") : 0;
+}
+
+bool assignment_still_owned(struct assignment *a, const struct assignment_transaction *t)
+{
+    bool owned = true;
+
+    pthread_mutex_lock(&a->lock);
+    for (size_t i = 0; i < t->part_count; i++)
+        owned = owned && owned_now(a, t->parts[i].partition, t->parts[i].epoch);
+    pthread_mutex_unlock(&a->lock);
+    return owned;
+}
+
+void assignment_committed(struct assignment *a, const struct job_list *jobs, int64_t now_us)
+{
+    pthread_mutex_lock(&a->lock);
+    for (const struct job *job = jobs->head; job; job = job->next) {
+        struct owned *owned = get(a, job->partition);
+
+        if (!owned || !owned_now(a, job->partition, job->epoch))
+            continue;
+        ledger_finish(&owned->ledger, job->offset);
+        if (job->has_id && job->outcome != JOB_DUPLICATE)
+            duplicates_finish(owned->duplicates, job->id, job->offset, now_us);
+    }
+    pthread_mutex_unlock(&a->lock);
+}
+
+void assignment_close(struct assignment *a, struct assignment_transaction *t)
+{
+    pthread_mutex_lock(&a->lock);
+    parts_close(a, t);
+    pthread_mutex_unlock(&a->lock);
+    if (t->group)
+        rd_kafka_consumer_group_metadata_destroy(t->group);
+    t->group = NULL;
+}

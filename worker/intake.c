@@ -1,0 +1,599 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A partition's way through its flags: assigned (paused) -> taken over -> read -> given up. Reasons to
+ * pause are bits; a partition is paused while any is set, for itself or for all.
+ */
+#include "worker/intake.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/base/clock.h"
+#include "worker/admission.h"
+#include "worker/assignment.h"
+#include "worker/control.h"
+#include "worker/fault.h"
+#include "worker/kafka_client.h"
+#include "worker/takeover.h"
+
+enum pause_reason {
+    PAUSE_UNTAKEN = 1,   /* assigned, its ledger is not read yet */
+    PAUSE_FAR = 2,       /* too far ahead of its oldest unfinished offset */
+    PAUSE_NO_OUTPUT = 4, /* output topics have no partition of this number */
+    PAUSE_SEEK = 8,      /* the client has not taken the new position yet */
+    PAUSE_FULL = 16,     /* from here on for all partitions: the worker is full */
+    PAUSE_ALONE = 32,    /* a suspect is about to run, or runs, alone */
+    PAUSE_DRAIN = 64,
+    PAUSE_DLQ_LIMIT = 128,
+    PAUSE_CONTROL = 256  /* control records are not read to their end yet */
+};
+
+enum {
+    POLL_MS = 20,
+    TAKEOVER_RETRY_US = 500000,
+    SEEK_RETRY_US = 100000,
+    TOPICS_CHECK_US = 30000000,
+    TOPICS_RETRY_US = 2000000,
+    METADATA_TIMEOUT_MS = 3000
+};
+
+struct intake {
+    struct pipeline *pipeline;
+    rd_kafka_t *consumer;
+    struct admission *admission;
+    struct takeover *takeover;
+    pthread_t thread;
+    bool started;
+    _Atomic bool draining, stopping;
+    /* The thread's own: */
+    uint8_t assigned[ASSIGNMENT_PARTITIONS_MAX]; /* bool */
+    uint8_t reasons[ASSIGNMENT_PARTITIONS_MAX];  /* of the partition */
+    uint8_t paused[ASSIGNMENT_PARTITIONS_MAX];   /* as told to the client */
+    int64_t seek_to[ASSIGNMENT_PARTITIONS_MAX];  /* while PAUSE_SEEK is set */
+    int32_t partition_end; /* one past the highest partition ever assigned */
+    int32_t assigned_count, untaken_count;
+    unsigned all_reasons;
+    int32_t output_partitions; /* least of the output topics, -1 = not known */
+    int64_t takeover_at_us, topics_at_us, seek_at_us;
+    rd_kafka_message_t *alone; /* a suspect held back until nothing runs beside it */
+    bool alone_running;
+};
+
+/* ---- pausing ---- */
+
+static rd_kafka_topic_partition_list_t *list_new(const struct intake *in)
+{
+    (void)in;
+    return rd_kafka_topic_partition_list_new(16);
+}
+
+static void list_add(const struct intake *in, rd_kafka_topic_partition_list_t *list,
+                     int32_t partition, int64_t offset)
+{
+    rd_kafka_topic_partition_list_add(list, in->pipeline->config->topic_requests, partition)
+        ->offset = offset;
+}
+
+/* Tells the client what changed. */
+static void pauses_apply(struct intake *in)
+{
+    rd_kafka_topic_partition_list_t *pause = list_new(in), *resume = list_new(in);
+    int64_t paused = 0;
+
+    for (int32_t p = 0; p < in->partition_end; p++) {
+        bool wanted = in->all_reasons || in->reasons[p];
+
+        if (!in->assigned[p])
+            continue;
+        paused += wanted;
+        if (wanted && !in->paused[p])
+            list_add(in, pause, p, 0);
+        else if (!wanted && in->paused[p])
+            list_add(in, resume, p, 0);
+        in->paused[p] = wanted;
+    }
+    if (pause->cnt)
+        rd_kafka_pause_partitions(in->consumer, pause);
+    if (resume->cnt)
+        rd_kafka_resume_partitions(in->consumer, resume);
+    rd_kafka_topic_partition_list_destroy(pause);
+    rd_kafka_topic_partition_list_destroy(resume);
+    metrics_set(METRIC_PARTITIONS_PAUSED, paused);
+}
+
+static void reason_set(struct intake *in, unsigned reason, bool on)
+{
+    in->all_reasons = on ? in->all_reasons | reason : in->all_reasons & ~reason;
+}
+
+/* The record at offset is the next to be delivered. The client refuses while it is busy with the
+ * partition: then the partition stays paused, and seeks_retry() asks again. */
+static void rewind_to(struct intake *in, int32_t partition, int64_t offset)
+{
+    rd_kafka_topic_partition_list_t *list = list_new(in);
+    rd_kafka_error_t *failed;
+
+    list_add(in, list, partition, offset);
+    failed = rd_kafka_seek_partitions(in->consumer, list,
+                                      (int)in->pipeline->config->kafka_call_timeout_ms);
+    in->reasons[partition] &= (uint8_t)~PAUSE_SEEK;
+    if (failed || list->elems[0].err) {
+        log_write(LOG_INFO, "intake", NULL, "partition %d: seek to %lld: %s; trying again",
+                  partition, (long long)offset,
+                  failed ? rd_kafka_error_string(failed) : rd_kafka_err2str(list->elems[0].err));
+        in->reasons[partition] |= PAUSE_SEEK;
+        in->seek_to[partition] = offset;
+    }
+    if (failed)
+        rd_kafka_error_destroy(failed);
+    rd_kafka_topic_partition_list_destroy(list);
+}
+
+static void seeks_retry(struct intake *in, int64_t now)
+{
+    if (now < in->seek_at_us)
+        return;
+    in->seek_at_us = now + SEEK_RETRY_US;
+    for (int32_t p = 0; p < in->partition_end; p++)
+        if (in->assigned[p] && in->reasons[p] & PAUSE_SEEK)
+            rewind_to(in, p, in->seek_to[p]);
+}
+
+/* Reasons that come and go with the state of the worker. */
+static void pauses_review(struct intake *in)
+{
+    struct pipeline *p = in->pipeline;
+    size_t most = (size_t)p->config->queue_max_jobs;
+    size_t depth = job_alive();
+
+    if (depth >= most)
+        reason_set(in, PAUSE_FULL, true);
+    else if ((double)depth <= (double)most * p->config->queue_resume_ratio)
+        reason_set(in, PAUSE_FULL, false);
+    reason_set(in, PAUSE_DRAIN, atomic_load(&in->draining));
+    reason_set(in, PAUSE_CONTROL, !control_caught_up(p->control));
+    reason_set(in, PAUSE_ALONE, in->alone || in->alone_running);
+    for (int32_t i = 0; i < in->partition_end; i++)
+        if (in->assigned[i] && in->reasons[i] & PAUSE_FAR &&
+            assignment_has_room(p->assignment, i, p->config->ledger_max_ahead))
+            in->reasons[i] &= (uint8_t)~PAUSE_FAR;
+    pauses_apply(in);
+}
+
+/* ---- topics ---- */
+
+static int32_t outputs_count(struct intake *in, const char **missing)
+{
+    const struct config *c = in->pipeline->config;
+    const char *const topics[] = {c->topic_chunks, c->topic_results, c->topic_events,
+                                  c->topic_index};
+    int32_t least = ASSIGNMENT_PARTITIONS_MAX;
+
+    for (size_t i = 0; i < sizeof topics / sizeof *topics; i++) {
+        int32_t n = kafka_client_partitions(in->consumer, topics[i], METADATA_TIMEOUT_MS);
+
+        if (n < 0) {
+            *missing = topics[i];
+            return -1;
+        }
+        least = n < least ? n : least;
+    }
+    *missing = c->topic_dlq;
+    return kafka_client_partitions(in->consumer, c->topic_dlq, METADATA_TIMEOUT_MS) < 1 ? -1
+                                                                                       : least;
+}
+
+/* Partitions without their counterparts stay paused and the worker unready. */
+static void topics_review(struct intake *in, int64_t now)
+{
+    const char *missing = NULL;
+    char reason[256] = "";
+
+    if (now < in->topics_at_us)
+        return;
+    in->output_partitions = outputs_count(in, &missing);
+    if (in->output_partitions < 0)
+        snprintf(reason, sizeof reason, "topic %s does not answer or does not exist; "
+                                        "create it with `pgpt topics --create`", missing);
+    for (int32_t p = 0; p < in->partition_end; p++) {
+        in->reasons[p] &= (uint8_t)~PAUSE_NO_OUTPUT;
+        if (!in->assigned[p] || p < in->output_partitions)
+            continue;
+        in->reasons[p] |= PAUSE_NO_OUTPUT;
+        if (!*reason)
+            snprintf(reason, sizeof reason, "request partition %d has no counterpart in every "
+                                            "output topic; grow them with `pgpt topics --create`",
+                     p);
+    }
+    if (*reason)
+        health_block(in->pipeline->health, HEALTH_TOPICS, reason);
+    else
+        health_clear(in->pipeline->health, HEALTH_TOPICS);
+    in->topics_at_us = now + (*reason ? TOPICS_RETRY_US : TOPICS_CHECK_US);
+}
+
+/* ---- assignment ---- */
+
+static void on_assign(struct intake *in, const rd_kafka_topic_partition_list_t *partitions)
+{
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_copy(partitions);
+    rd_kafka_error_t *failed;
+
+    for (int i = 0; i < list->cnt; i++) {
+        int32_t p = list->elems[i].partition;
+
+        list->elems[i].offset = RD_KAFKA_OFFSET_BEGINNING; /* takeover seeks before it resumes */
+        if (p >= ASSIGNMENT_PARTITIONS_MAX) {
+            health_fail(in->pipeline->health, "the requests topic has more than %d partitions",
+                        ASSIGNMENT_PARTITIONS_MAX);
+            continue;
+        }
+        if (p >= in->partition_end)
+            in->partition_end = p + 1;
+        in->assigned_count += !in->assigned[p];
+        in->untaken_count += !in->assigned[p];
+        in->assigned[p] = in->paused[p] = 1;
+        in->reasons[p] = PAUSE_UNTAKEN;
+    }
+    failed = rd_kafka_incremental_assign(in->consumer, list);
+    rd_kafka_pause_partitions(in->consumer, list);
+    if (failed) {
+        health_fail(in->pipeline->health, "intake: assign: %s", rd_kafka_error_string(failed));
+        rd_kafka_error_destroy(failed);
+    }
+    rd_kafka_topic_partition_list_destroy(list);
+    in->takeover_at_us = 0;
+    in->topics_at_us = 0;
+}
+
+static void alone_forget(struct intake *in, int32_t partition)
+{
+    if (!in->alone || in->alone->partition != partition)
+        return;
+    rd_kafka_message_destroy(in->alone);
+    in->alone = NULL;
+}
+
+/* Ends the ownership of the list's partitions; in order: commits their ledgers without the mark. */
+static void give_up(struct intake *in, const rd_kafka_topic_partition_list_t *list, bool lost)
+{
+    struct pipeline *p = in->pipeline;
+    struct ledger *ledgers = calloc((size_t)list->cnt + 1, sizeof *ledgers);
+    int32_t *closed = calloc((size_t)list->cnt + 1, sizeof *closed);
+    int64_t until = clock_mono_us() + p->config->kafka_call_timeout_ms * 1000;
+    struct error error;
+    int count = 0;
+
+    for (int i = 0; i < list->cnt; i++) {
+        int32_t partition = list->elems[i].partition;
+        int64_t left = lost ? 0 : (until - clock_mono_us()) / 1000;
+        struct ledger ledger;
+
+        FAULT_POINT("revoke");
+        if (assignment_give_up(p->assignment, partition, left > 0 ? (int)left : 0, &ledger) &&
+            !lost && ledgers && closed) {
+            ledger.open = false;
+            ledgers[count] = ledger;
+            closed[count++] = partition;
+        }
+        scheduler_drop_stale(p->scheduler, partition, 0);
+        alone_forget(in, partition);
+        in->untaken_count -= in->assigned[partition] && in->reasons[partition] & PAUSE_UNTAKEN;
+        in->assigned_count -= in->assigned[partition];
+        in->assigned[partition] = in->paused[partition] = in->reasons[partition] = 0;
+    }
+    if (count && takeover_commit(in->takeover, in->consumer, closed, ledgers, count, &error))
+        log_write(LOG_WARN, "intake", NULL, "%s; the next owner will see a death", error.message);
+    free(ledgers);
+    free(closed);
+}
+
+static void on_revoke(struct intake *in, const rd_kafka_topic_partition_list_t *list)
+{
+    bool lost = rd_kafka_assignment_lost(in->consumer) != 0;
+    rd_kafka_error_t *failed;
+
+    give_up(in, list, lost);
+    if (lost)
+        metrics_add(METRIC_PARTITIONS_LOST, (uint64_t)list->cnt);
+    failed = rd_kafka_incremental_unassign(in->consumer, list);
+    if (failed) {
+        log_write(LOG_WARN, "intake", NULL, "unassign: %s", rd_kafka_error_string(failed));
+        rd_kafka_error_destroy(failed);
+    }
+    log_write(LOG_INFO, "intake", NULL, "%d partitions %s, %d left", list->cnt,
+              lost ? "lost" : "given up", in->assigned_count);
+}
+
+static void on_rebalance(rd_kafka_t *consumer, rd_kafka_resp_err_t code,
+                         rd_kafka_topic_partition_list_t *list, void *opaque)
+{
+    struct intake *in = opaque;
+
+    (void)consumer;
+    metrics_add(METRIC_REBALANCES, 1);
+    if (code == RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS)
+        on_assign(in, list);
+    else
+        on_revoke(in, list);
+}
+
+static void taken_seek(struct intake *in, const int32_t *partitions, const int64_t *offsets,
+                       int count)
+{
+    for (int i = 0; i < count; i++) {
+        in->reasons[partitions[i]] &= (uint8_t)~PAUSE_UNTAKEN;
+        in->untaken_count--;
+        rewind_to(in, partitions[i], offsets[i]);
+    }
+}
+
+static void takeover_step(struct intake *in, int64_t now)
+{
+    enum { AT_ONCE = 64 };
+    int32_t partitions[AT_ONCE] = {0};
+    int64_t offsets[AT_ONCE] = {0};
+    struct error error;
+    int count = 0;
+
+    if (!in->untaken_count || now < in->takeover_at_us || atomic_load(&in->draining))
+        return;
+    for (int32_t p = 0; p < in->partition_end && count < AT_ONCE; p++)
+        if (in->assigned[p] && in->reasons[p] & PAUSE_UNTAKEN)
+            partitions[count++] = p;
+    if (takeover_run(in->takeover, in->consumer, partitions, offsets, count, &error)) {
+        log_write(LOG_WARN, "intake", NULL, "%d partitions not taken over yet: %s", count,
+                  error.message);
+        in->takeover_at_us = now + TAKEOVER_RETRY_US;
+        return;
+    }
+    taken_seek(in, partitions, offsets, count);
+    log_write(LOG_INFO, "intake", NULL, "%d partitions taken over, %d owned", count,
+              in->assigned_count - in->untaken_count);
+}
+
+static void assignment_report(struct intake *in)
+{
+    struct health *health = in->pipeline->health;
+
+    metrics_set(METRIC_PARTITIONS_ASSIGNED, in->assigned_count - in->untaken_count);
+    metrics_set(METRIC_LEDGER_AHEAD, assignment_ahead(in->pipeline->assignment));
+    metrics_set(METRIC_JOBS_IN_FLIGHT, (int64_t)job_alive());
+    if (!in->assigned_count)
+        health_block(health, HEALTH_ASSIGNMENT, "no partition is assigned to this worker");
+    else if (in->untaken_count)
+        health_block(health, HEALTH_ASSIGNMENT, "partitions are being taken over");
+    else
+        health_clear(health, HEALTH_ASSIGNMENT);
+}
+
+/* ---- records ---- */
+
+static void admit(struct intake *in, rd_kafka_message_t *message,
+                  const struct assignment_admission *answer)
+{
+    switch (admission_run(in->admission, message, answer)) {
+    case ADMISSION_OK:
+        break;
+    case ADMISSION_RETRY:
+        rewind_to(in, message->partition, message->offset);
+        break;
+    case ADMISSION_LIMIT:
+        reason_set(in, PAUSE_DLQ_LIMIT, true);
+        health_block(in->pipeline->health, HEALTH_DLQ_LIMIT,
+                     "too many of the last records were dead-lettered (dlq.limit_ratio); look at "
+                     "them with `pgpt dlq list`, then restart");
+        log_write(LOG_ERROR, "intake", NULL, "intake stopped: too many dead letters");
+        pauses_apply(in);
+        break;
+    }
+}
+
+/* Returns true when it keeps the message. */
+static bool on_record(struct intake *in, rd_kafka_message_t *message)
+{
+    const struct config *config = in->pipeline->config;
+    struct assignment_admission answer;
+
+    if (!assignment_begin(in->pipeline->assignment, message->partition, message->offset,
+                          config->ledger_max_ahead, (int32_t)config->poison_max_deaths, &answer))
+        return false; /* not owned (yet): it is read again by its owner */
+    if (answer.answer == LEDGER_DONE)
+        return false;
+    if (answer.answer == LEDGER_TOO_FAR) {
+        in->reasons[message->partition] |= PAUSE_FAR;
+        pauses_apply(in);
+        rewind_to(in, message->partition, message->offset);
+        return false;
+    }
+    if (answer.run_alone && !answer.poison) {
+        in->alone = message; /* not decoded before the commit that says it runs alone */
+        pauses_review(in);
+        return true;
+    }
+    admit(in, message, &answer);
+    return false;
+}
+
+/* A suspect starts when the worker is empty and its mark is committed, and ends before the next. */
+static void alone_step(struct intake *in)
+{
+    const struct config *config = in->pipeline->config;
+    struct assignment_admission answer;
+    rd_kafka_message_t *message = in->alone;
+    struct ledger ledger;
+    struct error error;
+
+    if (job_alive() > 0)
+        return;
+    in->alone_running = false;
+    if (!message || atomic_load(&in->draining))
+        return;
+    in->alone = NULL;
+    if (assignment_begin(in->pipeline->assignment, message->partition, message->offset,
+                         config->ledger_max_ahead, (int32_t)config->poison_max_deaths, &answer) &&
+        assignment_mark_alone(in->pipeline->assignment, message->partition, message->offset,
+                              &ledger)) {
+        if (takeover_commit(in->takeover, in->consumer, &message->partition, &ledger, 1, &error)) {
+            log_write(LOG_WARN, "intake", NULL, "%s; trying again", error.message);
+            in->alone = message;
+            return;
+        }
+        FAULT_POINT("alone_marked");
+        in->alone_running = true;
+        admit(in, message, &answer);
+    }
+    rd_kafka_message_destroy(message);
+}
+
+static void on_error(struct intake *in, const rd_kafka_message_t *message)
+{
+    char reason[512];
+
+    if (message->err == RD_KAFKA_RESP_ERR__PARTITION_EOF)
+        return;
+    snprintf(reason, sizeof reason, "partition %d: %s", message->partition,
+             rd_kafka_message_errstr(message));
+    log_write(LOG_WARN, "intake", NULL, "%s", reason);
+    if (message->err == RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET)
+        health_block(in->pipeline->health, HEALTH_OFFSETS, reason);
+}
+
+static void *intake_main(void *argument)
+{
+    struct intake *in = argument;
+    char reason[8];
+
+    while (!atomic_load(&in->stopping) &&
+           !health_failed(in->pipeline->health, reason, sizeof reason)) {
+        int64_t now = clock_mono_us();
+        rd_kafka_message_t *message;
+
+        health_beat(in->pipeline->health, HEALTH_BEAT_INTAKE, now);
+        takeover_step(in, now);
+        seeks_retry(in, now);
+        topics_review(in, now);
+        alone_step(in);
+        pauses_review(in);
+        assignment_report(in);
+        for (int n = 0; n < 256 && !in->all_reasons; n++) { /* the reviews are not free */
+            message = rd_kafka_consumer_poll(in->consumer, n ? 0 : POLL_MS);
+            if (!message)
+                break;
+            if (message->err)
+                on_error(in, message);
+            else if (on_record(in, message))
+                break;
+            rd_kafka_message_destroy(message);
+        }
+        if (in->all_reasons) { /* everything is paused: still poll, for rebalances */
+            message = rd_kafka_consumer_poll(in->consumer, POLL_MS);
+            if (message && message->err)
+                on_error(in, message);
+            else if (message) /* it was fetched before the pause: deliver it again later */
+                rewind_to(in, message->partition, message->offset);
+            if (message)
+                rd_kafka_message_destroy(message);
+        }
+    }
+    rd_kafka_consumer_close(in->consumer); /* revokes: gives everything up in order */
+    return NULL;
+}
+
+/* ---- life ---- */
+
+struct intake *intake_create(struct pipeline *pipeline, struct error *error)
+{
+    struct intake *in = calloc(1, sizeof *in);
+
+    if (!in) {
+        error_set(error, "intake: out of memory");
+        return NULL;
+    }
+    in->pipeline = pipeline;
+    in->output_partitions = -1;
+    in->admission = admission_create(pipeline, error);
+    in->takeover = in->admission ? takeover_create(pipeline, error) : NULL;
+    if (!in->takeover) {
+        intake_destroy(in);
+        return NULL;
+    }
+    return in;
+}
+
+static rd_kafka_t *consumer_new(struct intake *in, struct error *error)
+{
+    const struct config *config = in->pipeline->config;
+    const char *settings[] = {"group.id", config->kafka_group, "group.protocol", "consumer",
+                              "enable.auto.commit", "false", "enable.auto.offset.store", "false",
+                              "auto.offset.reset", "error", "isolation.level", "read_committed",
+                              "fetch.wait.max.ms", "100", "queued.min.messages", "2000",
+                              "queued.max.messages.kbytes", "16384", "fetch.queue.backoff.ms", "5",
+                              NULL};
+    struct kafka_client_options options = {config, in->pipeline->health, "intake", settings, in};
+    rd_kafka_conf_t *conf = kafka_client_conf(&options, error);
+    rd_kafka_t *consumer;
+
+    if (!conf)
+        return NULL;
+    rd_kafka_conf_set_rebalance_cb(conf, on_rebalance);
+    consumer = kafka_client_new(RD_KAFKA_CONSUMER, conf, error);
+    if (consumer)
+        rd_kafka_poll_set_consumer(consumer);
+    return consumer;
+}
+
+int intake_start(struct intake *in, struct error *error)
+{
+    rd_kafka_topic_partition_list_t *topics;
+    rd_kafka_resp_err_t code;
+
+    in->consumer = consumer_new(in, error);
+    if (!in->consumer)
+        return -1;
+    assignment_set_consumer(in->pipeline->assignment, in->consumer);
+    topics = rd_kafka_topic_partition_list_new(1);
+    rd_kafka_topic_partition_list_add(topics, in->pipeline->config->topic_requests,
+                                      RD_KAFKA_PARTITION_UA);
+    code = rd_kafka_subscribe(in->consumer, topics);
+    rd_kafka_topic_partition_list_destroy(topics);
+    if (code)
+        return error_set(error, "subscribing to %s: %s", in->pipeline->config->topic_requests,
+                         rd_kafka_err2str(code));
+    if (pthread_create(&in->thread, NULL, intake_main, in))
+        return error_set(error, "intake: its thread could not be started");
+    in->started = true;
+    return 0;
+}
+
+void intake_drain(struct intake *in)
+{
+    atomic_store(&in->draining, true);
+}
+
+void intake_stop(struct intake *in)
+{
+    if (!in->started)
+        return;
+    atomic_store(&in->draining, true);
+    atomic_store(&in->stopping, true);
+    pthread_join(in->thread, NULL);
+    in->started = false;
+}
+
+void intake_destroy(struct intake *in)
+{
+    if (!in)
+        return;
+    if (in->alone)
+        rd_kafka_message_destroy(in->alone);
+    if (in->consumer) {
+        assignment_set_consumer(in->pipeline->assignment, NULL);
+        rd_kafka_destroy(in->consumer);
+    }
+    admission_destroy(in->admission);
+    takeover_destroy(in->takeover);
+    free(in);
+}

@@ -1,0 +1,289 @@
+/* SPDX-License-Identifier: MIT */
+#include "worker/takeover.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/base/clock.h"
+#include "schema/codec.h"
+#include "worker/fault.h"
+#include "worker/kafka_client.h"
+#include "worker/ledger_metadata.h"
+
+enum { INDEX_ARENA_MAX = 64 << 20, INDEX_READ_LIMIT_MS = 60000 };
+
+struct takeover {
+    struct pipeline *pipeline;
+    rd_kafka_t *reader; /* of pgpt.index, made at the first takeover */
+    struct codec *codec;
+    struct arena *arena;
+};
+
+struct takeover *takeover_create(struct pipeline *pipeline, struct error *error)
+{
+    struct takeover *t = calloc(1, sizeof *t);
+
+    if (t) {
+        t->pipeline = pipeline;
+        t->codec = codec_open(NULL, error);
+        t->arena = arena_create(65536, INDEX_ARENA_MAX);
+    }
+    if (!t || !t->codec || !t->arena) {
+        takeover_destroy(t);
+        error_set(error, "takeover: out of memory");
+        return NULL;
+    }
+    return t;
+}
+
+void takeover_destroy(struct takeover *t)
+{
+    if (!t)
+        return;
+    if (t->reader) {
+        rd_kafka_consumer_close(t->reader);
+        rd_kafka_destroy(t->reader);
+    }
+    codec_close(t->codec);
+    arena_destroy(t->arena);
+    free(t);
+}
+
+static int timeout_ms(const struct takeover *t)
+{
+    return (int)t->pipeline->config->kafka_call_timeout_ms;
+}
+
+/* ---- committed offsets ---- */
+
+int takeover_commit(struct takeover *t, rd_kafka_t *consumer, const int32_t *partitions,
+                    const struct ledger *ledgers, int count, struct error *error)
+{
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(count);
+    rd_kafka_resp_err_t code = RD_KAFKA_RESP_ERR_NO_ERROR;
+
+    for (int i = 0; i < count; i++) {
+        rd_kafka_topic_partition_t *entry = rd_kafka_topic_partition_list_add(
+            list, t->pipeline->config->topic_requests, partitions[i]);
+        char *metadata = malloc(LEDGER_METADATA_MAX);
+
+        if (!metadata) {
+            rd_kafka_topic_partition_list_destroy(list);
+            return error_set(error, "no memory to commit a ledger");
+        }
+        entry->offset = ledgers[i].base;
+        entry->metadata_size = ledger_metadata_write(&ledgers[i], metadata);
+        entry->metadata = metadata; /* owned by the list */
+    }
+    code = rd_kafka_commit(consumer, list, 0);
+    for (int i = 0; i < count && !code; i++)
+        code = list->elems[i].err;
+    rd_kafka_topic_partition_list_destroy(list);
+    return code ? error_set(error, "committing %d ledgers: %s", count, rd_kafka_err2str(code)) : 0;
+}
+
+/* The ledger of one partition from its committed offset; none means the log's beginning. */
+static int ledger_from(struct takeover *t, rd_kafka_t *consumer,
+                       const rd_kafka_topic_partition_t *entry, struct ledger *ledger,
+                       struct error *error)
+{
+    int64_t low, high;
+    rd_kafka_resp_err_t code;
+    struct error problem;
+
+    if (entry->err)
+        return error_set(error, "partition %d: its committed offset cannot be read: %s",
+                         entry->partition, rd_kafka_err2str(entry->err));
+    if (entry->offset < 0) {
+        code = rd_kafka_query_watermark_offsets(consumer, entry->topic, entry->partition, &low,
+                                                &high, timeout_ms(t));
+        if (code)
+            return error_set(error, "partition %d: its first offset cannot be read: %s",
+                             entry->partition, rd_kafka_err2str(code));
+        ledger_init(ledger, low, 0);
+        return 0;
+    }
+    if (ledger_metadata_read(entry->metadata, entry->metadata_size, entry->offset, ledger,
+                             &problem))
+        log_write(LOG_ERROR, "intake", NULL, "partition %d: %s; starting from the offset alone",
+                  entry->partition, problem.message);
+    return 0;
+}
+
+static int ledgers_read(struct takeover *t, rd_kafka_t *consumer, const int32_t *partitions,
+                        struct ledger *ledgers, int count, struct error *error)
+{
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(count);
+    rd_kafka_resp_err_t code;
+    int status = -1;
+
+    for (int i = 0; i < count; i++)
+        rd_kafka_topic_partition_list_add(list, t->pipeline->config->topic_requests,
+                                          partitions[i]);
+    /* A read_committed consumer waits for open transactions: these offsets are stable. */
+    code = rd_kafka_committed(consumer, list, timeout_ms(t));
+    if (code) {
+        error_set(error, "the committed offsets cannot be read: %s", rd_kafka_err2str(code));
+        goto done;
+    }
+    for (int i = 0; i < count; i++)
+        if (ledger_from(t, consumer, &list->elems[i], &ledgers[i], error))
+            goto done;
+    status = 0;
+done:
+    rd_kafka_topic_partition_list_destroy(list);
+    return status;
+}
+
+/* ---- the window of duplicates ---- */
+
+static int reader_open(struct takeover *t, struct error *error)
+{
+    const char *const settings[] = {"group.id", "unused-index-reader", "enable.auto.commit", "false",
+                                    "enable.partition.eof", "true", "auto.offset.reset", "earliest",
+                                    "isolation.level", "read_committed", "fetch.wait.max.ms", "50",
+                                    NULL};
+    struct kafka_client_options options = {t->pipeline->config, t->pipeline->health, "index",
+                                           settings, t};
+    rd_kafka_conf_t *conf = kafka_client_conf(&options, error);
+
+    t->reader = conf ? kafka_client_new(RD_KAFKA_CONSUMER, conf, error) : NULL;
+    if (!t->reader)
+        return -1;
+    rd_kafka_poll_set_consumer(t->reader);
+    return 0;
+}
+
+static int position_of(const int32_t *partitions, int count, int32_t partition)
+{
+    for (int i = 0; i < count; i++)
+        if (partitions[i] == partition)
+            return i;
+    return -1;
+}
+
+static void index_apply(struct takeover *t, const rd_kafka_message_t *message,
+                        struct duplicates *window)
+{
+    struct job_index index;
+    struct error error;
+
+    arena_reset(t->arena);
+    if (codec_decode(t->codec, RECORD_JOB_INDEX, message->payload, message->len, t->arena, &index,
+                     &error)) {
+        log_write(LOG_WARN, "intake", NULL, "index record at offset %lld ignored: %s",
+                  (long long)message->offset, error.message);
+        return;
+    }
+    for (size_t i = 0; i < index.job_count; i++)
+        duplicates_finish(window, index.jobs[i].id, index.jobs[i].source_offset, index.at_us);
+}
+
+/* Reads every partition of the list to its end. */
+static int index_poll(struct takeover *t, const int32_t *partitions, struct duplicates **windows,
+                      int count, struct error *error)
+{
+    int64_t until = clock_mono_us() + (int64_t)INDEX_READ_LIMIT_MS * 1000;
+    int left = count;
+
+    while (left > 0) {
+        rd_kafka_message_t *message = rd_kafka_consumer_poll(t->reader, 100);
+        int i = message ? position_of(partitions, count, message->partition) : -1;
+
+        health_beat(t->pipeline->health, HEALTH_BEAT_INTAKE, clock_mono_us());
+        if (message && message->err == RD_KAFKA_RESP_ERR__PARTITION_EOF)
+            left--;
+        else if (message && !message->err && i >= 0)
+            index_apply(t, message, windows[i]);
+        if (message)
+            rd_kafka_message_destroy(message);
+        if (clock_mono_us() > until)
+            return error_set(error, "the index topic could not be read to its end within %d s",
+                             INDEX_READ_LIMIT_MS / 1000);
+    }
+    return 0;
+}
+
+static int windows_read(struct takeover *t, const int32_t *partitions, struct duplicates **windows,
+                        int count, struct error *error)
+{
+    rd_kafka_topic_partition_list_t *list;
+    rd_kafka_resp_err_t code;
+    int status;
+
+    if (!t->reader && reader_open(t, error))
+        return -1;
+    list = rd_kafka_topic_partition_list_new(count);
+    for (int i = 0; i < count; i++)
+        rd_kafka_topic_partition_list_add(list, t->pipeline->config->topic_index, partitions[i])
+            ->offset = RD_KAFKA_OFFSET_BEGINNING;
+    code = rd_kafka_assign(t->reader, list);
+    rd_kafka_topic_partition_list_destroy(list);
+    if (code)
+        return error_set(error, "the index topic cannot be read: %s", rd_kafka_err2str(code));
+    status = index_poll(t, partitions, windows, count, error);
+    rd_kafka_assign(t->reader, NULL);
+    return status;
+}
+
+/* ---- the whole ---- */
+
+static struct duplicates_limits limits(const struct config *config)
+{
+    return (struct duplicates_limits){config->duplicate_window_ms * 1000,
+                                      (size_t)config->duplicate_min_jobs,
+                                      (size_t)config->duplicate_max_jobs};
+}
+
+static void marks_set(struct takeover *t, const int32_t *partitions, struct ledger *ledgers,
+                      int count)
+{
+    int32_t bound = (int32_t)(t->pipeline->config->queue_max_jobs + 1024);
+
+    for (int i = 0; i < count; i++) {
+        if (!ledger_take_over(&ledgers[i], bound))
+            continue;
+        metrics_add(METRIC_TAKEOVERS_UNCLEAN, 1);
+        log_write(LOG_WARN, "intake", NULL,
+                  "partition %d was left by a worker that died (takeover %d); unfinished offsets "
+                  "below %lld are suspects", partitions[i], ledgers[i].takeovers,
+                  (long long)ledgers[i].suspect_end);
+    }
+}
+
+int takeover_run(struct takeover *t, rd_kafka_t *consumer, const int32_t *partitions,
+                 int64_t *offsets, int count, struct error *error)
+{
+    struct ledger *ledgers = calloc((size_t)count, sizeof *ledgers);
+    struct duplicates **windows = calloc((size_t)count, sizeof *windows);
+    bool memory = ledgers && windows;
+    int status = -1;
+
+    for (int i = 0; memory && i < count; i++)
+        memory = (windows[i] = duplicates_create(limits(t->pipeline->config))) != NULL;
+    if (!memory) {
+        error_set(error, "no memory for the ledgers of %d partitions", count);
+        goto done;
+    }
+    /* The mark comes last: a try that fails before it must not look like a death to the next one. */
+    if (ledgers_read(t, consumer, partitions, ledgers, count, error) ||
+        windows_read(t, partitions, windows, count, error))
+        goto done;
+    marks_set(t, partitions, ledgers, count);
+    FAULT_POINT("open_mark");
+    if (takeover_commit(t, consumer, partitions, ledgers, count, error))
+        goto done;
+    FAULT_POINT("open_marked");
+    for (int i = 0; i < count; i++) {
+        assignment_take(t->pipeline->assignment, partitions[i], &ledgers[i], windows[i]);
+        windows[i] = NULL;
+        offsets[i] = ledgers[i].base;
+    }
+    status = 0;
+done:
+    for (int i = 0; windows && i < count; i++)
+        duplicates_destroy(windows[i]);
+    free(windows);
+    free(ledgers);
+    return status;
+}
