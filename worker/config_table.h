@@ -16,8 +16,8 @@ INT(worker_prepare_threads, "worker.prepare_threads", 1, 1, 64, "tokenising thre
 INT(worker_stall_ms, "worker.stall_ms", 30000, 1000, 3600000,
     "a thread without progress for this long makes /healthz fail")
 
-STRING(engine_model, "engine.model", "models/prometheus-mini", false, "model directory")
-STRING(engine_model_name, "engine.model_name", "prometheus-mini", false,
+STRING(engine_model, "model", "models/prometheus-mini", false, "model directory")
+STRING(engine_model_name, "model.name", "prometheus-mini", false,
        "name that requests may ask for in `model`; \"\" in a request means this one")
 STRING(engine_device, "engine.device", "cpu", false, "cpu or cuda:N")
 CHOICE(engine_compute, "engine.compute", "auto", "auto|fp32|fp16|bf16|int8|dynamic",

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+target_sources(pgpt_worker PRIVATE scheduler.c)
