@@ -18,3 +18,6 @@ else()
   target_compile_options(pgpt_flags INTERFACE
     $<$<AND:$<COMPILE_LANGUAGE:C,CXX>,$<NOT:$<CONFIG:Debug>>>:-U_FORTIFY_SOURCE;-D_FORTIFY_SOURCE=2>)
 endif()
+if(PGPT_FUZZ)
+  target_compile_options(pgpt_flags INTERFACE $<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=fuzzer-no-link>)
+endif()

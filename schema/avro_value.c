@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 #include "schema/avro_value.h"
 
+#include <float.h>
+#include <math.h>
 #include <string.h>
 
 /* ---- struct to Avro ---- */
 
-static int put_record(avro_value_t *value, const struct record_binding *binding, const void *record);
+static int put_record(avro_value_t *value, const struct record_binding *binding,
+                      const void *record);
 
 static int put_text(avro_value_t *value, struct text text)
 {
@@ -46,7 +49,10 @@ static int put_map(avro_value_t *value, const struct text_pair *pairs, size_t co
     for (size_t i = 0; i < count; i++) {
         avro_value_t item;
 
-        /* Avro C keys are C strings: one with a NUL inside is cut there. */
+        if (memchr(pairs[i].key.data, 0, pairs[i].key.size)) {
+            avro_set_error("a map's key contains a NUL");
+            return -1;
+        }
         if (avro_value_add(value, pairs[i].key.data, &item, NULL, NULL) ||
             put_text(&item, pairs[i].value))
             return -1;
@@ -135,8 +141,7 @@ static int put_field(avro_value_t *value, const struct field_binding *f, const c
     case BIND_RECORD:
         return put_record(value, f->record, member);
     case BIND_RECORDS:
-        return put_records(value, f->record, *(const void *const *)member,
-                           list_count(f, base));
+        return put_records(value, f->record, *(const void *const *)member, list_count(f, base));
     default:
         return put_optional_field(value, f, base);
     }
@@ -191,8 +196,11 @@ static bool utf8_valid(const unsigned char *s, size_t size)
 
     while (i < size) {
         unsigned char c = s[i];
-        size_t more = c < 0x80 ? 0 : c >= 0xc2 && c < 0xe0 ? 1 : c >= 0xe0 && c < 0xf0 ? 2
-                              : c >= 0xf0 && c < 0xf5 ? 3 : 4;
+        size_t more = c < 0x80                ? 0
+                      : c >= 0xc2 && c < 0xe0 ? 1
+                      : c >= 0xe0 && c < 0xf0 ? 2
+                      : c >= 0xf0 && c < 0xf5 ? 3
+                                              : 4;
 
         if (more == 4 || more > size - i - 1)
             return false;
@@ -239,6 +247,10 @@ static int get_literal(struct getter *g, const avro_value_t *value, const char *
 
     if (get_text(g, value, field, &text))
         return -1;
+    if (memchr(text.data, 0, text.size)) {
+        g->status = CODEC_BAD_PAYLOAD;
+        return error_set(g->error, "field %s: its text contains a NUL", field);
+    }
     *out = text.data;
     return 0;
 }
@@ -288,6 +300,20 @@ static int get_double(struct getter *g, const avro_value_t *value, const char *f
     return 0;
 }
 
+static int get_float(struct getter *g, const avro_value_t *value, const char *field, float *out)
+{
+    double wide;
+
+    if (get_double(g, value, field, &wide))
+        return -1;
+    if (isfinite(wide) && fabs(wide) > (double)FLT_MAX) {
+        g->status = CODEC_BAD_PAYLOAD;
+        return error_set(g->error, "field %s: %g does not fit into a float", field, wide);
+    }
+    *out = (float)wide;
+    return 0;
+}
+
 static int get_bool(struct getter *g, const avro_value_t *value, const char *field, bool *out)
 {
     int flag;
@@ -296,6 +322,28 @@ static int get_bool(struct getter *g, const avro_value_t *value, const char *fie
         return mismatch(g, field, "boolean");
     *out = flag != 0;
     return 0;
+}
+
+/* Replaces a union by its current branch. */
+static int unwrap(struct getter *g, avro_value_t *value, const char *field)
+{
+    avro_value_t branch;
+
+    if (avro_value_get_type(value) != AVRO_UNION)
+        return 0;
+    if (avro_value_get_current_branch(value, &branch))
+        return mismatch(g, field, "union");
+    *value = branch;
+    return 0;
+}
+
+/* The list's item i, out of its union if it is in one. */
+static int list_item(struct getter *g, const avro_value_t *list, const char *field, size_t i,
+                     avro_value_t *item, const char **key)
+{
+    if (avro_value_get_by_index(list, i, item, key))
+        return mismatch(g, field, "list");
+    return unwrap(g, item, field);
 }
 
 static int list_size(struct getter *g, const avro_value_t *value, const char *field,
@@ -319,8 +367,8 @@ static int get_ints(struct getter *g, const avro_value_t *value, const char *fie
     for (size_t i = 0; i < *count; i++) {
         avro_value_t item;
 
-        if (avro_value_get_by_index(value, i, &item, NULL))
-            return mismatch(g, field, "array");
+        if (list_item(g, value, field, i, &item, NULL))
+            return -1;
         if (get_int(g, &item, field, &items[i]))
             return -1;
     }
@@ -341,8 +389,8 @@ static int get_texts(struct getter *g, const avro_value_t *value, const char *fi
     for (size_t i = 0; i < *count; i++) {
         avro_value_t item;
 
-        if (avro_value_get_by_index(value, i, &item, NULL))
-            return mismatch(g, field, "array");
+        if (list_item(g, value, field, i, &item, NULL))
+            return -1;
         if (get_text(g, &item, field, &items[i]))
             return -1;
     }
@@ -364,8 +412,8 @@ static int get_map(struct getter *g, const avro_value_t *value, const char *fiel
         avro_value_t item;
         const char *key;
 
-        if (avro_value_get_by_index(value, i, &item, &key))
-            return mismatch(g, field, "map");
+        if (list_item(g, value, field, i, &item, &key))
+            return -1;
         if (copy_text(g, field, key, strlen(key), &pairs[i].key) ||
             get_text(g, &item, field, &pairs[i].value))
             return -1;
@@ -399,8 +447,8 @@ static int get_records(struct getter *g, const avro_value_t *value, const struct
     for (size_t i = 0; i < *count; i++) {
         avro_value_t item;
 
-        if (avro_value_get_by_index(value, i, &item, NULL))
-            return mismatch(g, f->name, "array");
+        if (list_item(g, value, f->name, i, &item, NULL))
+            return -1;
         if (get_record(g, &item, f->record, items + i * f->record->size))
             return -1;
     }
@@ -413,7 +461,6 @@ static int get_field(struct getter *g, const avro_value_t *value, const struct f
 {
     char *member = base + f->offset;
     size_t *count = (size_t *)(base + f->count);
-    double number;
 
     switch (f->kind) {
     case BIND_TEXT:
@@ -429,10 +476,7 @@ static int get_field(struct getter *g, const avro_value_t *value, const struct f
     case BIND_BOOL:
         return get_bool(g, value, f->name, (bool *)member);
     case BIND_FLOAT:
-        if (get_double(g, value, f->name, &number))
-            return -1;
-        *(float *)member = (float)number;
-        return 0;
+        return get_float(g, value, f->name, (float *)member);
     case BIND_DOUBLE:
         return get_double(g, value, f->name, (double *)member);
     case BIND_INTS:
@@ -462,13 +506,8 @@ static bool has_flag(enum binding_kind kind)
 static int get_present(struct getter *g, avro_value_t *value, const struct field_binding *f,
                        char *base)
 {
-    avro_value_t branch;
-
-    if (avro_value_get_type(value) == AVRO_UNION) {
-        if (avro_value_get_current_branch(value, &branch))
-            return mismatch(g, f->name, "union");
-        *value = branch;
-    }
+    if (unwrap(g, value, f->name))
+        return -1;
     if (avro_value_get_type(value) == AVRO_NULL) {
         if (!f->required)
             return 0;

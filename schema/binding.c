@@ -3,13 +3,20 @@
 
 #define COUNT(table) (sizeof(table) / sizeof *(table))
 
-/* A field whose member has the same name; the wire's defaults are set by the record's defaults(). */
+/* A field whose member has the same name; the wire's defaults are set by the record's defaults().
+ */
 #define FIELD(type, kind, member)                                                                  \
-    {#member, kind, offsetof(struct type, member), 0, 0, false, NULL}
+    {                                                                                              \
+#member, kind, offsetof(struct type, member), 0, 0, false, NULL                            \
+    }
 #define REQUIRED(type, kind, member)                                                               \
-    {#member, kind, offsetof(struct type, member), 0, 0, true, NULL}
+    {                                                                                              \
+#member, kind, offsetof(struct type, member), 0, 0, true, NULL                             \
+    }
 #define LIST(type, kind, name, member, count)                                                      \
-    {name, kind, offsetof(struct type, member), offsetof(struct type, count), 0, false, NULL}
+    {                                                                                              \
+        name, kind, offsetof(struct type, member), offsetof(struct type, count), 0, false, NULL    \
+    }
 
 static void request_defaults(void *record)
 {
@@ -72,8 +79,8 @@ static const struct field_binding usage_fields[] = {
     FIELD(generation_usage, BIND_INT, prompt_tokens),
     FIELD(generation_usage, BIND_INT, generated_tokens),
 };
-static const struct record_binding usage_binding = {
-    "Usage", sizeof(struct generation_usage), NULL, usage_fields, COUNT(usage_fields)};
+static const struct record_binding usage_binding = {"Usage", sizeof(struct generation_usage), NULL,
+                                                    usage_fields, COUNT(usage_fields)};
 
 static const struct field_binding timings_fields[] = {
     FIELD(generation_timings, BIND_LONG, queue_us),
@@ -83,15 +90,15 @@ static const struct field_binding timings_fields[] = {
     FIELD(generation_timings, BIND_LONG, total_us),
     FIELD(generation_timings, BIND_DOUBLE, batch_size_mean),
 };
-static const struct record_binding timings_binding = {
-    "Timings", sizeof(struct generation_timings), NULL, timings_fields, COUNT(timings_fields)};
+static const struct record_binding timings_binding = {"Timings", sizeof(struct generation_timings),
+                                                      NULL, timings_fields, COUNT(timings_fields)};
 
 static const struct field_binding error_fields[] = {
     {"class", BIND_TEXT, offsetof(struct generation_error, error_class), 0, 0, true, NULL},
     REQUIRED(generation_error, BIND_TEXT, message),
 };
-static const struct record_binding error_binding = {
-    "JobError", sizeof(struct generation_error), NULL, error_fields, COUNT(error_fields)};
+static const struct record_binding error_binding = {"JobError", sizeof(struct generation_error),
+                                                    NULL, error_fields, COUNT(error_fields)};
 
 static const struct field_binding sequence_fields[] = {
     REQUIRED(generation_sequence, BIND_TEXT, text),
@@ -156,16 +163,15 @@ static void event_defaults(void *record)
     ((struct job_event *)record)->source_offset = -1;
 }
 
-static const struct record_binding event_binding = {"JobEvent", sizeof(struct job_event),
-                                                    event_defaults, event_fields,
-                                                    COUNT(event_fields)};
+static const struct record_binding event_binding = {
+    "JobEvent", sizeof(struct job_event), event_defaults, event_fields, COUNT(event_fields)};
 
 static const struct field_binding entry_fields[] = {
     REQUIRED(job_index_entry, BIND_FIXED16, id),
     REQUIRED(job_index_entry, BIND_LONG, source_offset),
 };
-static const struct record_binding entry_binding = {
-    "IndexEntry", sizeof(struct job_index_entry), NULL, entry_fields, COUNT(entry_fields)};
+static const struct record_binding entry_binding = {"IndexEntry", sizeof(struct job_index_entry),
+                                                    NULL, entry_fields, COUNT(entry_fields)};
 
 static const struct field_binding index_fields[] = {
     REQUIRED(job_index, BIND_LONG, at_us),
@@ -181,11 +187,14 @@ static const struct field_binding control_fields[] = {
     FIELD(job_control, BIND_TEXT, reason),
     FIELD(job_control, BIND_LONG, created_at_us),
 };
-static const struct record_binding control_binding = {
-    "JobControl", sizeof(struct job_control), NULL, control_fields, COUNT(control_fields)};
+static const struct record_binding control_binding = {"JobControl", sizeof(struct job_control),
+                                                      NULL, control_fields, COUNT(control_fields)};
 
 const struct record_binding *const record_bindings[RECORD_TYPE_COUNT] = {
-    [RECORD_GENERATION_REQUEST] = &request_binding, [RECORD_GENERATION_CHUNK] = &chunk_binding,
-    [RECORD_GENERATION_RESULT] = &result_binding,   [RECORD_JOB_EVENT] = &event_binding,
-    [RECORD_JOB_INDEX] = &index_binding,            [RECORD_JOB_CONTROL] = &control_binding,
+    [RECORD_GENERATION_REQUEST] = &request_binding,
+    [RECORD_GENERATION_CHUNK] = &chunk_binding,
+    [RECORD_GENERATION_RESULT] = &result_binding,
+    [RECORD_JOB_EVENT] = &event_binding,
+    [RECORD_JOB_INDEX] = &index_binding,
+    [RECORD_JOB_CONTROL] = &control_binding,
 };

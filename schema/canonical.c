@@ -154,8 +154,8 @@ static int put_symbols(struct writer *w, const json_t *symbols)
 }
 
 /* [ORDER]: name, type, fields, symbols, items, values, size. */
-static int put_named(struct writer *w, const json_t *schema, const char *type, const char *enclosing,
-                     int depth)
+static int put_named(struct writer *w, const json_t *schema, const char *type,
+                     const char *enclosing, int depth)
 {
     const char *name = json_string_value(json_object_get(schema, "name"));
     const json_t *size = json_object_get(schema, "size");

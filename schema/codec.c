@@ -16,11 +16,7 @@
 #include "schema/framing.h"
 #include "schema/skim.h"
 
-enum {
-    WRITERS_MAX = 1024,
-    SCHEMA_FILE_MAX = 1 << 20,
-    BODY_MAX = SKIM_PAYLOAD_MAX
-};
+enum { WRITERS_MAX = 1024, SCHEMA_FILE_MAX = 1 << 20, BODY_MAX = SKIM_PAYLOAD_MAX };
 
 /* One writer's schema: how to skim it and a value to read it into. */
 struct writer {
@@ -81,8 +77,9 @@ static int writer_add(struct codec *codec, enum record_type type, const char *js
         w.schema = NULL;
         goto fail;
     }
-    if (!is_avro_record(w.schema)) {
-        error_set(error, "schema: it is no record");
+    if (!is_avro_record(w.schema) ||
+        strcmp(avro_schema_name(w.schema), record_bindings[type]->name)) {
+        error_set(error, "schema: it is no record of the name %s", record_bindings[type]->name);
         goto fail;
     }
     w.iface = avro_generic_class_from_schema(w.schema);
@@ -230,9 +227,8 @@ int codec_encode(struct codec *codec, enum record_type type, const void *record,
     if (buffer_reserve(buffer, FRAMING_SINGLE_OBJECT_SIZE + body))
         return error_set(error, "%s: out of memory", record_bindings[type]->name);
     framing_write_single_object(buffer->data, own->fingerprint);
-    avro_writer_memory_set_dest(codec->writer,
-                                (const char *)buffer->data + FRAMING_SINGLE_OBJECT_SIZE,
-                                (int64_t)body);
+    avro_writer_memory_set_dest(
+        codec->writer, (const char *)buffer->data + FRAMING_SINGLE_OBJECT_SIZE, (int64_t)body);
     if (avro_value_write(codec->writer, &own->value))
         return error_set(error, "%s: %s", record_bindings[type]->name, avro_strerror());
     buffer->size = FRAMING_SINGLE_OBJECT_SIZE + (size_t)avro_writer_tell(codec->writer);
@@ -254,8 +250,10 @@ static enum codec_status writer_find(struct codec *codec, const struct frame *fr
             *out = &codec->writers[i];
             return CODEC_OK;
         }
-    error_set(error, "no schema with fingerprint %016llx is known; put the writer's .avsc into "
-                     "schema.dir", (unsigned long long)frame->fingerprint);
+    error_set(error,
+              "no schema with fingerprint %016llx is known; put the writer's .avsc into "
+              "schema.dir",
+              (unsigned long long)frame->fingerprint);
     return CODEC_UNKNOWN_SCHEMA;
 }
 
@@ -281,8 +279,9 @@ enum codec_status codec_decode(struct codec *codec, enum record_type type, const
     avro_reader_memory_set_source(codec->reader, (const char *)frame.body,
                                   (int64_t)frame.body_size);
     if (avro_value_reset(&writer->value) || avro_value_read(codec->reader, &writer->value)) {
-        error_set(error, "payload: %s", avro_strerror());
-        return CODEC_BAD_PAYLOAD;
+        /* The skim left it no other reason to fail. */
+        error_set(error, "out of memory: Avro C: %s", avro_strerror());
+        return CODEC_NO_MEMORY;
     }
     return avro_value_to_struct(&writer->value, record_bindings[type], arena, record, error);
 }

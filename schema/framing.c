@@ -22,8 +22,10 @@ int framing_read(const void *data, size_t size, struct frame *frame, struct erro
         frame->body_size = size - FRAMING_CONFLUENT_SIZE;
         return 0;
     }
-    return error_set(error, "the payload of %zu bytes has no known framing: it must begin with C3 01 "
-                            "and the schema's fingerprint (Avro single-object encoding)", size);
+    return error_set(error,
+                     "the payload of %zu bytes has no known framing: it must begin with C3 01 "
+                     "and the schema's fingerprint (Avro single-object encoding)",
+                     size);
 }
 
 void framing_write_single_object(uint8_t out[FRAMING_SINGLE_OBJECT_SIZE], uint64_t fingerprint)

@@ -27,14 +27,15 @@ enum node_kind {
 
 struct node {
     enum node_kind kind;
-    char name[NAME_BYTES];   /* full name of records, enums, fixed; else empty */
-    int64_t size;            /* fixed: bytes; enum: symbols; union, record: parts */
-    struct node **parts;     /* union: branches; record: fields; array, map: one */
-    char (*labels)[64];      /* record: field names, cut */
+    char name[NAME_BYTES]; /* full name of records, enums, fixed; else empty */
+    int64_t size;          /* fixed: bytes; enum: symbols; union, record: parts */
+    int64_t width;         /* values that Avro C makes at once for it; 0 = not known yet */
+    struct node **parts;   /* union: branches; record: fields; array, map: one */
+    char (*labels)[64];    /* record: field names, cut */
 };
 
 struct skim_schema {
-    struct node *nodes[NODES_MAX]; /* owns all; references between them may be cyclic */
+    struct node *nodes[NODES_MAX]; /* owns all; they refer to each other */
     int count;
     struct node *root;
 };
@@ -132,6 +133,10 @@ static struct node *compile_record(struct skim_schema *s, const json_t *json, co
         error_set(error, "schema: record %s has no list of fields", node->name);
         return NULL;
     }
+    if (!node->size) { /* Avro C cannot hold an array of values of no size */
+        error_set(error, "schema: record %s has no fields, which is not supported", node->name);
+        return NULL;
+    }
     for (size_t i = 0; i < json_array_size(fields); i++) {
         const json_t *field = json_array_get(fields, i);
         const char *label = json_string_value(json_object_get(field, "name"));
@@ -168,7 +173,7 @@ static struct node *compile_sized(struct skim_schema *s, const json_t *json, con
         return NULL;
     node->size = kind == NODE_ENUM ? (int64_t)json_array_size(json_object_get(json, "symbols"))
                                    : json_integer_value(size);
-    if (node->size < (kind == NODE_ENUM ? 1 : 0) || node->size > SKIM_PAYLOAD_MAX) {
+    if (node->size < 1 || node->size > SKIM_PAYLOAD_MAX) {
         error_set(error, "schema: %s has a bad size or no symbols", node->name);
         return NULL;
     }
@@ -216,6 +221,38 @@ static struct node *compile(struct skim_schema *s, const json_t *json, const cha
     return NULL;
 }
 
+/* Avro C makes the values of a record's fields at once, those of records inside it too: a record
+ * must not contain itself (but in a union, array or map), and their number is bounded. */
+static int measure_width(struct node *node, struct error *error)
+{
+    enum { IN_PROGRESS = -1 };
+    int64_t width = 1;
+
+    if (node->width > 0)
+        return 0;
+    if (node->width == IN_PROGRESS)
+        return error_set(error, "schema: record %s contains itself", node->name);
+    node->width = IN_PROGRESS;
+    for (int64_t i = 0; node->kind == NODE_RECORD && i < node->size; i++) {
+        if (measure_width(node->parts[i], error))
+            return -1;
+        width += node->parts[i]->width;
+        if (width > SKIM_RECORD_MAX)
+            return error_set(error, "schema: record %s holds more than %d values", node->name,
+                             SKIM_RECORD_MAX);
+    }
+    node->width = width;
+    return 0;
+}
+
+static int measure_widths(struct skim_schema *s, struct error *error)
+{
+    for (int i = 0; i < s->count; i++)
+        if (measure_width(s->nodes[i], error))
+            return -1;
+    return 0;
+}
+
 struct skim_schema *skim_compile(const char *json, size_t size, struct error *error)
 {
     struct skim_schema *s = calloc(1, sizeof *s);
@@ -229,7 +266,7 @@ struct skim_schema *skim_compile(const char *json, size_t size, struct error *er
     else
         s->root = compile(s, document, "", 0, error);
     json_decref(document);
-    if (s && !s->root) {
+    if (s && (!s->root || measure_widths(s, error))) {
         skim_free(s);
         s = NULL;
     }
@@ -253,6 +290,7 @@ void skim_free(struct skim_schema *s)
 struct cursor {
     const unsigned char *at, *end, *start;
     int64_t empty_items; /* left */
+    int64_t values;      /* left */
     const char *field;   /* the record field last entered, for messages */
     struct error *error;
 };
@@ -302,6 +340,16 @@ static int sized_bytes(struct cursor *c)
     return varint(c, &size) || skip(c, size) ? -1 : 0;
 }
 
+/* Avro C takes keys for C strings and would cut one at a NUL. */
+static int map_key(struct cursor *c)
+{
+    int64_t size;
+
+    if (varint(c, &size) || skip(c, size))
+        return -1;
+    return size && memchr(c->at - size, 0, (size_t)size) ? bad(c, "a map's key contains a NUL") : 0;
+}
+
 static int value(struct cursor *c, const struct node *node, int depth);
 
 static int items(struct cursor *c, const struct node *node, int64_t count, int depth)
@@ -309,7 +357,7 @@ static int items(struct cursor *c, const struct node *node, int64_t count, int d
     for (int64_t i = 0; i < count; i++) {
         const unsigned char *before = c->at;
 
-        if (node->kind == NODE_MAP && sized_bytes(c))
+        if (node->kind == NODE_MAP && map_key(c))
             return -1;
         if (value(c, node->parts[0], depth + 1))
             return -1;
@@ -361,11 +409,13 @@ static int value(struct cursor *c, const struct node *node, int depth)
 
     if (depth > SKIM_DEPTH_MAX)
         return bad(c, "nested too deeply");
+    if (--c->values < 0)
+        return bad(c, "too many values");
     switch (node->kind) {
     case NODE_NULL:
         return 0;
     case NODE_BOOLEAN:
-        if (c->at < c->end && *c->at > 1)
+        if (c->at<c->end && * c->at> 1)
             return bad(c, "a boolean is neither 0 nor 1");
         return skip(c, 1);
     case NODE_INT:
@@ -403,8 +453,13 @@ static int value(struct cursor *c, const struct node *node, int depth)
 
 int skim_check(const struct skim_schema *schema, const void *data, size_t size, struct error *error)
 {
-    struct cursor c = {data, (const unsigned char *)data + size, data, SKIM_EMPTY_ITEMS_MAX, "-",
-                       error};
+    struct cursor c = {.at = data,
+                       .end = (const unsigned char *)data + size,
+                       .start = data,
+                       .empty_items = SKIM_EMPTY_ITEMS_MAX,
+                       .values = SKIM_VALUES_MAX,
+                       .field = "-",
+                       .error = error};
 
     if (size > SKIM_PAYLOAD_MAX)
         return error_set(error, "payload: %zu bytes exceed the limit of %d", size,

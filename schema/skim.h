@@ -2,7 +2,8 @@
  *
  * skim: walks an Avro payload along its writer's schema and checks every length and count against
  * the bytes that are left and against hard caps, before Avro C sees a byte. After a clean skim Avro
- * C cannot fail, allocate more than the payload's size or loop without reading. A schema is
+ * C cannot fail but for memory, and what it allocates is bounded by the payload's size and
+ * SKIM_VALUES_MAX. Map keys with a NUL are refused: Avro C would cut them there. A schema is
  * immutable once compiled; any thread may skim with it.
  */
 #ifndef PGPT_SCHEMA_SKIM_H
@@ -16,6 +17,8 @@
 enum {
     SKIM_DEPTH_MAX = 32,          /* nested records, arrays, maps, unions */
     SKIM_EMPTY_ITEMS_MAX = 65536, /* items of no bytes (null) in one payload */
+    SKIM_VALUES_MAX = 2 << 20,    /* values of any kind in one payload */
+    SKIM_RECORD_MAX = 4096,       /* values in one record, records inside it included */
     SKIM_PAYLOAD_MAX = 16 << 20
 };
 

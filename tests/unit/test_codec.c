@@ -56,8 +56,8 @@ static void encode(struct fixture *f, enum record_type type, const void *record)
 
 static void decode(struct fixture *f, enum record_type type, void *record)
 {
-    enum codec_status status = codec_decode(f->codec, type, f->buffer.data, f->buffer.size,
-                                            f->arena, record, &f->error);
+    enum codec_status status =
+        codec_decode(f->codec, type, f->buffer.data, f->buffer.size, f->arena, record, &f->error);
     if (status)
         fail_msg("status %d: %s", status, f->error.message);
 }
@@ -125,10 +125,15 @@ static void test_result_round_trip(void **state)
     struct fixture *f = *state;
     static const int32_t ids[] = {909, 431};
     struct generation_sequence sequence = {text_of("Stay"), ids, 2, "eos", -1.25};
-    struct generation_result in = {.job_id = text_of("id"), .attempt = 2, .status = "completed",
-                                   .sequences = &sequence, .sequence_count = 1,
-                                   .usage = {11, 3}, .timings = {.batch_size_mean = 1.5},
-                                   .model = text_of("m"), .has_error = true,
+    struct generation_result in = {.job_id = text_of("id"),
+                                   .attempt = 2,
+                                   .status = "completed",
+                                   .sequences = &sequence,
+                                   .sequence_count = 1,
+                                   .usage = {11, 3},
+                                   .timings = {.batch_size_mean = 1.5},
+                                   .model = text_of("m"),
+                                   .has_error = true,
                                    .error = {text_of("internal"), text_of("why")}};
     struct generation_result out;
 
@@ -149,8 +154,11 @@ static void test_index_and_event(void **state)
     struct fixture *f = *state;
     struct job_index_entry entry = {{1, 2, 3, [15] = 9}, 1234567890123};
     struct job_index index = {7, &entry, 1}, index_out;
-    struct job_event event = {.job_id = text_of("id"), .attempt = 1, .state = "started",
-                              .worker = text_of("w"), .source_partition = 3,
+    struct job_event event = {.job_id = text_of("id"),
+                              .attempt = 1,
+                              .state = "started",
+                              .worker = text_of("w"),
+                              .source_partition = 3,
                               .source_offset = 99};
     struct job_event event_out;
 
@@ -173,11 +181,13 @@ static void test_truncated_at_every_byte(void **state)
 
     encode(f, RECORD_GENERATION_REQUEST, &in);
     for (size_t size = 0; size < f->buffer.size; size++) {
-        uint8_t *copy = malloc(size ? size : 1); /* exact, so that a sanitizer sees a read past it */
+        uint8_t *copy =
+            malloc(size ? size : 1); /* exact, so that a sanitizer sees a read past it */
 
         memcpy(copy, f->buffer.data, size);
         assert_int_not_equal(codec_decode(f->codec, RECORD_GENERATION_REQUEST, copy, size, f->arena,
-                                          &out, &f->error), CODEC_OK);
+                                          &out, &f->error),
+                             CODEC_OK);
         free(copy);
     }
 }
@@ -193,12 +203,15 @@ static void test_trailing_bytes_and_wrong_record(void **state)
     memcpy(longer, f->buffer.data, f->buffer.size);
     longer[f->buffer.size] = 0;
     assert_int_equal(codec_decode(f->codec, RECORD_GENERATION_REQUEST, longer, f->buffer.size + 1,
-                                  f->arena, &out, &f->error), CODEC_BAD_PAYLOAD);
+                                  f->arena, &out, &f->error),
+                     CODEC_BAD_PAYLOAD);
     assert_int_equal(codec_decode(f->codec, RECORD_JOB_CONTROL, f->buffer.data, f->buffer.size,
-                                  f->arena, &control, &f->error), CODEC_UNKNOWN_SCHEMA);
+                                  f->arena, &control, &f->error),
+                     CODEC_UNKNOWN_SCHEMA);
     longer[5] ^= 1;
     assert_int_equal(codec_decode(f->codec, RECORD_GENERATION_REQUEST, longer, f->buffer.size,
-                                  f->arena, &out, &f->error), CODEC_UNKNOWN_SCHEMA);
+                                  f->arena, &out, &f->error),
+                     CODEC_UNKNOWN_SCHEMA);
 }
 
 static void test_random_damage_never_breaks(void **state)
