@@ -535,6 +535,17 @@ static void texts_empty(const struct record_binding *binding, char *base)
     }
 }
 
+/* The field of that name, looked for first in its place in the product's own schema. */
+static int find_field(const avro_value_t *value, const char *name, size_t place,
+                      avro_value_t *field)
+{
+    const char *found;
+
+    if (!avro_value_get_by_index(value, place, field, &found) && !strcmp(found, name))
+        return 0;
+    return avro_value_get_by_name(value, name, field, NULL);
+}
+
 static int get_record(struct getter *g, const avro_value_t *value,
                       const struct record_binding *binding, void *record)
 {
@@ -548,7 +559,7 @@ static int get_record(struct getter *g, const avro_value_t *value,
         const struct field_binding *f = &binding->fields[i];
         avro_value_t field;
 
-        if (avro_value_get_by_name(value, f->name, &field, NULL)) {
+        if (find_field(value, f->name, i, &field)) {
             if (!f->required)
                 continue;
             g->status = CODEC_BAD_PAYLOAD;

@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
@@ -236,6 +237,127 @@ static void test_random_damage_never_breaks(void **state)
     }
 }
 
+static void test_chunk_and_control(void **state)
+{
+    struct fixture *f = *state;
+    static const int32_t ids[] = {INT32_MIN, 0, INT32_MAX};
+    struct generation_chunk chunk = {.job_id = text_of("id"),
+                                     .attempt = 3,
+                                     .sequence = 1,
+                                     .seq = 2,
+                                     .token_start = 4,
+                                     .text_start = INT64_MAX,
+                                     .token_ids = ids,
+                                     .token_count = 3,
+                                     .text = {"a\0ж", 4},
+                                     .engine_id = text_of("e"),
+                                     .created_at_us = -1};
+    struct generation_chunk chunk_out;
+    struct job_control control = {text_of("id"), text_of("cancel"), text_of(""), 5}, control_out;
+
+    encode(f, RECORD_GENERATION_CHUNK, &chunk);
+    decode(f, RECORD_GENERATION_CHUNK, &chunk_out);
+    assert_null(chunk_out.finish_reason);
+    assert_memory_equal(chunk_out.token_ids, ids, sizeof ids);
+    assert_int_equal(chunk_out.text.size, 4);
+    assert_memory_equal(chunk_out.text.data, "a\0ж", 5);
+    assert_true(chunk_out.text_start == INT64_MAX);
+    chunk.finish_reason = "eos";
+    encode(f, RECORD_GENERATION_CHUNK, &chunk);
+    decode(f, RECORD_GENERATION_CHUNK, &chunk_out);
+    assert_string_equal(chunk_out.finish_reason, "eos");
+    encode(f, RECORD_JOB_CONTROL, &control);
+    decode(f, RECORD_JOB_CONTROL, &control_out);
+    assert_text(control_out.action, "cancel");
+    assert_true(control_out.created_at_us == 5);
+}
+
+/* A value that was used for a large record must not show through a small one. */
+static void test_reuse_leaves_nothing_behind(void **state)
+{
+    struct fixture *f = *state;
+    struct generation_request full = request_full(), small, out;
+
+    generation_request_init(&small);
+    small.job_id = text_of("j");
+    small.prompt = text_of("");
+    encode(f, RECORD_GENERATION_REQUEST, &full);
+    decode(f, RECORD_GENERATION_REQUEST, &out);
+    encode(f, RECORD_GENERATION_REQUEST, &small);
+    decode(f, RECORD_GENERATION_REQUEST, &out);
+    assert_text(out.prompt, "");
+    assert_false(out.has_source_tokens || out.has_seed || out.has_deadline || out.stream);
+    assert_int_equal(out.stop_count + out.metadata_count + out.source_token_count, 0);
+    assert_int_equal(out.max_length, 128);
+}
+
+static void test_record_larger_than_its_arena(void **state)
+{
+    struct fixture *f = *state;
+    struct generation_request in = request_full(), out;
+    struct arena *small = arena_create(64, 64);
+
+    encode(f, RECORD_GENERATION_REQUEST, &in);
+    assert_int_equal(codec_decode(f->codec, RECORD_GENERATION_REQUEST, f->buffer.data,
+                                  f->buffer.size, small, &out, &f->error),
+                     CODEC_NO_MEMORY);
+    arena_destroy(small);
+}
+
+static void test_key_that_cannot_be_encoded(void **state)
+{
+    struct fixture *f = *state;
+    static const struct text_pair pair = {{"a\0b", 3}, {"v", 1}};
+    struct generation_request in = request_full();
+
+    in.metadata = &pair;
+    in.metadata_count = 1;
+    assert_int_equal(codec_encode(f->codec, RECORD_GENERATION_REQUEST, &in, &f->buffer, &f->error),
+                     -1);
+    assert_non_null(strstr(f->error.message, "NUL"));
+}
+
+/* Opens a codec with one more schema file; returns whether it opened. */
+static bool opens_with(const char *name, const char *json, struct error *error)
+{
+    char directory[] = "/tmp/pgpt-codec-XXXXXX", path[256];
+    const char *directories[] = {directory, NULL};
+    struct codec *codec;
+    FILE *file;
+
+    assert_non_null(mkdtemp(directory));
+    snprintf(path, sizeof path, "%s/%s", directory, name);
+    file = fopen(path, "w");
+    assert_non_null(file);
+    assert_true(fputs(json, file) >= 0);
+    assert_int_equal(fclose(file), 0);
+    codec = codec_open(directories, error);
+    assert_int_equal(remove(path) | remove(directory), 0);
+    codec_close(codec);
+    return codec != NULL;
+}
+
+static void test_schema_files(void **state)
+{
+    static const char control[] = "{\"type\":\"record\",\"name\":\"JobControl\",\"fields\":"
+                                  "[{\"name\":\"job_id\",\"type\":\"string\"}]}";
+    const char *missing[] = {"/nonexistent/schemas", NULL};
+    struct error error = {""};
+
+    (void)state;
+    assert_true(opens_with("JobControl.v2.avsc", control, &error));
+    assert_true(opens_with("JobControl.avsc", codec_schema_json(RECORD_JOB_CONTROL), &error));
+    assert_true(opens_with("notes.txt", "no schema", &error));
+    assert_false(opens_with("JobEvent.v2.avsc", control, &error));
+    assert_non_null(strstr(error.message, "JobEvent"));
+    assert_false(opens_with("Other.v2.avsc", control, &error));
+    assert_non_null(strstr(error.message, "Other.v2.avsc"));
+    assert_false(opens_with("JobControl.v2.avsc", "{", &error));
+    assert_false(opens_with("JobControl.v2.avsc", "\"int\"", &error));
+    assert_null(codec_open(missing, &error));
+    assert_non_null(strstr(error.message, "/nonexistent/schemas"));
+}
+
 static void test_known_fingerprint(void **state)
 {
     (void)state;
@@ -253,6 +375,11 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_truncated_at_every_byte, setup, teardown),
         cmocka_unit_test_setup_teardown(test_trailing_bytes_and_wrong_record, setup, teardown),
         cmocka_unit_test_setup_teardown(test_random_damage_never_breaks, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_chunk_and_control, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_reuse_leaves_nothing_behind, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_record_larger_than_its_arena, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_key_that_cannot_be_encoded, setup, teardown),
+        cmocka_unit_test(test_schema_files),
         cmocka_unit_test(test_known_fingerprint),
     };
 
