@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 if(TARGET pgpt_schema)
+  pgpt_unit_test(error pgpt_base)
   pgpt_unit_test(codec pgpt_schema)
   pgpt_unit_test(canonical pgpt_schema)
   pgpt_unit_test(skim pgpt_schema)
