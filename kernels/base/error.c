@@ -4,7 +4,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-/* Takes off the last character when it is not ASCII: it may be cut, and readers refuse half of one. */
+/* Takes off the last character when it is not ASCII: it may be cut, and readers refuse a half. */
 static void cut_at_character(char *message, size_t size)
 {
     while (size && ((unsigned char)message[size - 1] & 0xc0) == 0x80)
