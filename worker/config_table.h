@@ -78,6 +78,8 @@ INT(recorder_batch, "recorder.batch", 2048, 1, 65536, "events in one SQL transac
 INT(recorder_flush_ms, "recorder.flush_ms", 50, 1, 60000, "or after this long")
 INT(recorder_retention_days, "recorder.retention_days", 14, 1, 3650,
     "days of job_latency partitions kept")
+INT(recorder_history_days, "recorder.history_days", 400, 1, 3650,
+    "days of finished jobs, histograms and per-minute counts kept")
 
 STRING(http_address, "http.address", "127.0.0.1", false, "address of /metrics and health")
 INT(http_port, "http.port", 9464, 0, 65535, "its port; 0 = none")

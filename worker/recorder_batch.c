@@ -9,7 +9,8 @@
 
 enum { NAME_BYTES = 256, MESSAGE_BYTES = 8192, ARENA_FULL = 32 << 20, ARENA_MAX = 64 << 20 };
 static const int64_t minute_length_us = 60000000;
-static const int64_t latest_us = 253370764800000000; /* year 9999: what PostgreSQL and people read */
+static const int64_t latest_us =
+    253370764800000000; /* year 9999: what PostgreSQL and people read */
 
 struct recorder_batch *recorder_batch_create(size_t max_events)
 {
@@ -57,7 +58,8 @@ bool recorder_batch_full(const struct recorder_batch *b)
     return b->event_count >= b->max_events || arena_used(b->arena) >= ARENA_FULL;
 }
 
-/* Text that PostgreSQL takes: no NUL, valid UTF-8, at most `limit` bytes. What is wrong becomes '?'. */
+/* Text that PostgreSQL takes: no NUL, valid UTF-8, at most `limit` bytes. What is wrong becomes
+ * '?'. */
 static int text_clean(struct recorder_batch *b, struct text *text, size_t limit)
 {
     char *copy;
@@ -259,10 +261,10 @@ static int minute_order(const void *left, const void *right)
 /* Only completed jobs have all four; the others would make the percentiles look better. */
 static void buckets_add(struct recorder_batch *b, const struct recorder_state *s, int64_t minute_us)
 {
-    double values[RECORDER_METRIC_COUNT] = {
-        [RECORDER_QUEUE] = (double)s->timings.queue_us,
-        [RECORDER_FIRST_TOKEN] = (double)s->timings.first_token_us,
-        [RECORDER_TOTAL] = (double)s->timings.total_us};
+    double values[RECORDER_METRIC_COUNT] = {[RECORDER_QUEUE] = (double)s->timings.queue_us,
+                                            [RECORDER_FIRST_TOKEN] =
+                                                (double)s->timings.first_token_us,
+                                            [RECORDER_TOTAL] = (double)s->timings.total_us};
 
     if (!s->has_timings || strcmp(s->status, "completed") != 0)
         return;
@@ -271,9 +273,12 @@ static void buckets_add(struct recorder_batch *b, const struct recorder_state *s
     for (int metric = 0; metric < RECORDER_METRIC_COUNT; metric++) {
         if (metric == RECORDER_PER_TOKEN && s->usage.generated_tokens <= 0)
             continue;
-        b->buckets[b->bucket_count++] =
-            (struct recorder_bucket){minute_us, s->model, s->tenant, (enum recorder_metric)metric,
-                                     recorder_bucket_of(values[metric]), 1};
+        b->buckets[b->bucket_count++] = (struct recorder_bucket){minute_us,
+                                                                 s->model,
+                                                                 s->tenant,
+                                                                 (enum recorder_metric)metric,
+                                                                 recorder_bucket_of(values[metric]),
+                                                                 1};
     }
 }
 
@@ -321,9 +326,15 @@ void recorder_batch_count(struct recorder_batch *b)
         if (!b->rows[i].final_is_new)
             continue;
         buckets_add(b, s, minute_us);
-        b->minutes[b->minute_count++] =
-            (struct recorder_minute){minute_us, s->model, s->tenant, s->worker, s->status, 1,
-                                     s->usage.prompt_tokens, s->usage.generated_tokens, s->at_us};
+        b->minutes[b->minute_count++] = (struct recorder_minute){minute_us,
+                                                                 s->model,
+                                                                 s->tenant,
+                                                                 s->worker,
+                                                                 s->status,
+                                                                 1,
+                                                                 s->usage.prompt_tokens,
+                                                                 s->usage.generated_tokens,
+                                                                 s->at_us};
     }
     qsort(b->buckets, b->bucket_count, sizeof *b->buckets, bucket_order);
     qsort(b->minutes, b->minute_count, sizeof *b->minutes, minute_order);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * recorder_batch: job events on their way into PostgreSQL, already merged: one row a job, however
- * many of its events came. Merging is the same operation that the upsert runs in SQL, so the rows do
- * not depend on where batches begin and end. Texts point into the batch's arena until
+ * many of its events came. Merging is the same operation that the upsert runs in SQL, so the rows
+ * do not depend on where batches begin and end. Texts point into the batch's arena until
  * recorder_batch_reset(). No lock: the recorder's thread owns it.
  */
 #ifndef PGPT_WORKER_RECORDER_BATCH_H
@@ -43,8 +43,8 @@ struct recorder_row {
     struct recorder_state first_final; /* valid when finals > 0 */
     int64_t accepted_at_us;            /* earliest of all events; 0 = none knows */
     int64_t started_at_us;
-    int32_t finals;     /* final states in this batch */
-    bool final_is_new;  /* set by the store: no earlier batch had one, so it is counted */
+    int32_t finals;    /* final states in this batch */
+    bool final_is_new; /* set by the store: no earlier batch had one, so it is counted */
 };
 
 /* counts of one bucket: what latency_histogram adds up */
@@ -65,7 +65,7 @@ struct recorder_minute {
 };
 
 struct recorder_batch {
-    struct arena *arena; /* decode events into it, too */
+    struct arena *arena;       /* decode events into it, too */
     struct recorder_row *rows; /* (row_count), sorted by id after recorder_batch_sort() */
     size_t row_count, event_count, max_events;
     uint32_t *slots; /* (slot_count) hash by id: index + 1, 0 = free */
@@ -83,8 +83,8 @@ void recorder_batch_reset(struct recorder_batch *batch);
 /* No further event fits (count or memory): write it, then reset. */
 bool recorder_batch_full(const struct recorder_batch *batch);
 
-/* Merges one event whose texts lie in the batch's arena. -1 with the reason when it is no job's event
- * (an id that is no UUID, an unknown state) or memory is out; the batch is unchanged then. */
+/* Merges one event whose texts lie in the batch's arena. -1 with the reason when it is no job's
+ * event (an id that is no UUID, an unknown state) or memory is out; the batch is unchanged then. */
 int recorder_batch_add(struct recorder_batch *batch, const struct job_event *event,
                        struct error *error) PGPT_MUST_CHECK;
 
