@@ -74,7 +74,7 @@ BOOL(recorder_enabled, "recorder.enabled", true, "project events into PostgreSQL
 STRING(recorder_group, "recorder.group", "pgpt-recorder", false, "consumer group of the recorder")
 STRING(database_url, "database_url", "", true,
        "PostgreSQL connection string; a password in it is never printed")
-INT(recorder_batch, "recorder.batch", 2048, 1, 65536, "events in one SQL transaction at most")
+INT(recorder_batch, "recorder.batch", 8192, 1, 65536, "events in one SQL transaction at most")
 INT(recorder_flush_ms, "recorder.flush_ms", 50, 1, 60000, "or after this long")
 INT(recorder_retention_days, "recorder.retention_days", 14, 1, 3650,
     "days of job_latency partitions kept")

@@ -120,6 +120,11 @@ void pg_put_text(struct pg_buffer *b, struct text text)
     pg_put_raw(b, text.data, text.size);
 }
 
+void pg_put_literal(struct pg_buffer *b, const char *text)
+{
+    pg_put_text(b, (struct text){text, strlen(text)});
+}
+
 void pg_put_uuid(struct pg_buffer *b, const uint8_t id[16])
 {
     pg_put_raw32(b, 16);

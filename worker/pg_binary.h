@@ -48,6 +48,7 @@ void pg_put_int4(struct pg_buffer *buffer, int32_t value);
 void pg_put_int8(struct pg_buffer *buffer, int64_t value);
 void pg_put_float8(struct pg_buffer *buffer, double value);
 void pg_put_text(struct pg_buffer *buffer, struct text text);
+void pg_put_literal(struct pg_buffer *buffer, const char *text);
 void pg_put_uuid(struct pg_buffer *buffer, const uint8_t id[16]);
 void pg_put_time(struct pg_buffer *buffer, int64_t unix_us); /* timestamptz */
 

@@ -24,10 +24,11 @@ struct recorder_batch *recorder_batch_create(size_t max_events)
         b->slot_count *= 2;
     b->arena = arena_create(1 << 20, ARENA_MAX);
     b->rows = calloc(max_events, sizeof *b->rows);
+    b->sorted = calloc(max_events, sizeof(*b->sorted));
     b->slots = calloc(b->slot_count, sizeof *b->slots);
     b->buckets = calloc(max_events * RECORDER_METRIC_COUNT, sizeof *b->buckets);
     b->minutes = calloc(max_events, sizeof *b->minutes);
-    if (!b->arena || !b->rows || !b->slots || !b->buckets || !b->minutes) {
+    if (!b->arena || !b->rows || !b->sorted || !b->slots || !b->buckets || !b->minutes) {
         recorder_batch_destroy(b);
         return NULL;
     }
@@ -40,6 +41,7 @@ void recorder_batch_destroy(struct recorder_batch *b)
         return;
     arena_destroy(b->arena);
     free(b->rows);
+    free(b->sorted);
     free(b->slots);
     free(b->buckets);
     free(b->minutes);
@@ -196,12 +198,16 @@ int recorder_batch_add(struct recorder_batch *b, const struct job_event *event, 
 
 static int row_order(const void *a, const void *b)
 {
-    return memcmp(((const struct recorder_row *)a)->id, ((const struct recorder_row *)b)->id, 16);
+    const struct recorder_row *const *left = a, *const *right = b;
+
+    return memcmp((*left)->id, (*right)->id, 16);
 }
 
 void recorder_batch_sort(struct recorder_batch *b)
 {
-    qsort(b->rows, b->row_count, sizeof *b->rows, row_order);
+    for (size_t i = 0; i < b->row_count; i++)
+        b->sorted[i] = &b->rows[i];
+    qsort(b->sorted, b->row_count, sizeof *b->sorted, row_order);
 }
 
 /* ---- counting ---- */
@@ -230,18 +236,20 @@ static int text_order(struct text a, struct text b)
     return order ? order : (a.size > b.size) - (a.size < b.size);
 }
 
+/* One order for every recorder, so that they cannot lock one another out; numbers first, they are
+ * quick to compare. */
 static int bucket_order(const void *left, const void *right)
 {
     const struct recorder_bucket *a = left, *b = right;
     int order = (a->minute_us > b->minute_us) - (a->minute_us < b->minute_us);
 
     if (!order)
-        order = text_order(a->model, b->model);
+        order = (int)a->metric - (int)b->metric;
+    if (!order)
+        order = a->bucket - b->bucket;
     if (!order)
         order = text_order(a->tenant, b->tenant);
-    if (!order)
-        order = (int)a->metric - (int)b->metric;
-    return order ? order : a->bucket - b->bucket;
+    return order ? order : text_order(a->model, b->model);
 }
 
 static int minute_order(const void *left, const void *right)

@@ -65,8 +65,9 @@ struct recorder_minute {
 };
 
 struct recorder_batch {
-    struct arena *arena;       /* decode events into it, too */
-    struct recorder_row *rows; /* (row_count), sorted by id after recorder_batch_sort() */
+    struct arena *arena;          /* decode events into it, too */
+    struct recorder_row *rows;    /* (row_count) in order of arrival */
+    struct recorder_row **sorted; /* (row_count) by id, made by recorder_batch_sort() */
     size_t row_count, event_count, max_events;
     uint32_t *slots; /* (slot_count) hash by id: index + 1, 0 = free */
     size_t slot_count;
@@ -88,7 +89,7 @@ bool recorder_batch_full(const struct recorder_batch *batch);
 int recorder_batch_add(struct recorder_batch *batch, const struct job_event *event,
                        struct error *error) PGPT_MUST_CHECK;
 
-void recorder_batch_sort(struct recorder_batch *batch);  /* rows by id; ends adding */
+void recorder_batch_sort(struct recorder_batch *batch);  /* ends adding */
 void recorder_batch_count(struct recorder_batch *batch); /* buckets, minutes of final_is_new rows */
 
 /* The bucket of a value in microseconds: ceil(log_1.02(value)); RECORDER_ZERO_BUCKET below 1 ns. */
