@@ -12,11 +12,13 @@ import random
 import sys
 import time
 import uuid
+from pathlib import Path
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-import wire
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+import wire # noqa: E402
 
 SENTENCES = {
     "ru": ["The weather is fine today.", "Where is the nearest station?", "I have never seen the sea.",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from confluent_kafka import Producer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "blackbox"))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("lib", "blackbox")]
 import wire # noqa: E402
 from blackbox import SENTENCES # noqa: E402
 

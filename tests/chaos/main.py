@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 
 import checker
-from cluster import ROOT, Kafka, Postgres, Worker
 from faults import FAULTS, Injector
-from load import Load, wire
+from load import Load
+from cluster import ROOT, Kafka, Postgres, Worker # load puts tests/lib on the path
 from reader import read_everything, recorded_rows
 
 
@@ -81,6 +81,7 @@ class Run:
             worker.kill()
         if self.postgres:
             self.postgres.kill()
+            self.postgres.remove_outside()
         self.kafka.stop()
 
     def drive(self):

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Real parts for fault injection: Kafka brokers (one or three nodes, KRaft), PostgreSQL and workers as
-child processes, each with its own directory, log file and ports, each of which can be killed,
-stopped, continued and started again."""
+"""Real parts for tests: Kafka brokers (one or three nodes, KRaft), PostgreSQL and workers as child
+processes, each with its own directory, log file and ports, each of which can be killed, stopped,
+continued and started again."""
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = Path(os.environ.get("PGPT_LOCAL_DIR", ROOT / ".local"))
-CLUSTER_ID = "pgpt-chaos-AAAAAAAAAAA"
+CLUSTER_ID = "pgpt-tests-AAAAAAAAAAA"
 
 
 def free_port():
@@ -71,7 +74,7 @@ class Process:
 
 
 class Broker(Process):
-    def __init__(self, node, directory, ports, controller_ports):
+    def __init__(self, node, directory, ports, controller_ports, session_ms):
         super().__init__(f"broker-{node}", directory)
         self.node, self.port = node, ports[node - 1]
         many = len(ports) > 1
@@ -87,6 +90,7 @@ inter.broker.listener.name=PLAINTEXT
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
 log.dirs={self.directory}/data-{node}
 auto.create.topics.enable=false
+message.max.bytes=1179648
 default.replication.factor={rf}
 min.insync.replicas={isr}
 offsets.topic.replication.factor={rf}
@@ -97,10 +101,10 @@ transaction.state.log.num.partitions=4
 share.coordinator.state.topic.replication.factor={rf}
 share.coordinator.state.topic.min.isr={isr}
 group.initial.rebalance.delay.ms=0
-group.consumer.min.session.timeout.ms=3000
-group.consumer.session.timeout.ms=6000
+group.consumer.min.session.timeout.ms={session_ms}
+group.consumer.session.timeout.ms={session_ms}
 group.consumer.min.heartbeat.interval.ms=500
-group.consumer.heartbeat.interval.ms=1000
+group.consumer.heartbeat.interval.ms={min(1000, session_ms // 5)}
 transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 num.network.threads=2
 num.io.threads=4
@@ -128,12 +132,13 @@ replica.lag.time.max.ms=5000
 
 
 class Kafka:
-    """One broker or three."""
+    """One broker or three. session_ms: a killed member's partitions go to another after this long."""
 
-    def __init__(self, directory, nodes=1):
+    def __init__(self, directory, nodes=1, session_ms=6000):
         ports = [free_port() for _ in range(nodes)]
         controllers = [free_port() for _ in range(nodes)]
-        self.brokers = [Broker(i + 1, Path(directory) / "kafka", ports, controllers) for i in range(nodes)]
+        self.brokers = [Broker(i + 1, Path(directory) / "kafka", ports, controllers, session_ms)
+                        for i in range(nodes)]
         self.bootstrap = ",".join(f"127.0.0.1:{p}" for p in ports)
 
     def start(self, timeout=90):
@@ -160,31 +165,42 @@ class Kafka:
                 broker.kill()
 
 
+def as_postgres():
+    """What runs a program as a user that the server accepts: it refuses to run as root."""
+    return ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+
+
 class Postgres(Process):
     def __init__(self, directory):
         super().__init__("postgres", Path(directory) / "postgres")
         self.port = free_port()
         self.bin = Path(subprocess.run(["pg_config", "--bindir"], check=True, capture_output=True,
                                        text=True).stdout.strip())
-        self.data = self.directory / "data"
-        # initdb and postgres refuse to run as root
-        self.prefix = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+        self.prefix = as_postgres()
+        self.outside = None # where the data lie when the server's user cannot reach the directory
+        home = self.directory
         if self.prefix:
-            shutil.chown(self.directory, "postgres")
+            shutil.chown(home, "postgres")
+            if subprocess.run(self.prefix + ["test", "-w", str(home)], cwd="/", check=False).returncode:
+                home = self.outside = Path(tempfile.mkdtemp(prefix="pgpt-tests-", dir="/var/tmp"))
+                shutil.chown(home, "postgres")
+        self.data = home / "data"
         subprocess.run(self.prefix + [str(self.bin / "initdb"), "-D", str(self.data), "-U", "app", "-A", "trust",
                                       "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"],
                        check=True, stdout=subprocess.DEVNULL, cwd="/")
-        self.url = f"postgresql://app@127.0.0.1:{self.port}/pgpt"
+        self.server = f"postgresql://app@127.0.0.1:{self.port}"
+        self.url = f"{self.server}/pgpt"
 
     def start(self, timeout=60):
-        self.spawn(self.prefix + [str(self.bin / "postgres"), "-D", str(self.data), "-p", str(self.port),
-                                  "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self.directory}",
-                                  "-c", "fsync=off"], cwd="/")
         import psycopg
         deadline = time.time() + timeout
         while True:
+            if not self.alive: # at first; and after a kill -9, while an old backend still holds its memory
+                self.spawn(self.prefix + [str(self.bin / "postgres"), "-D", str(self.data), "-p", str(self.port),
+                                          "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=",
+                                          "-c", "fsync=off"], cwd="/")
             try:
-                psycopg.connect(f"postgresql://app@127.0.0.1:{self.port}/postgres", connect_timeout=2).close()
+                psycopg.connect(f"{self.server}/postgres", connect_timeout=2).close()
                 return
             except psycopg.OperationalError:
                 if time.time() > deadline:
@@ -192,19 +208,64 @@ class Postgres(Process):
                 time.sleep(0.1)
 
     def create(self):
+        """The database pgpt with the migrations applied."""
         import psycopg
-        with psycopg.connect(f"postgresql://app@127.0.0.1:{self.port}/postgres", autocommit=True) as db:
+        with psycopg.connect(f"{self.server}/postgres", autocommit=True) as db:
             db.execute("create database pgpt")
         subprocess.run(["sqitch", "deploy", f"db:pg://app@127.0.0.1:{self.port}/pgpt"], check=True,
                        cwd=ROOT / "migrations", stdout=subprocess.DEVNULL,
-                       env={**os.environ, "SQITCH_FULLNAME": "chaos", "SQITCH_EMAIL": "chaos@localhost"})
+                       env={**os.environ, "SQITCH_FULLNAME": "tests", "SQITCH_EMAIL": "tests@localhost"})
+
+    def copy(self, name):
+        """Another database of the same kind; nobody may be connected to pgpt. Returns its URL."""
+        import psycopg
+        with psycopg.connect(f"{self.server}/postgres", autocommit=True) as db:
+            db.execute(f'create database "{name}" template pgpt')
+        return f"{self.server}/{name}"
+
+    def remove_outside(self):
+        if self.outside:
+            shutil.rmtree(self.outside, ignore_errors=True)
 
 
 class Worker(Process):
+    """One pgpt-worker. env: its PGPT_* variables; those of the caller's shell do not reach it."""
+
     def __init__(self, name, directory, env, binary):
         super().__init__(name, Path(directory) / "workers")
-        self.env = {**os.environ, **env, "PGPT_WORKER_NAME": name}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("PGPT_")}
+        self.env = {**inherited, **env, "PGPT_WORKER_NAME": name}
+        self.port = int(env.get("PGPT_HTTP_PORT", 0))
         self.argv = [str(binary)]
 
     def start(self):
         self.spawn(self.argv, env=self.env)
+
+    def http(self, path, timeout=5):
+        """(status, body); (0, reason) when nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=timeout) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as answer:
+            return answer.code, answer.read().decode()
+        except OSError as problem:
+            return 0, str(problem)
+
+    def wait_ready(self, timeout=60):
+        deadline = time.time() + timeout
+        while True:
+            status, body = self.http("/readyz")
+            if status == 200:
+                return self
+            if not self.alive:
+                raise RuntimeError(f"{self.name} exited with {self.child.returncode}:\n{self.tail()}")
+            if time.time() > deadline:
+                raise RuntimeError(f"{self.name} is not ready after {timeout} s: {body}\n{self.tail()}")
+            time.sleep(0.05)
+
+    def metric(self, name):
+        """The value of one series, as its line begins: 'pgpt_jobs_total{outcome="completed"}'."""
+        for line in self.http("/metrics")[1].splitlines():
+            if line.startswith(name + " "):
+                return float(line.split()[-1])
+        return None
