@@ -207,6 +207,19 @@ bool assignment_has_room(struct assignment *a, int32_t partition, int64_t ahead)
     return room;
 }
 
+int64_t assignment_unfinished(struct assignment *a, int32_t partition, int64_t end)
+{
+    struct owned *owned;
+    int64_t unfinished = 0;
+
+    pthread_mutex_lock(&a->lock);
+    owned = get(a, partition);
+    if (owned)
+        unfinished = ledger_unfinished(&owned->ledger, end);
+    pthread_mutex_unlock(&a->lock);
+    return unfinished;
+}
+
 int64_t assignment_ahead(struct assignment *a)
 {
     int64_t most = 0;

@@ -70,6 +70,8 @@ bool assignment_mark_alone(struct assignment *assignment, int32_t partition, int
                            struct ledger *out);
 /* True when a partition that was too far ahead has room again. */
 bool assignment_has_room(struct assignment *assignment, int32_t partition, int64_t ahead);
+/* Records of an owned partition below its end that are not finished; 0 when it is not owned. */
+int64_t assignment_unfinished(struct assignment *assignment, int32_t partition, int64_t end);
 /* Largest distance of a finished offset from its watermark, over all partitions. */
 int64_t assignment_ahead(struct assignment *assignment);
 

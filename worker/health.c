@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "worker/metrics.h"
+
 enum { REASON_BYTES = 256 };
 
 struct health {
@@ -49,11 +51,22 @@ void health_destroy(struct health *h)
     free(h);
 }
 
+/* Under the lock. */
+static void ready_report(const struct health *h)
+{
+    bool ready = true;
+
+    for (int gate = 0; gate < HEALTH_GATE_COUNT; gate++)
+        ready = ready && !h->blocked[gate];
+    metrics_set(METRIC_READY, ready);
+}
+
 void health_block(struct health *h, enum health_gate gate, const char *reason)
 {
     pthread_mutex_lock(&h->lock);
     h->blocked[gate] = true;
     snprintf(h->reasons[gate], REASON_BYTES, "%s", reason);
+    ready_report(h);
     pthread_mutex_unlock(&h->lock);
 }
 
@@ -61,6 +74,7 @@ void health_clear(struct health *h, enum health_gate gate)
 {
     pthread_mutex_lock(&h->lock);
     h->blocked[gate] = false;
+    ready_report(h);
     pthread_mutex_unlock(&h->lock);
 }
 

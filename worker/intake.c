@@ -16,6 +16,7 @@
 #include "worker/control.h"
 #include "worker/fault.h"
 #include "worker/kafka_client.h"
+#include "worker/lag.h"
 #include "worker/takeover.h"
 
 enum pause_reason {
@@ -44,6 +45,7 @@ struct intake {
     rd_kafka_t *consumer;
     struct admission *admission;
     struct takeover *takeover;
+    struct lag *lag;
     pthread_t thread;
     bool started;
     _Atomic bool draining, stopping;
@@ -478,6 +480,7 @@ static void *intake_main(void *argument)
         alone_step(in);
         pauses_review(in);
         assignment_report(in);
+        lag_review(in->lag, in->assigned, in->partition_end, now);
         for (int n = 0; n < 256 && !in->all_reasons; n++) { /* the reviews are not free */
             message = rd_kafka_consumer_poll(in->consumer, n ? 0 : POLL_MS);
             if (!message)
@@ -551,7 +554,8 @@ int intake_start(struct intake *in, struct error *error)
     rd_kafka_resp_err_t code;
 
     in->consumer = consumer_new(in, error);
-    if (!in->consumer)
+    in->lag = in->consumer ? lag_create(in->pipeline, in->consumer, error) : NULL;
+    if (!in->lag)
         return -1;
     assignment_set_consumer(in->pipeline->assignment, in->consumer);
     topics = rd_kafka_topic_partition_list_new(1);
@@ -589,6 +593,7 @@ void intake_destroy(struct intake *in)
         return;
     if (in->alone)
         rd_kafka_message_destroy(in->alone);
+    lag_destroy(in->lag);
     if (in->consumer) {
         assignment_set_consumer(in->pipeline->assignment, NULL);
         rd_kafka_destroy(in->consumer);

@@ -86,6 +86,15 @@ enum ledger_answer ledger_begin(struct ledger *l, int64_t offset, int64_t ahead)
     return LEDGER_ADMIT;
 }
 
+int64_t ledger_unfinished(const struct ledger *l, int64_t end)
+{
+    int64_t finished = 0;
+
+    for (int i = 0; i < LEDGER_SPAN / 64; i++)
+        finished += __builtin_popcountll(l->bits[i]);
+    return end - l->base > finished ? end - l->base - finished : 0;
+}
+
 int64_t ledger_ahead(const struct ledger *l)
 {
     return l->highest_finished < 0 ? 0 : l->highest_finished - l->base;

@@ -48,6 +48,8 @@ enum ledger_answer ledger_begin(struct ledger *ledger, int64_t offset, int64_t a
 void ledger_finish(struct ledger *ledger, int64_t offset);
 
 bool ledger_is_finished(const struct ledger *ledger, int64_t offset);
+/* Unfinished offsets below end, the partition's end. */
+int64_t ledger_unfinished(const struct ledger *ledger, int64_t end);
 /* Distance from base to the highest finished offset, 0 = nothing above base. */
 int64_t ledger_ahead(const struct ledger *ledger);
 

@@ -7,6 +7,7 @@
  *   COUNTER(id, "name", "labels", help)   GAUGE(id, ...)   HISTOGRAM(id, ...): microseconds in,
  *   seconds out
  */
+GAUGE(READY, "pgpt_ready", "", "1 while ready; /readyz says why not")
 COUNTER(JOBS_COMPLETED, "pgpt_jobs_total", "outcome=\"completed\"", "Jobs by outcome, committed")
 COUNTER(JOBS_FAILED, "pgpt_jobs_total", "outcome=\"failed\"", "")
 COUNTER(JOBS_CANCELLED, "pgpt_jobs_total", "outcome=\"cancelled\"", "")
@@ -22,6 +23,9 @@ COUNTER(ENGINE_STEPS, "pgpt_engine_steps_total", "", "Decode steps run")
 GAUGE(ENGINE_ROWS, "pgpt_engine_rows", "", "Sequences in the running batch")
 GAUGE(QUEUE_DEPTH, "pgpt_queue_jobs", "", "Jobs admitted but not running")
 GAUGE(JOBS_IN_FLIGHT, "pgpt_jobs_in_flight", "", "Jobs between intake and commit")
+GAUGE(JOBS_AWAITING_CHUNKS, "pgpt_jobs_awaiting_chunks", "",
+      "Finished jobs held until their chunks are acknowledged")
+GAUGE(REQUESTS_LAG, "pgpt_requests_lag", "", "Records of owned partitions that are not finished")
 GAUGE(PARTITIONS_ASSIGNED, "pgpt_partitions_assigned", "", "Request partitions owned")
 GAUGE(PARTITIONS_PAUSED, "pgpt_partitions_paused", "", "Of these, paused")
 GAUGE(LEDGER_AHEAD, "pgpt_ledger_ahead_offsets", "",
@@ -41,6 +45,7 @@ GAUGE(ENGINE_IDS_MIXED, "pgpt_engine_ids_mixed", "",
       "1 when another engine_id writes in this group")
 COUNTER(RECORDER_EVENTS, "pgpt_recorder_events_total", "", "Events written to PostgreSQL")
 COUNTER(RECORDER_ERRORS, "pgpt_recorder_errors_total", "", "Failed PostgreSQL transactions")
+GAUGE(RECORDER_PARTITIONS, "pgpt_recorder_partitions", "", "Event partitions owned")
 GAUGE(RECORDER_CONNECTED, "pgpt_recorder_connected", "", "1 while PostgreSQL answers")
 HISTOGRAM(QUEUE_TIME, "pgpt_job_queue_seconds", "", "Request record to admission")
 HISTOGRAM(FIRST_TOKEN_TIME, "pgpt_job_first_token_seconds", "", "Admission to first token")

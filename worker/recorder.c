@@ -117,6 +117,7 @@ static void on_rebalance(rd_kafka_t *consumer, rd_kafka_resp_err_t code,
             owned_remove(r, list->elems[i].partition);
     }
     places_forget(r);
+    metrics_set(METRIC_RECORDER_PARTITIONS, (int64_t)r->owned_count);
     log_write(LOG_INFO, "recorder", NULL, "%d partitions %s, %zu owned", list->cnt,
               assigned ? "assigned" : "revoked", r->owned_count);
 }

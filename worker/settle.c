@@ -401,6 +401,7 @@ static void sort_waiting(struct settle *s)
         job_list_push(&s->ready, job);
     }
     job_list_splice(&s->waiting, &still);
+    metrics_set(METRIC_JOBS_AWAITING_CHUNKS, (int64_t)s->waiting.count);
 }
 
 /* Waits for work, but not past the moment when the ready jobs are due. */

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+pgpt_unit_test(lag pgpt_worker)
