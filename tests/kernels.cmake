@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 pgpt_unit_test(product pgpt_cpu)
+pgpt_unit_test(engine_rules pgpt_base m)
 
 # Our products against OpenBLAS and oneDNN, where their development files are present.
 find_library(OPENBLAS_LIBRARY openblas)
