@@ -4,35 +4,39 @@
 #ifdef PGPT_FAULTS
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdio.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+enum { FAULTS_MAX = 16 };
+
+/* action: what follows the name, up to the next comma. */
 static void act(const char *action)
 {
-    static _Atomic int passes;
-    int wanted = 1;
-
-    if (!strncmp(action, "stall:", 6)) {
+    if (!strncmp(action, "stall:", 6))
         usleep((useconds_t)atoi(action + 6) * 1000);
-        return;
-    }
-    if (strncmp(action, "kill", 4) != 0)
-        return;
-    if (action[4] == '@')
-        wanted = atoi(action + 5);
-    if (atomic_fetch_add(&passes, 1) + 1 == wanted)
+    else if (!strncmp(action, "kill", 4))
         kill(getpid(), SIGKILL);
+}
+
+/* True when the action is for every pass, or for this one. */
+static bool due(const char *action, int pass)
+{
+    const char *at = action + strcspn(action, "@,");
+
+    return *at != '@' || atoi(at + 1) == pass;
 }
 
 void fault_point(const char *name)
 {
+    static _Atomic int passes[FAULTS_MAX]; /* of each entry of PGPT_FAULT */
     const char *at = getenv("PGPT_FAULT");
     size_t size = strlen(name);
 
-    while (at && *at) {
-        if (!strncmp(at, name, size) && at[size] == ':')
+    for (int i = 0; at && i < FAULTS_MAX; i++) {
+        if (!strncmp(at, name, size) && at[size] == ':' &&
+            due(at + size + 1, atomic_fetch_add(&passes[i], 1) + 1))
             act(at + size + 1);
         at = strchr(at, ',');
         at = at ? at + 1 : NULL;

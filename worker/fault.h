@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * fault: named points where a test may kill or stall the worker. FAULT_POINT("name") is nothing
- * unless the build defines PGPT_FAULTS; then PGPT_FAULT=name:kill or name:stall:MILLISECONDS (several
- * separated by commas, name:kill@N for the Nth pass) acts there. Any thread.
+ * fault: named points where a test may kill or stall the worker. FAULT_POINT(name) is nothing
+ * unless the build defines PGPT_FAULTS (CMake option of that name, preset `faults`); then the
+ * environment's PGPT_FAULT=name:kill or name:stall:MILLISECONDS acts there, at every pass or, with
+ * @N behind it, at the Nth alone; several are separated by commas. A job_id is the name of that
+ * job's start on the device. Any thread.
  */
 #ifndef PGPT_WORKER_FAULT_H
 #define PGPT_WORKER_FAULT_H
