@@ -191,6 +191,7 @@ static void *control_main(void *argument)
 
 struct control *control_create(struct pipeline *pipeline, struct error *error)
 {
+    const char *const dirs[] = {pipeline->config->schema_dir, NULL};
     struct control *c = calloc(1, sizeof *c);
 
     if (!c) {
@@ -200,10 +201,13 @@ struct control *control_create(struct pipeline *pipeline, struct error *error)
     c->pipeline = pipeline;
     c->end = -1;
     pthread_mutex_init(&c->lock, NULL);
-    c->codec = codec_open(NULL, error);
+    c->codec = codec_open(*pipeline->config->schema_dir ? dirs : NULL, error);
+    if (!c->codec) {
+        control_destroy(c);
+        return NULL;
+    }
     c->arena = arena_create(4096, RECORD_ARENA_MAX);
-    if (!c->codec || !c->arena ||
-        cancelled_init(&c->cancelled, (size_t)pipeline->config->cancel_max_ids)) {
+    if (!c->arena || cancelled_init(&c->cancelled, (size_t)pipeline->config->cancel_max_ids)) {
         error_set(error, "control: out of memory for %lld cancels; lower cancel.max_ids",
                   (long long)pipeline->config->cancel_max_ids);
         control_destroy(c);

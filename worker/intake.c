@@ -466,6 +466,7 @@ static void on_error(struct intake *in, const rd_kafka_message_t *message)
 static void *intake_main(void *argument)
 {
     struct intake *in = argument;
+    size_t most = (size_t)in->pipeline->config->queue_max_jobs;
     char reason[8];
 
     while (!atomic_load(&in->stopping) &&
@@ -481,7 +482,8 @@ static void *intake_main(void *argument)
         pauses_review(in);
         assignment_report(in);
         lag_review(in->lag, in->assigned, in->partition_end, now);
-        for (int n = 0; n < 256 && !in->all_reasons; n++) { /* the reviews are not free */
+        /* The reviews are not free; the bound on jobs is looked at for each record. */
+        for (int n = 0; n < 256 && !in->all_reasons && job_alive() < most; n++) {
             message = rd_kafka_consumer_poll(in->consumer, n ? 0 : POLL_MS);
             if (!message)
                 break;
