@@ -24,6 +24,16 @@ struct health {
 
 static const char *const beat_names[HEALTH_BEAT_COUNT] = {"intake", "engine", "settle"};
 
+static const enum metric gate_metrics[HEALTH_GATE_COUNT] = {
+    [HEALTH_ENGINE] = METRIC_NOT_READY_ENGINE,
+    [HEALTH_CONTROL] = METRIC_NOT_READY_CONTROL,
+    [HEALTH_ASSIGNMENT] = METRIC_NOT_READY_ASSIGNMENT,
+    [HEALTH_TOPICS] = METRIC_NOT_READY_TOPICS,
+    [HEALTH_DLQ_LIMIT] = METRIC_NOT_READY_DLQ_LIMIT,
+    [HEALTH_OFFSETS] = METRIC_NOT_READY_OFFSETS,
+    [HEALTH_DRAINING] = METRIC_NOT_READY_DRAINING,
+};
+
 struct health *health_create(int64_t stall_limit_us)
 {
     static const char *const at_first[HEALTH_GATE_COUNT] = {
@@ -52,29 +62,29 @@ void health_destroy(struct health *h)
 }
 
 /* Under the lock. */
-static void ready_report(const struct health *h)
+static void gate_set(struct health *h, enum health_gate gate, bool blocked)
 {
     bool ready = true;
 
-    for (int gate = 0; gate < HEALTH_GATE_COUNT; gate++)
-        ready = ready && !h->blocked[gate];
+    h->blocked[gate] = blocked;
+    metrics_set(gate_metrics[gate], blocked);
+    for (int i = 0; i < HEALTH_GATE_COUNT; i++)
+        ready = ready && !h->blocked[i];
     metrics_set(METRIC_READY, ready);
 }
 
 void health_block(struct health *h, enum health_gate gate, const char *reason)
 {
     pthread_mutex_lock(&h->lock);
-    h->blocked[gate] = true;
+    gate_set(h, gate, true);
     snprintf(h->reasons[gate], REASON_BYTES, "%s", reason);
-    ready_report(h);
     pthread_mutex_unlock(&h->lock);
 }
 
 void health_clear(struct health *h, enum health_gate gate)
 {
     pthread_mutex_lock(&h->lock);
-    h->blocked[gate] = false;
-    ready_report(h);
+    gate_set(h, gate, false);
     pthread_mutex_unlock(&h->lock);
 }
 

@@ -8,6 +8,13 @@
  *   seconds out
  */
 GAUGE(READY, "pgpt_ready", "", "1 while ready; /readyz says why not")
+GAUGE(NOT_READY_ENGINE, "pgpt_not_ready", "reason=\"engine\"", "1 for each reason not to be ready")
+GAUGE(NOT_READY_CONTROL, "pgpt_not_ready", "reason=\"control\"", "")
+GAUGE(NOT_READY_ASSIGNMENT, "pgpt_not_ready", "reason=\"assignment\"", "")
+GAUGE(NOT_READY_TOPICS, "pgpt_not_ready", "reason=\"topics\"", "")
+GAUGE(NOT_READY_DLQ_LIMIT, "pgpt_not_ready", "reason=\"dlq_limit\"", "")
+GAUGE(NOT_READY_OFFSETS, "pgpt_not_ready", "reason=\"offsets\"", "")
+GAUGE(NOT_READY_DRAINING, "pgpt_not_ready", "reason=\"draining\"", "")
 COUNTER(JOBS_COMPLETED, "pgpt_jobs_total", "outcome=\"completed\"", "Jobs by outcome, committed")
 COUNTER(JOBS_FAILED, "pgpt_jobs_total", "outcome=\"failed\"", "")
 COUNTER(JOBS_CANCELLED, "pgpt_jobs_total", "outcome=\"cancelled\"", "")
