@@ -89,6 +89,7 @@ void job_finish(struct job *job, enum job_outcome outcome, const char *error_cla
                 const char *error_message, int64_t now_wall_us)
 {
     struct generation_result *r = &job->result;
+    int64_t admitted_at_us;
 
     job->outcome = outcome;
     r->job_id = text_of(job->job_id);
@@ -100,8 +101,10 @@ void job_finish(struct job *job, enum job_outcome outcome, const char *error_cla
     r->worker = text_of(identity.worker);
     r->metadata = job->request.metadata;
     r->metadata_count = job->request.metadata_count;
-    if (job->accepted_at_us > job->record_timestamp_us)
-        r->timings.queue_us = job->accepted_at_us - job->record_timestamp_us;
+    /* A job that never started queued all its life. */
+    admitted_at_us = job->started_at_us ? job->started_at_us : now_wall_us;
+    if (admitted_at_us > job->record_timestamp_us)
+        r->timings.queue_us = admitted_at_us - job->record_timestamp_us;
     if (now_wall_us > job->record_timestamp_us)
         r->timings.total_us = now_wall_us - job->record_timestamp_us;
     r->has_error = error_class != NULL;

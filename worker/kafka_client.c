@@ -104,6 +104,21 @@ enum kafka_class kafka_client_classify(rd_kafka_error_t *error, const char *call
     return class;
 }
 
+rd_kafka_headers_t *kafka_client_trace_headers(struct text traceparent, struct text tracestate)
+{
+    rd_kafka_headers_t *headers;
+
+    if (!traceparent.size && !tracestate.size)
+        return NULL;
+    headers = rd_kafka_headers_new(2);
+    if (headers && traceparent.size)
+        rd_kafka_header_add(headers, "traceparent", -1, traceparent.data,
+                            (ssize_t)traceparent.size);
+    if (headers && tracestate.size)
+        rd_kafka_header_add(headers, "tracestate", -1, tracestate.data, (ssize_t)tracestate.size);
+    return headers;
+}
+
 int32_t kafka_client_partitions(rd_kafka_t *client, const char *topic, int timeout_ms)
 {
     const struct rd_kafka_metadata *metadata;

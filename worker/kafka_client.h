@@ -8,6 +8,7 @@
 
 #include <librdkafka/rdkafka.h>
 
+#include "kernels/base/arena.h"
 #include "worker/config.h"
 #include "worker/health.h"
 
@@ -37,6 +38,9 @@ enum kafka_class {
 };
 /* Takes the error (NULL is KAFKA_OK), logs it with the call's name. */
 enum kafka_class kafka_client_classify(rd_kafka_error_t *error, const char *call);
+
+/* traceparent and tracestate as headers of a record; NULL when both are empty (or without memory). */
+rd_kafka_headers_t *kafka_client_trace_headers(struct text traceparent, struct text tracestate);
 
 /* Partitions of a topic, or -1 when it is missing or the brokers do not answer. */
 int32_t kafka_client_partitions(rd_kafka_t *client, const char *topic, int timeout_ms);

@@ -105,7 +105,8 @@ static rd_kafka_t *producer_new(struct settle *s, struct error *error)
                               "message.timeout.ms", delivery, "enable.idempotence", "true",
                               /* markers of the last transaction may still be written: ask again soon */
                               "retry.backoff.ms", "1", "retry.backoff.max.ms", "5",
-                              "linger.ms", "1", NULL};
+                              "linger.ms", "1", "topic.metadata.refresh.interval.ms", "10000",
+                              NULL};
     struct kafka_client_options options = {config, s->pipeline->health, "settle", settings, s};
     rd_kafka_conf_t *conf;
 

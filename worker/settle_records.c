@@ -6,6 +6,7 @@
 
 #include "kernels/base/clock.h"
 #include "worker/dead_letter.h"
+#include "worker/kafka_client.h"
 
 struct record {
     const char *topic;
@@ -49,22 +50,6 @@ static int produce(struct settle_records *s, const struct record *r, bool *too_l
     return -1;
 }
 
-static rd_kafka_headers_t *trace_headers(const struct job *job)
-{
-    rd_kafka_headers_t *headers;
-
-    if (!job->traceparent.size && !job->tracestate.size)
-        return NULL;
-    headers = rd_kafka_headers_new(2);
-    if (headers && job->traceparent.size)
-        rd_kafka_header_add(headers, "traceparent", -1, job->traceparent.data,
-                            (ssize_t)job->traceparent.size);
-    if (headers && job->tracestate.size)
-        rd_kafka_header_add(headers, "tracestate", -1, job->tracestate.data,
-                            (ssize_t)job->tracestate.size);
-    return headers;
-}
-
 static int put_record(struct settle_records *s, enum record_type type, const void *record,
                       const char *topic, const struct job *job, bool *too_large,
                       struct error *error)
@@ -76,7 +61,7 @@ static int put_record(struct settle_records *s, enum record_type type, const voi
         return -1;
     r.value = s->buffer.data;
     r.value_size = s->buffer.size;
-    r.headers = trace_headers(job);
+    r.headers = kafka_client_trace_headers(job->traceparent, job->tracestate);
     return produce(s, &r, too_large, error);
 }
 

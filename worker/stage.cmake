@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-target_sources(pgpt_worker PRIVATE scheduler.c)
+target_sources(pgpt_worker PRIVATE http.c prepare.c scheduler.c stream.c)
