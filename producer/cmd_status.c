@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: MIT */
+#include <libpq-fe.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "producer/command.h"
+#include "producer/output.h"
+
+/* Types of result columns that become JSON numbers and booleans (pg_type.dat). */
+enum { PG_BOOL = 16, PG_INT8 = 20, PG_INT2 = 21, PG_INT4 = 23, PG_FLOAT4 = 700, PG_FLOAT8 = 701 };
+
+struct status {
+    struct cli *cli;
+    const struct command *command;
+    PGconn *db;
+};
+
+static const char job_query[] =
+    "select job_id, status, attempt, tenant, model, worker, accepted_at, started_at, finished_at, "
+    "prompt_tokens, generated_tokens, queue_us, first_token_us, total_us, dead_lettered, "
+    "error_class, error_message from job where job_id = any($1::uuid[]) order by accepted_at";
+
+static const struct {
+    const char *title, *name, *query;
+} overview[] = {
+    {"Latency of completed jobs (milliseconds)", "latency_percentiles",
+     "select metric, jobs, round((p50 / 1000)::numeric, 2)::float8 as p50, "
+     "round((p90 / 1000)::numeric, 2)::float8 as p90, round((p95 / 1000)::numeric, 2)::float8 as "
+     "p95, "
+     "round((p99 / 1000)::numeric, 2)::float8 as p99 from latency_percentiles order by metric"},
+    {"Throughput of the last minutes", "throughput",
+     "select to_char(minute, 'HH24:MI') as minute, jobs, completed, failed, cancelled, expired, "
+     "round(jobs_per_s::numeric, 1)::float8 as jobs_per_s, "
+     "round(tokens_per_s::numeric, 1)::float8 as tokens_per_s from throughput "
+     "where minute > now() - interval '10 minutes' order by throughput.minute"},
+    {"Workers of the last day", "workers",
+     "select worker, alive_jobs, completed_last_day, failed_last_day, "
+     "round(jobs_per_s::numeric, 1)::float8 as jobs_per_s, "
+     "round(tokens_per_s::numeric, 1)::float8 as tokens_per_s, "
+     "to_char(last_finished_at, 'YYYY-MM-DD HH24:MI:SS') as last_finished "
+     "from worker_status order by worker"}};
+
+static json_t *cell(const PGresult *rows, int row, int column)
+{
+    struct text text = {PQgetvalue(rows, row, column), (size_t)PQgetlength(rows, row, column)};
+
+    if (PQgetisnull(rows, row, column))
+        return json_null();
+    switch (PQftype(rows, column)) {
+    case PG_BOOL:
+        return json_boolean(*text.data == 't');
+    case PG_INT2:
+    case PG_INT4:
+    case PG_INT8:
+        return json_integer(strtoll(text.data, NULL, 10));
+    case PG_FLOAT4:
+    case PG_FLOAT8:
+        return json_real(strtod(text.data, NULL));
+    default:
+        return output_text(&text);
+    }
+}
+
+static json_t *row_object(const PGresult *rows, int row)
+{
+    json_t *object = json_object();
+
+    for (int c = 0; c < PQnfields(rows); c++)
+        if (json_object_set_new(object, PQfname(rows, c), cell(rows, row, c))) {
+            json_decref(object);
+            return NULL;
+        }
+    return object;
+}
+
+static json_t *row_array(const PGresult *rows)
+{
+    json_t *array = json_array();
+
+    for (int r = 0; r < PQntuples(rows); r++)
+        if (json_array_append_new(array, row_object(rows, r))) {
+            json_decref(array);
+            return NULL;
+        }
+    return array;
+}
+
+static void print_table(const PGresult *rows, const char *title)
+{
+    PQprintOpt look = {.header = 1, .align = 1, .fieldSep = (char *)"  "};
+
+    printf("%s\n", title);
+    if (PQntuples(rows))
+        PQprint(stdout, rows, &look);
+    else
+        puts("  none yet\n");
+}
+
+/* Field by field: a job has many of them. */
+static void print_job(const PGresult *rows, int row)
+{
+    for (int c = 0; c < PQnfields(rows); c++)
+        if (!PQgetisnull(rows, row, c) && *PQgetvalue(rows, row, c))
+            printf("%-17s %s\n", PQfname(rows, c), PQgetvalue(rows, row, c));
+    putchar('\n');
+}
+
+static int query_failed(struct status *s, const PGresult *rows)
+{
+    const char *state = PQresultErrorField(rows, PG_DIAG_SQLSTATE);
+
+    cli_say(s->command, "%s%s", PQresultErrorMessage(rows),
+            state && !strcmp(state, "42P01") ? "The tables are missing: apply migrations/ (sqitch)"
+                                             : "");
+    return PQstatus(s->db) == CONNECTION_OK ? EXIT_TROUBLE : EXIT_UNREACHABLE;
+}
+
+static int show_overview(struct status *s)
+{
+    json_t *all = json_object();
+    int code = EXIT_OK;
+
+    for (size_t i = 0; i < sizeof overview / sizeof *overview && !code; i++) {
+        PGresult *rows = PQexec(s->db, overview[i].query);
+
+        if (PQresultStatus(rows) != PGRES_TUPLES_OK)
+            code = query_failed(s, rows);
+        else if (s->cli->json)
+            json_object_set_new(all, overview[i].name, row_array(rows));
+        else
+            print_table(rows, overview[i].title);
+        PQclear(rows);
+    }
+    if (s->cli->json && !code)
+        output_line(json_incref(all));
+    json_decref(all);
+    return code;
+}
+
+static bool was_found(const PGresult *rows, const char *id)
+{
+    for (int r = 0; r < PQntuples(rows); r++)
+        if (!strcasecmp(PQgetvalue(rows, r, 0), id))
+            return true;
+    return false;
+}
+
+/* "{id,id,...}": ids are checked, so nothing needs quotes. NULL without memory. */
+static char *id_array(const struct option_positionals *ids)
+{
+    char *array = malloc(ids->count * 37 + 3), *at = array;
+
+    if (!array)
+        return NULL;
+    *at++ = '{';
+    for (size_t i = 0; i < ids->count; i++)
+        at += sprintf(at, "%s%s", i ? "," : "", ids->items[i]);
+    strcpy(at, "}");
+    return array;
+}
+
+static int show_jobs(struct status *s, const struct option_positionals *ids)
+{
+    char *array = id_array(ids);
+    const char *values[] = {array};
+    PGresult *rows = NULL;
+    int code = EXIT_OK;
+
+    if (!array) {
+        cli_say(s->command, "out of memory");
+        return EXIT_TROUBLE;
+    }
+    rows = PQexecParams(s->db, job_query, 1, NULL, values, NULL, NULL, 0);
+    free(array);
+    if (PQresultStatus(rows) != PGRES_TUPLES_OK)
+        code = query_failed(s, rows);
+    for (int r = 0; r < PQntuples(rows); r++) {
+        if (s->cli->json)
+            output_line(row_object(rows, r));
+        else
+            print_job(rows, r);
+    }
+    for (size_t i = 0; i < ids->count && (!code || code == EXIT_NOT_FOUND); i++)
+        if (!was_found(rows, ids->items[i])) {
+            cli_say(s->command, "job %s is not in the database (yet)", ids->items[i]);
+            code = EXIT_NOT_FOUND;
+        }
+    PQclear(rows);
+    return code;
+}
+
+static int status_open(struct status *s)
+{
+    char seconds[16];
+    const char *const names[] = {"dbname", "connect_timeout", "application_name", NULL};
+    const char *const values[] = {s->cli->database_url, seconds, "pgpt", NULL};
+
+    snprintf(seconds, sizeof seconds, "%d", 1 + cli_timeout_ms(s->cli) / 1000);
+    s->db = PQconnectdbParams(names, values, 1);
+    if (PQstatus(s->db) == CONNECTION_OK)
+        return EXIT_OK;
+    cli_say(s->command, "%s", PQerrorMessage(s->db));
+    return EXIT_UNREACHABLE;
+}
+
+static int run(struct cli *cli, const struct command *command, int argc, char **argv)
+{
+    struct status s = {.cli = cli, .command = command};
+    struct option_positionals ids;
+    const struct option own[] = {{"database", 'd', OPTION_TEXT, &cli->database_url, "URL",
+                                  "PostgreSQL (PGPT_DATABASE_URL)", 0, 0, NULL},
+                                 {0}};
+    const struct option *const tables[] = {own, NULL};
+    uint8_t id[16];
+    int code;
+
+    cli->timeout_us = 10 * 1000000ll;
+    if (!cli_parse(cli, command, tables, argc, argv, &ids, &code))
+        return code;
+    for (size_t i = 0; i < ids.count; i++)
+        if (uuid_parse((struct text){ids.items[i], strlen(ids.items[i])}, id)) {
+            cli_say(command, "job id \"%s\" is not a UUID of 36 characters", ids.items[i]);
+            return EXIT_WRONG_USE;
+        }
+    if (!cli->database_url) {
+        cli_say(command, "no database: set PGPT_DATABASE_URL or --database; without one, "
+                         "`pgpt follow JOB_ID` reads results from Kafka");
+        return EXIT_WRONG_USE;
+    }
+    code = status_open(&s);
+    if (!code)
+        code = ids.count ? show_jobs(&s, &ids) : show_overview(&s);
+    PQfinish(s.db);
+    return code;
+}
+
+const struct command command_status = {
+    "status", "Shows jobs, or latency percentiles, throughput and workers, from PostgreSQL.",
+    "[OPTION]... [JOB_ID]...",
+    "\nWith job ids: what the database knows of each. Without: percentiles, throughput of the last "
+    "ten\n"
+    "minutes and workers. The tables follow the event topic within about a second.\n"
+    "\nExamples\n"
+    "  pgpt status\n"
+    "  pgpt status --json 6f1e0c2a-9a54-4c0e-8d0b-0d5b1c8f7a11 | jq .status\n",
+    run};
