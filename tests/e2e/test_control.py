@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: MIT
+"""Cancels and deadlines at every step of a job's way."""
+import time
+
+from realm import joined, request
+
+# runs for some tenths of a second: 8 rows of 250 tokens
+SLOW = {"do_sample": True, "seed": 1, "num_return_sequences": 8, "min_length": 250, "max_length": 256}
+
+
+def now_us():
+    return int(time.time() * 1e6)
+
+
+def check_broken_off(realm, job, result, status):
+    """A job that ended while it ran: what the result keeps is in the chunks, every sequence is ended."""
+    assert result["status"] == status and result["error"] is None
+    chunks = realm.chunks(job["job_id"])
+    assert chunks, "it had begun to stream"
+    for n in {c["sequence"] for c in chunks}:
+        parts = joined(chunks, n)
+        assert parts[-1]["finish_reason"] in (status, "eos", "length")
+        assert [c["finish_reason"] for c in parts[:-1]] == [None] * (len(parts) - 1)
+        text, ids = "".join(c["text"] for c in parts), [i for c in parts for i in c["token_ids"]]
+        if n < len(result["sequences"]):
+            sequence = result["sequences"][n]
+            assert text.startswith(sequence["text"]) and ids[:len(sequence["token_ids"])] == sequence["token_ids"]
+            assert sequence["finish_reason"] in (status, "eos", "length")
+    assert status in [c["finish_reason"] for c in chunks]
+
+
+def test_early_cancel_counts(main):
+    job = request(stream=True)
+    main.cancel(job["job_id"])
+    main.reader.quiet(0.5)
+    result, = main.run(job)
+    assert (result["status"], result["sequences"], result["usage"]["generated_tokens"]) == ("cancelled", [], 0)
+    main.reader.quiet(0.2)
+    assert main.chunks(job["job_id"]) == []
+    assert main.final_events(job["job_id"])[0]["state"] == "cancelled"
+
+
+def test_cancel_sent_while_no_worker_ran_counts(realm):
+    jobs = [request() for _ in range(6)]
+    for job in jobs[::2]:
+        realm.cancel(job["job_id"])
+    realm.send(*jobs)
+    realm.worker()
+    results = realm.results(realm.sent)
+    assert [results[j["job_id"]]["status"] for j in jobs] == ["cancelled", "completed"] * 3
+
+
+def test_cancel_of_a_queued_job(new_realm):
+    realm = new_realm(partitions=1)
+    blockers = [request(**SLOW) for _ in range(3)]
+    queued = [request() for _ in range(4)]
+    realm.worker(engine_max_rows=8)
+    realm.send(*blockers, *queued)
+    realm.cancel(queued[1]["job_id"])
+    results = realm.check_exactly_once(status=None)
+    assert [results[q["job_id"]]["status"] for q in queued] == ["completed", "cancelled", "completed", "completed"]
+    assert results[queued[1]["job_id"]]["sequences"] == []
+    order = [r.value["job_id"] for r in realm.reader.records["results"]]
+    assert order.index(queued[1]["job_id"]) < order.index(blockers[2]["job_id"]), "it waited for its turn to be cancelled"
+
+
+def test_cancel_of_a_running_job(main):
+    job = request(stream=True, **SLOW)
+    main.send(job)
+    main.wait_chunk(job["job_id"])
+    main.cancel(job["job_id"])
+    result = main.result(job["job_id"])
+    main.reader.quiet(0.3)
+    check_broken_off(main, job, result, "cancelled")
+    assert 0 < result["usage"]["generated_tokens"] < 8 * 250
+    row, = main.wait_rows("select status from job where job_id = %s", (job["job_id"],), lambda r: r and r[0]["status"] == "cancelled")
+
+
+def test_cancel_frees_the_rows_for_others(new_realm):
+    realm = new_realm(partitions=1)
+    realm.worker(engine_max_rows=8)
+    slow, after = [request(stream=True, **SLOW) for _ in range(5)], request()
+    realm.send(*slow, after)
+    realm.wait_chunk(slow[0]["job_id"])
+    for job in slow:
+        realm.cancel(job["job_id"])
+    results = realm.check_exactly_once(status=None)
+    assert results[after["job_id"]]["status"] == "completed"
+    assert [results[j["job_id"]]["status"] for j in slow].count("cancelled") >= 4
+
+
+def test_cancel_after_the_result_changes_nothing(main):
+    job = request()
+    main.run(job)
+    main.cancel(job["job_id"])
+    main.reader.quiet(0.7)
+    assert [r.value["status"] for r in main.reader.results[job["job_id"]]] == ["completed"]
+    assert len(main.final_events(job["job_id"])) == 1
+
+
+def test_other_actions_and_junk_on_the_control_topic_are_ignored(main):
+    job = request()
+    main.cancel(job["job_id"], action="pause")
+    main.produce("control", b"x", b"junk")
+    main.produce("control", b"x", b"")
+    main.flush()
+    main.reader.quiet(0.4)
+    assert main.run(job)[0]["status"] == "completed"
+
+
+def test_a_deadline_in_the_past_expires_at_once(main):
+    job = request(deadline_us=now_us() - 1, stream=True)
+    result, = main.run(job)
+    assert (result["status"], result["sequences"], result["error"]) == ("expired", [], None)
+    assert main.chunks(job["job_id"]) == []
+    assert main.run(request(deadline_us=now_us() + 60_000_000))[0]["status"] == "completed"
+
+
+def test_a_deadline_passes_in_the_queue(new_realm):
+    realm = new_realm(partitions=1)
+    realm.worker(engine_max_rows=8)
+    realm.send(*[request(**SLOW) for _ in range(4)])
+    late = request(deadline_us=now_us() + 120_000)
+    realm.send(late)
+    results = realm.check_exactly_once(status=None)
+    assert (results[late["job_id"]]["status"], results[late["job_id"]]["sequences"]) == ("expired", [])
+    finals = realm.final_events(late["job_id"])
+    assert 0 < finals[0]["at_us"] - late["deadline_us"] < 2_000_000, "it was swept when its time came"
+
+
+def test_a_deadline_passes_while_it_runs(new_realm):
+    realm = new_realm(partitions=1)
+    realm.worker(engine_max_rows=16)
+    company = [request(stream=True, **SLOW)]
+    job = request(stream=True, **SLOW)
+    realm.send(*company)
+    realm.wait_chunk(company[0]["job_id"])
+    job["deadline_us"] = now_us() + 60_000
+    realm.send(job)
+    results = realm.check_exactly_once(status=None)
+    check_broken_off(realm, job, results[job["job_id"]], "expired")
+    assert results[company[0]["job_id"]]["status"] == "completed"

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: MIT
+"""Workers that stall or die at named points of a transaction, and jobs that kill them. The build has
+fault points (worker/fault.h); every other worker here is the same build without a fault."""
+import time
+
+import pytest
+
+import wire
+from realm import check_stream, request
+
+LONG = {"stream": True, "do_sample": True, "num_return_sequences": 4, "min_length": 40, "max_length": 50}
+
+
+def work(count):
+    return [request(f"This is sentence number {n}.", seed=n, **LONG) for n in range(count)]
+
+
+def check_all(realm, generate):
+    results = realm.check_exactly_once()
+    assert not realm.reader.records["dlq"]
+    for job_id, result in results.items():
+        check_stream(realm.chunks(job_id), result)
+    for reference in generate(list(realm.sent.values())):
+        assert [s["text"] for s in results[reference["job_id"]]["sequences"]] == [s["text"] for s in reference["sequences"]]
+    realm.wait_lag_zero()
+    return results
+
+
+@pytest.mark.parametrize("point", ["produce_result", "send_offsets", "commit"])
+def test_a_stall_inside_a_transaction_during_a_rebalance(point, new_realm, generate):
+    """Worker one stands still between produce, offsets and commit while worker two joins and takes
+    partitions: nothing is committed for a partition that moved, nothing is lost."""
+    realm = new_realm(partitions=4)
+    first = realm.worker("first", faults=f"{point}:stall:2500@3")
+    realm.send(*work(30))
+    realm.reader.until(lambda: len(realm.reader.records["results"]) >= 2, 30, realm.state)
+    realm.worker("second", faults="none")
+    realm.send(*work(20))
+    results = check_all(realm, generate)
+    assert {r["worker"] for r in results.values()} == {"first", "second"}
+    assert first.alive and first.http("/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("point", ["send_offsets", "commit"])
+def test_a_stall_longer_than_a_call_may_take(point, new_realm, generate):
+    """Longer than the revoke waits and the transaction lives: aborted or fenced, then done again."""
+    realm = new_realm(partitions=4)
+    realm.worker("first", faults=f"{point}:stall:7000@3", transaction_timeout_ms=3000, kafka_call_timeout_ms=2000)
+    realm.send(*work(30))
+    realm.reader.until(lambda: len(realm.reader.records["results"]) >= 2, 30, realm.state)
+    realm.worker("second", faults="none")
+    check_all(realm, generate)
+
+
+@pytest.mark.parametrize("point", ["open_mark:kill", "open_marked:kill", "decode:kill@7", "produce_result:kill@4",
+                                   "send_offsets:kill@3", "commit:kill@3"])
+def test_death_at_a_point(point, new_realm, generate):
+    realm = new_realm(partitions=2)
+    realm.send(*work(20))
+    victim = realm.worker("victim", faults=point, wait=False)
+    deadline = time.time() + 30
+    while victim.alive and time.time() < deadline:
+        realm.reader.poll()
+    assert not victim.alive, f"it never passed {point}"
+    realm.worker("successor", faults="none")
+    results = check_all(realm, generate)
+    assert all(r["attempt"] <= 2 for r in results.values())
+
+
+def test_poison_is_dead_lettered_after_its_third_death_alone(new_realm, generate):
+    """It kills every worker that starts it. Its neighbours finish; it ends in the dead-letter topic
+    with its bytes, and as a failed result of class poison."""
+    realm = new_realm(partitions=1)
+    before, poison, after = work(6), request("This one kills.", metadata={"a": "b"}), work(6)
+    realm.send(*before)
+    realm.send(poison, headers=[("traceparent", b"00-0-0-01")])
+    realm.send(*after)
+    deaths = 0
+    while not realm.reader.results.get(poison["job_id"]):
+        worker = realm.worker(f"w{deaths + 1}", faults=f"{poison['job_id']}:kill", wait=False)
+        deadline = time.time() + 60
+        while worker.alive and not realm.reader.results.get(poison["job_id"]):
+            assert time.time() < deadline, realm.state()
+            realm.reader.poll()
+        deaths += not worker.alive
+        assert deaths <= 6, "the poison job kills for ever"
+    results = realm.check_exactly_once(status=None)
+    assert deaths == 5, "two in company, three alone"
+    verdict = results.pop(poison["job_id"])
+    assert (verdict["status"], verdict["error"]["class"], verdict["metadata"]) == ("failed", "poison", {"a": "b"})
+    assert all(r["status"] == "completed" for r in results.values())
+    letter, = realm.dead_letters(1)
+    headers = dict(letter.headers)
+    assert letter.value == wire.encode(wire.GENERATION_REQUEST, poison) and letter.key.decode() == poison["job_id"]
+    assert headers["dlq.error_class"] == b"poison" and headers["traceparent"] == b"00-0-0-01"
+    assert int(headers["dlq.attempt"]) == deaths + 1
+    event, = realm.final_events(poison["job_id"])
+    assert event["dead_lettered"] and event["state"] == "failed"
+    for reference in generate(before + after):
+        assert [s["text"] for s in results[reference["job_id"]]["sequences"]] == [s["text"] for s in reference["sequences"]]
+    row, = realm.wait_rows("select * from job where job_id = %s", (poison["job_id"],), lambda r: r and r[0]["finished_at"])
+    assert row["dead_lettered"] and row["error_class"] == "poison"
+    # the count is back at 0: the next death is a first one
+    worker.kill()
+    realm.worker("healthy", faults="none")
+    assert realm.run(request())[0]["status"] == "completed"
