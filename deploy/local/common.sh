@@ -29,11 +29,12 @@ alive() {
 # port_open PORT: something listens there.
 port_open() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# What up and down agree on. The database's folder moves to /var/tmp when the server's user cannot
-# reach the checkout (a clone below /root).
+# What up and down agree on. The ports' names are not PGPT_KAFKA_*: those are the worker's settings for
+# librdkafka. The database's folder moves to /var/tmp when the server's user cannot reach the checkout
+# (a clone below /root).
 run_dir=$local_dir/run
-kafka_port=${PGPT_KAFKA_PORT:-9192}
-postgres_port=${PGPT_POSTGRES_PORT:-55432}
+kafka_port=${PGPT_LOCAL_KAFKA_PORT:-${PGPT_KAFKA_PORT:-9192}}
+postgres_port=${PGPT_LOCAL_POSTGRES_PORT:-${PGPT_POSTGRES_PORT:-55432}}
 postgres_dir() {
     mkdir -p "$run_dir"
     if as_postgres test -x "$run_dir"; then
