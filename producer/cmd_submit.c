@@ -21,24 +21,47 @@ struct submit {
     char *from_stdin;
     struct client *client;
     struct follow *reader;
-    char (*ids)[ID_SIZE];
-    const char **id_list;
-    size_t count, failed;
+    struct job {
+        char id[ID_SIZE];
+        bool accepted;
+        int32_t partition;
+        int64_t offset;
+    } * jobs; /* (count) */
+    const char **ids;
+    size_t count;
 };
 
 static void on_ack(const struct client_ack *ack, void *opaque)
 {
     struct submit *s = opaque;
+    struct job *job = ack->user;
 
-    if (ack->error) {
-        s->failed++;
-        cli_say(s->command, "job %s was not accepted: %s", ack->job_id, ack->error);
-    } else if (s->cli->json) {
-        output_line(json_pack("{ss si sI}", "job_id", ack->job_id, "partition", ack->partition,
-                              "offset", (json_int_t)ack->offset));
-    } else if (!s->follow) {
-        puts(ack->job_id);
+    job->accepted = !ack->error;
+    job->partition = ack->partition;
+    job->offset = ack->offset;
+    if (ack->error)
+        cli_say(s->command, "job %s was not accepted: %s", job->id, ack->error);
+}
+
+/* In the order of the texts, whatever order the brokers answered in. Returns how many were refused.
+ */
+static size_t show_accepted(const struct submit *s)
+{
+    size_t refused = 0;
+
+    for (size_t i = 0; i < s->count; i++) {
+        const struct job *job = &s->jobs[i];
+
+        if (!job->accepted)
+            refused++;
+        else if (s->cli->json)
+            output_line(json_pack("{ss si sI}", "job_id", job->id, "partition", job->partition,
+                                  "offset", (json_int_t)job->offset));
+        else if (!s->follow)
+            puts(job->id);
     }
+    fflush(stdout);
+    return refused;
 }
 
 /* The texts: arguments, or all of standard input as one. */
@@ -70,18 +93,18 @@ static int gather(struct submit *s, struct error *error)
 static int make_ids(struct submit *s, struct error *error)
 {
     s->count = s->texts.count;
+    s->jobs = calloc(s->count, sizeof *s->jobs);
     s->ids = calloc(s->count, sizeof *s->ids);
-    s->id_list = calloc(s->count, sizeof *s->id_list);
-    if (!s->ids || !s->id_list)
+    if (!s->jobs || !s->ids)
         return error_set(error, "out of memory");
     for (size_t i = 0; i < s->count; i++) {
-        s->id_list[i] = s->ids[i];
-        if (!s->job_id && client_new_id(s->ids[i], error))
+        s->ids[i] = s->jobs[i].id;
+        if (!s->job_id && client_new_id(s->jobs[i].id, error))
             return -1;
         if (s->job_id && strlen(s->job_id) != ID_SIZE - 1)
             return error_set(error, "--job-id %s: must be a UUID of 36 characters", s->job_id);
         if (s->job_id)
-            memcpy(s->ids[i], s->job_id, ID_SIZE);
+            memcpy(s->jobs[i].id, s->job_id, ID_SIZE);
     }
     return 0;
 }
@@ -96,9 +119,9 @@ static enum client_status send_all(struct submit *s, struct error *error)
             request_options_make(&s->request, s->ids[i], prompt, clock_wall_us());
 
         if (s->reader)
-            status = follow_watch(s->reader, s->ids[i], s->ids[i], error);
+            status = follow_watch(s->reader, s->ids[i], &s->jobs[i], error);
         if (!status)
-            status = client_submit(s->client, &request, NULL, error);
+            status = client_submit(s->client, &request, &s->jobs[i], error);
     }
     if (!status && client_flush(s->client, cli_timeout_ms(s->cli))) {
         error_set(error, "not all jobs were acknowledged within --timeout; they may still arrive");
@@ -131,11 +154,11 @@ static int submit_run(struct submit *s)
     status = submit_open(s, &error);
     if (!status)
         status = send_all(s, &error);
+    if (s->jobs && show_accepted(s) && !status)
+        return EXIT_TROUBLE;
     if (status)
         return cli_failed(s->command, status, &error);
-    if (s->failed)
-        return EXIT_TROUBLE;
-    return s->follow ? viewer_run(s->cli, s->command, s->reader, s->id_list, s->count) : EXIT_OK;
+    return s->follow ? viewer_run(s->cli, s->command, s->reader, s->ids, s->count) : EXIT_OK;
 }
 
 static int run(struct cli *cli, const struct command *command, int argc, char **argv)
@@ -162,8 +185,8 @@ static int run(struct cli *cli, const struct command *command, int argc, char **
     client_close(s.client);
     follow_close(s.reader);
     free(s.from_stdin);
+    free(s.jobs);
     free(s.ids);
-    free(s.id_list);
     return code;
 }
 

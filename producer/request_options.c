@@ -68,10 +68,12 @@ static struct text text_of(const char *string)
 static int split_metadata(struct request_options *o, struct error *error)
 {
     for (size_t i = 0; i < o->metadata.count; i++) {
-        const char *item = o->metadata.items[i], *equals = strchr(item, '=');
+        const char *item = o->metadata.items[i];
+        char *equals = strchr(item, '=');
 
         if (!equals || equals == item)
             return error_set(error, "--metadata %s: must be key=value", item);
+        *equals = '\0'; /* it lies in argv, which is ours */
         o->metadata_pairs[i].key = (struct text){item, (size_t)(equals - item)};
         o->metadata_pairs[i].value = text_of(equals + 1);
     }
