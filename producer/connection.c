@@ -129,21 +129,42 @@ enum client_status connection_partitions(struct connection *c, enum topic topic,
     return code ? connection_failed(c, code, name, error) : CLIENT_OK;
 }
 
-enum client_status connection_offsets(struct connection *c, rd_kafka_topic_partition_list_t *list,
-                                      int64_t since_us, struct error *error)
+static enum client_status ask_offsets(struct connection *c, rd_kafka_topic_partition_list_t *list,
+                                      int64_t time_ms, struct error *error)
 {
     rd_kafka_resp_err_t code;
 
     for (int i = 0; i < list->cnt; i++)
-        list->elems[i].offset = since_us == FOLLOW_FROM_NOW     ? RD_KAFKA_OFFSET_END
-                                : since_us == FOLLOW_FROM_START ? RD_KAFKA_OFFSET_BEGINNING
-                                                                : since_us / 1000;
-    if (since_us == FOLLOW_FROM_START || !list->cnt)
-        return CLIENT_OK;
-    /* The end asked for as a time is the end as this reader sees it: open transactions lie behind.
-     */
+        list->elems[i].offset = time_ms;
     code = rd_kafka_offsets_for_times(c->kafka, list, c->options->timeout_ms);
     for (int i = 0; i < list->cnt && !code; i++)
         code = list->elems[i].err;
     return code ? connection_failed(c, code, "asking for offsets", error) : CLIENT_OK;
+}
+
+/* A partition without a record that late has no answer, and "its end" would be looked up later:
+ * what comes until then would be missed. So the ends are taken first, and count there. */
+enum client_status connection_offsets(struct connection *c, rd_kafka_topic_partition_list_t *list,
+                                      int64_t since_us, struct error *error)
+{
+    rd_kafka_topic_partition_list_t *ends;
+    enum client_status status;
+
+    if (since_us == FOLLOW_FROM_START || !list->cnt) {
+        for (int i = 0; i < list->cnt; i++)
+            list->elems[i].offset = RD_KAFKA_OFFSET_BEGINNING;
+        return CLIENT_OK;
+    }
+    /* The end asked for as a time is the end as this reader sees it: open transactions lie behind.
+     */
+    status = ask_offsets(c, list, RD_KAFKA_OFFSET_END, error);
+    if (status || since_us == FOLLOW_FROM_NOW)
+        return status;
+    ends = rd_kafka_topic_partition_list_copy(list);
+    status = ask_offsets(c, list, since_us / 1000, error);
+    for (int i = 0; i < list->cnt; i++)
+        if (list->elems[i].offset < 0)
+            list->elems[i].offset = ends->elems[i].offset;
+    rd_kafka_topic_partition_list_destroy(ends);
+    return status;
 }

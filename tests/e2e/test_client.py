@@ -337,6 +337,15 @@ def test_unknown_job_has_an_exit_code_of_its_own(client, worker):
     assert "--timeout" in told.err
 
 
+def test_follow_begins_before_the_result_is_there(client):
+    """Partitions that hold nothing at the time asked for: what comes while the reader starts counts."""
+    worker = Worker(client)
+    for _ in range(6):
+        [job] = client.run("submit", "!slow 0.15 late").lines
+        assert client.run("follow", "--timeout", "5s", job).out == "LATE \n"
+    worker.stop()
+
+
 def test_follow_can_wait_for_a_later_attempt(client):
     worker = Worker(client)
     [job] = client.run("submit", "one").lines
