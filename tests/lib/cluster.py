@@ -208,19 +208,20 @@ class Postgres(Process):
                 time.sleep(0.1)
 
     def create(self):
-        """The database pgpt with the migrations applied."""
+        """The database pgpt with the migrations applied, and an empty twin that copies are made of."""
         import psycopg
         with psycopg.connect(f"{self.server}/postgres", autocommit=True) as db:
-            db.execute("create database pgpt")
-        subprocess.run(["sqitch", "deploy", f"db:pg://app@127.0.0.1:{self.port}/pgpt"], check=True,
+            db.execute("create database pgpt_empty")
+        subprocess.run(["sqitch", "deploy", f"db:pg://app@127.0.0.1:{self.port}/pgpt_empty"], check=True,
                        cwd=ROOT / "migrations", stdout=subprocess.DEVNULL,
                        env={**os.environ, "SQITCH_FULLNAME": "tests", "SQITCH_EMAIL": "tests@localhost"})
+        self.copy("pgpt")
 
     def copy(self, name):
-        """Another database of the same kind; nobody may be connected to pgpt. Returns its URL."""
+        """Another empty database of the same kind. Returns its URL."""
         import psycopg
         with psycopg.connect(f"{self.server}/postgres", autocommit=True) as db:
-            db.execute(f'create database "{name}" template pgpt')
+            db.execute(f'create database "{name}" template pgpt_empty')
         return f"{self.server}/{name}"
 
     def remove_outside(self):
