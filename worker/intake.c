@@ -503,7 +503,10 @@ static void *intake_main(void *argument)
                 rd_kafka_message_destroy(message);
         }
     }
-    rd_kafka_consumer_close(in->consumer); /* revokes: gives everything up in order */
+    /* Closing revokes: everything is given up in order. After a failure it must not be: the `open` marks
+     * tell the next owner that jobs may have killed this one. */
+    if (!health_failed(in->pipeline->health, reason, sizeof reason))
+        rd_kafka_consumer_close(in->consumer);
     return NULL;
 }
 

@@ -44,7 +44,9 @@ struct pipeline {
 
 /* Down. Each takes ownership of the job. */
 void prepare_push(struct prepare *prepare, struct job *job);      /* intake -> prepare */
-void settle_push(struct settle *settle, struct job *job);         /* any stage: outcome is set */
+/* Any stage; the outcome is set, unless the job's partition was given up: such a job is dropped once its
+ * chunks are acknowledged. */
+void settle_push(struct settle *settle, struct job *job);
 
 /* Settle waits for chunks_unacked == 0: called by the delivery report that reached 0. */
 void settle_poke(struct settle *settle);

@@ -70,7 +70,7 @@ struct generation_usage {
 };
 
 struct generation_timings {
-    int64_t queue_us;       /* request record's timestamp to admission, at least 0 */
+    int64_t queue_us;       /* request record's timestamp to admission into the batch, at least 0 */
     int64_t encode_us;      /* admission to the end of encoding */
     int64_t first_token_us; /* admission to the first token on the host */
     int64_t decode_us;      /* end of encoding to the last token */

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: MIT */
+#include "worker/running.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+int running_table_init(struct running_table *table, size_t jobs)
+{
+    table->bucket_count = 64;
+    while (table->bucket_count < jobs)
+        table->bucket_count *= 2;
+    table->buckets = calloc(table->bucket_count, sizeof *table->buckets);
+    pthread_mutex_init(&table->lock, NULL);
+    return table->buckets ? 0 : -1;
+}
+
+void running_table_free(struct running_table *table)
+{
+    for (size_t i = 0; table->buckets && i < table->bucket_count; i++)
+        while (!LIST_EMPTY(&table->buckets[i])) {
+            struct running *running = LIST_FIRST(&table->buckets[i]);
+
+            LIST_REMOVE(running, same_bucket);
+            job_destroy(running->job);
+        }
+    free(table->buckets);
+    pthread_mutex_destroy(&table->lock);
+}
+
+/* A bucket holds at most the running jobs, whatever ids upstream chooses. */
+static struct running_bucket *bucket_of(struct running_table *table, const uint8_t id[16])
+{
+    uint64_t a, b;
+
+    memcpy(&a, id, 8);
+    memcpy(&b, id + 8, 8);
+    a = (a ^ b << 31 ^ b >> 33) * 0x9E3779B97F4A7C15u;
+    return &table->buckets[(a ^ a >> 32) & (table->bucket_count - 1)];
+}
+
+struct running *running_table_add(struct running_table *table, struct job *job,
+                                  const struct detokeniser *detokeniser)
+{
+    struct running *running = arena_calloc(job->arena, 1, sizeof *running);
+
+    if (!running)
+        return NULL;
+    running->job = job;
+    running->run = generation_run_create(&job->request, job->source_count, detokeniser, job->arena);
+    if (!running->run)
+        return NULL;
+    job->running = running;
+    atomic_fetch_add(&table->depth, 1);
+    pthread_mutex_lock(&table->lock);
+    LIST_INSERT_HEAD(bucket_of(table, job->id), running, same_bucket);
+    pthread_mutex_unlock(&table->lock);
+    return running;
+}
+
+void running_table_remove(struct running_table *table, struct running *running)
+{
+    pthread_mutex_lock(&table->lock);
+    LIST_REMOVE(running, same_bucket);
+    pthread_mutex_unlock(&table->lock);
+}
+
+void running_table_forget(struct running_table *table)
+{
+    atomic_fetch_sub(&table->depth, 1);
+}
+
+bool running_table_cancel(struct running_table *table, const uint8_t id[16])
+{
+    bool found = false;
+
+    pthread_mutex_lock(&table->lock);
+    for (struct running *running = LIST_FIRST(bucket_of(table, id)); running;
+         running = LIST_NEXT(running, same_bucket)) {
+        if (memcmp(running->job->id, id, 16) != 0)
+            continue;
+        atomic_store(&running->job->cancel_requested, true);
+        found = true;
+    }
+    pthread_mutex_unlock(&table->lock);
+    return found;
+}
