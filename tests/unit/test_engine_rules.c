@@ -60,6 +60,7 @@ static struct scene scene_random(void)
     s.length = random_below(s.max_new);
     s.min_new = random_below(s.max_new + 1);
     s.penalty = penalties[random_below(3)];
+    s.ids[0] = 4 + random_below(3); /* a start token that phrases hold */
     for (int i = 1; i <= s.length; i++)
         s.ids[i] = random_below(3) ? 4 + random_below(3) : random_below(V);
     return s;
