@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 pgpt_unit_test(product pgpt_cpu)
 pgpt_unit_test(engine_rules pgpt_base m)
+pgpt_unit_test(engine pgpt_engine PkgConfig::JANSSON m)
+pgpt_unit_test(engine_invariance pgpt_engine)
 
 # Our products against OpenBLAS and oneDNN, where their development files are present.
 find_library(OPENBLAS_LIBRARY openblas)

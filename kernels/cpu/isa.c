@@ -43,8 +43,10 @@ int isa_check(struct error *error)
     const char *name = getenv("PGPT_CPU_ISA");
 
     if (name && *name && isa_wanted() < 0)
-        return error_set(error, "PGPT_CPU_ISA=%s: not one of plain, avx2, avx512, or more than this "
-                                "processor has; unset it to use the best", name);
+        return error_set(error,
+                         "PGPT_CPU_ISA=%s: not one of plain, avx2, avx512, or more than this "
+                         "processor has; unset it to use the best",
+                         name);
     return 0;
 }
 

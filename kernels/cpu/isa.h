@@ -19,8 +19,8 @@ enum { ISA_COUNT = 3 };
 enum isa isa_current(void);
 int isa_check(struct error *error) PGPT_MUST_CHECK;
 
-bool isa_runs(enum isa isa);          /* can this processor run it? */
-const char *isa_name(enum isa isa);   /* "plain", "avx2", "avx512" */
-int isa_force(enum isa isa);          /* for tests: -1 when it cannot run; no other thread may run */
+bool isa_runs(enum isa isa);        /* can this processor run it? */
+const char *isa_name(enum isa isa); /* "plain", "avx2", "avx512" */
+int isa_force(enum isa isa);        /* for tests: -1 when it cannot run; no other thread may run */
 
 #endif

@@ -14,7 +14,7 @@ enum { BLOCK_BYTES = 1 << 16, BLOCK_ROWS = 96 };
 struct product_weight {
     enum product_format format;
     int32_t N, K, panels;
-    float *f32;   /* packed as product_kernel.h says, one of the two */
+    float *f32; /* packed as product_kernel.h says, one of the two */
     int8_t *i8;
     float *scale; /* (panels * 16), int8 only */
     int32_t *sum; /* (panels * 16) 128 times the sum of a column, int8 only */
@@ -47,8 +47,9 @@ static void row_pack_f32(struct product_weight *w, int32_t n, const float *row)
 static void row_pack_int8(struct product_weight *w, int32_t n, const float *row, int8_t *work)
 {
     int32_t groups = product_groups(w->K), total = 0;
-    int8_t *to = w->i8 + ((int64_t)(n / PRODUCT_PANEL) * groups * PRODUCT_PANEL + n % PRODUCT_PANEL) *
-                             PRODUCT_GROUP;
+    int8_t *to =
+        w->i8 +
+        ((int64_t)(n / PRODUCT_PANEL) * groups * PRODUCT_PANEL + n % PRODUCT_PANEL) * PRODUCT_GROUP;
 
     w->scale[n] = product_kernel_plain.quantise(w->K, row, work);
     for (int32_t g = 0; g < groups; g++)
@@ -169,9 +170,18 @@ static void call_run(const struct product_call *call, int64_t begin, int64_t end
     int32_t most = w->format == PRODUCT_INT8 ? BLOCK_BYTES / length : BLOCK_ROWS;
     _Alignas(64) int8_t q[BLOCK_BYTES];
     float scales[BLOCK_ROWS];
-    struct product_block b = {.K = w->K, .N = w->N, .first = first, .end = last, .q = q,
-                              .x_scale = scales, .f32 = w->f32, .i8 = w->i8, .scale = w->scale,
-                              .sum = w->sum, .bias = w->bias, .activation = call->activation};
+    struct product_block b = {.K = w->K,
+                              .N = w->N,
+                              .first = first,
+                              .end = last,
+                              .q = q,
+                              .x_scale = scales,
+                              .f32 = w->f32,
+                              .i8 = w->i8,
+                              .scale = w->scale,
+                              .sum = w->sum,
+                              .bias = w->bias,
+                              .activation = call->activation};
 
     most = most > BLOCK_ROWS ? BLOCK_ROWS : most;
     for (int64_t m = begin; first < last && m < end; m += b.rows) {

@@ -6,11 +6,11 @@
  * The bits of an output depend on its row of x and its row of W alone, never on M, tiles, threads
  * or the instruction set:
  *   PRODUCT_F32   sum = 0; for k = 0..K-1: sum = fmaf(x[m][k], w[n][k], sum); y = sum + b[n].
- *   PRODUCT_INT8  scale_w[n] = max_k |w[n][k]| / 127, q_w = rint(w / scale_w), the same for each row
- *                 of x (a row of zeros: scale 0, all 0); sum in int32, exact for K <= 65,536;
- *                 y = fmaf((float)sum, scale_x[m] * scale_w[n], b[n]).
- * then y = activation(y), then y += add[m][n]. No b: b[n] = 0. Activations are those of math.h.
- * rint is to nearest even; q = rint(v * (127 / max)) with 127 / max computed once a row.
+ *   PRODUCT_INT8  scale_w[n] = max_k |w[n][k]| / 127, q_w = rint(w / scale_w), the same for each
+ * row of x (a row of zeros: scale 0, all 0); sum in int32, exact for K <= 65,536; y =
+ * fmaf((float)sum, scale_x[m] * scale_w[n], b[n]). then y = activation(y), then y += add[m][n]. No
+ * b: b[n] = 0. Activations are those of math.h. rint is to nearest even; q = rint(v * (127 / max))
+ * with 127 / max computed once a row.
  */
 #ifndef PGPT_KERNELS_CPU_PRODUCT_H
 #define PGPT_KERNELS_CPU_PRODUCT_H
@@ -32,14 +32,15 @@ enum { PRODUCT_K_MAX = 65536 };
 struct product_weight *product_pack(enum product_format format, int32_t N, int32_t K,
                                     const float *weight, const float *bias,
                                     struct error *error) PGPT_MUST_CHECK;
-void product_free(struct product_weight *weight); /* NULL is allowed */
+void product_free(struct product_weight *weight);          /* NULL is allowed */
 size_t product_bytes(const struct product_weight *weight); /* resident */
 
 /* Always 0: the rows of x are quantised piece by piece inside. */
 size_t product_scratch(const struct product_weight *weight, int32_t M);
 
-/* y (M,N) from x (M,K), both dense row-major; add (M,N) or NULL, may be y itself. scratch: not used,
- * NULL is allowed. Splits the work over the pool: rows when there are many, else output columns. */
+/* y (M,N) from x (M,K), both dense row-major; add (M,N) or NULL, may be y itself. scratch: not
+ * used, NULL is allowed. Splits the work over the pool: rows when there are many, else output
+ * columns. */
 void product_run(const struct product_weight *weight, int32_t M, const float *x,
                  enum product_activation activation, const float *add, float *y, void *scratch,
                  struct threads *threads);

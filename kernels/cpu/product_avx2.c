@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * AVX2 with FMA. float32 tiles are up to 6 rows by one panel (two registers wide). int8 widens to 16
- * bits and uses vpmaddwd, whose pair sums fit 32 bits: vpmaddubsw would saturate.
+ * AVX2 with FMA. float32 tiles are up to 6 rows by one panel (two registers wide). int8 widens to
+ * 16 bits and uses vpmaddwd, whose pair sums fit 32 bits: vpmaddubsw would saturate.
  */
 #include <immintrin.h>
 
@@ -84,7 +84,8 @@ INLINE void tile_f32(const struct product_block *b, int32_t m, int32_t p, const 
                     _mm256_add_ps(sum[r][1], _mm256_load_ps(bias + 8)));
 }
 
-/* One row by four panels: eight sums in flight where there is no second row to share weights with. */
+/* One row by four panels: eight sums in flight where there is no second row to share weights with.
+ */
 static void row_f32(const struct product_block *b, int32_t m, int32_t p)
 {
     const int64_t K = b->K;

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * AVX-512 with VNNI. A tile is up to 6 rows by 4 panels: 24 accumulators, 4 registers of weights and
- * one broadcast, so that each weight loaded serves 6 rows and each input 64 columns. One row alone
- * takes 8 panels to have enough independent sums in flight.
- * int8: vpdpbusd multiplies unsigned by signed bytes, so inputs are stored plus 128 and each column
- * starts at minus 128 times its sum; both are exact.
+ * AVX-512 with VNNI. A tile is up to 6 rows by 4 panels: 24 accumulators, 4 registers of weights
+ * and one broadcast, so that each weight loaded serves 6 rows and each input 64 columns. One row
+ * alone takes 8 panels to have enough independent sums in flight. int8: vpdpbusd multiplies
+ * unsigned by signed bytes, so inputs are stored plus 128 and each column starts at minus 128 times
+ * its sum; both are exact.
  */
 #include <immintrin.h>
 
@@ -31,7 +31,8 @@ static float avx512_quantise(int32_t K, const float *row, int8_t *out)
     factor = _mm512_set1_ps(top > 0.0f ? 127.0f / top : 0.0f);
     for (int32_t k = 0; k < length; k += LANES) {
         int32_t left = K - k, room = length - k;
-        __mmask16 mask = left < LANES ? (__mmask16)((1u << (left < 0 ? 0 : left)) - 1) : (__mmask16)0xffff;
+        __mmask16 mask =
+            left < LANES ? (__mmask16)((1u << (left < 0 ? 0 : left)) - 1) : (__mmask16)0xffff;
         __mmask16 store = room < LANES ? (__mmask16)((1u << room) - 1) : (__mmask16)0xffff;
         __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, row + k), factor);
         __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(128));
@@ -87,11 +88,13 @@ INLINE void tile_f32(const struct product_block *b, int32_t m, int32_t p, const 
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
         for (int j = 0; j < P; j++)
-            panel_store(b, m + r, p + j,
-                        _mm512_add_ps(sum[r][j], _mm512_load_ps(b->bias + (p + j) * PRODUCT_PANEL)));
+            panel_store(
+                b, m + r, p + j,
+                _mm512_add_ps(sum[r][j], _mm512_load_ps(b->bias + (p + j) * PRODUCT_PANEL)));
 }
 
-/* _mm512_dpbusd_epi32 in place: with the intrinsic GCC 12 copies every accumulator at every step. */
+/* _mm512_dpbusd_epi32 in place: with the intrinsic GCC 12 copies every accumulator at every step.
+ */
 INLINE void dot_add(__m512i *sum, __m512i bytes_u8, __m512i bytes_s8)
 {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(bytes_u8), "v"(bytes_s8));

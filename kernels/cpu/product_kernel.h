@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * product_kernel: what one instruction set contributes to product.c. Every set reads the same packed
- * panels and must produce the bits that product.h defines; product_plain.c is the reference.
+ * product_kernel: what one instruction set contributes to product.c. Every set reads the same
+ * packed panels and must produce the bits that product.h defines; product_plain.c is the reference.
  * Pure functions over the caller's memory, any thread.
  */
 #ifndef PGPT_KERNELS_CPU_PRODUCT_KERNEL_H
@@ -23,18 +23,18 @@ static inline int32_t product_groups(int32_t K)
 /* Rows 0..rows-1 times panels first..end-1. */
 struct product_block {
     int32_t K, N, rows;
-    int32_t first, end;             /* panels */
-    const float *x;                 /* (rows, K), float32 only */
-    const int8_t *q;                /* (rows, K4 * 4) as this set's quantise() leaves them, int8 only */
-    const float *x_scale;           /* (rows), int8 only */
-    const float *f32;               /* packed panels, one of the two */
+    int32_t first, end;   /* panels */
+    const float *x;       /* (rows, K), float32 only */
+    const int8_t *q;      /* (rows, K4 * 4) as this set's quantise() leaves them, int8 only */
+    const float *x_scale; /* (rows), int8 only */
+    const float *f32;     /* packed panels, one of the two */
     const int8_t *i8;
-    const float *scale;             /* (panels * 16), int8 only */
-    const int32_t *sum;             /* (panels * 16) 128 times each column's sum, int8 only */
-    const float *bias;              /* (panels * 16) */
+    const float *scale; /* (panels * 16), int8 only */
+    const int32_t *sum; /* (panels * 16) 128 times each column's sum, int8 only */
+    const float *bias;  /* (panels * 16) */
     enum product_activation activation;
-    const float *add;               /* (rows, N) or NULL */
-    float *y;                       /* (rows, N) */
+    const float *add; /* (rows, N) or NULL */
+    float *y;         /* (rows, N) */
 };
 
 struct product_kernel {

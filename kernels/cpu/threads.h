@@ -34,7 +34,8 @@ static inline struct threads_range threads_share(int64_t total, int64_t grain, i
                                                  int32_t parts)
 {
     int64_t pieces = (total + grain - 1) / grain;
-    struct threads_range range = {pieces * part / parts * grain, pieces * (part + 1) / parts * grain};
+    struct threads_range range = {pieces * part / parts * grain,
+                                  pieces * (part + 1) / parts * grain};
 
     if (range.begin > total)
         range.begin = total;

@@ -113,9 +113,10 @@ static int tensor_load(const struct loader *loader, struct model_tensor *out, bo
         return error_set(loader->error, "model.safetensors: tensor %s is missing", name);
     }
     if (out->rows != rows || out->cols != cols)
-        return error_set(loader->error, "model.safetensors: tensor %s has shape (%" PRId64 ", %" PRId64
-                         "), config.json needs (%" PRId64 ", %" PRId64 ")", name, out->rows,
-                         out->cols, rows, cols);
+        return error_set(loader->error,
+                         "model.safetensors: tensor %s has shape (%" PRId64 ", %" PRId64
+                         "), config.json needs (%" PRId64 ", %" PRId64 ")",
+                         name, out->rows, out->cols, rows, cols);
     return 0;
 }
 
@@ -161,7 +162,8 @@ static int layer_load(const struct loader *loader, struct model_layer *out, bool
     snprintf(prefix, sizeof prefix, "model.%s.layers.%d", decoder ? "decoder" : "encoder",
              (int)index);
     return attention_load(loader, &out->self, width, prefix, "self_attn") ||
-                   (decoder && attention_load(loader, &out->cross, width, prefix, "encoder_attn")) ||
+                   (decoder &&
+                    attention_load(loader, &out->cross, width, prefix, "encoder_attn")) ||
                    linear_load(loader, &out->fc1, ffn, width, prefix, "fc1") ||
                    linear_load(loader, &out->fc2, width, ffn, prefix, "fc2") ||
                    norm_load(loader, &out->norm, width, prefix, "final_layer_norm")
@@ -251,8 +253,8 @@ static int configs_load(const char *directory, struct model *model, struct error
                   directory);
     if (found)
         return -1;
-    found = file_read(directory, "generation_config.json", MODEL_CONFIG_BYTES_MAX, &generation,
-                      error);
+    found =
+        file_read(directory, "generation_config.json", MODEL_CONFIG_BYTES_MAX, &generation, error);
     if (found >= 0)
         result = model_config_parse(config.data, config.size, generation.data, generation.size,
                                     &model->config, error);
@@ -346,8 +348,24 @@ void model_tensor_f32(const struct model_tensor *tensor, float *out)
     }
 }
 
+/* A value in -1..1 rounded to the type's significant bits, to nearest even. */
+static float value_round(float value, enum model_dtype dtype)
+{
+    int exponent;
+
+    if (dtype == MODEL_F32)
+        return value;
+    frexpf(value, &exponent);
+    if (dtype == MODEL_F16) /* 11 bits, multiples of 2^-24 below 2^-14 */
+        exponent = (exponent < -13 ? -13 : exponent) - 11;
+    else
+        exponent -= 8;
+    return ldexpf(rintf(ldexpf(value, -exponent)), exponent);
+}
+
 void model_position_f32(const struct model *model, bool decoder, int32_t position, float *out)
 {
+    enum model_dtype dtype = model->decoder_embedding.dtype;
     const struct model_tensor *table =
         decoder ? &model->decoder_positions : &model->encoder_positions;
     int32_t D = model->config.d_model;
@@ -355,8 +373,8 @@ void model_position_f32(const struct model *model, bool decoder, int32_t positio
     if (table->data) {
         struct model_tensor row = *table;
 
-        row.data = (const char *)table->data +
-                   (int64_t)position * D * (table->dtype == MODEL_F32 ? 4 : 2);
+        row.data =
+            (const char *)table->data + (int64_t)position * D * (table->dtype == MODEL_F32 ? 4 : 2);
         row.rows = 1;
         model_tensor_f32(&row, out);
         return;
@@ -364,7 +382,7 @@ void model_position_f32(const struct model *model, bool decoder, int32_t positio
     for (int32_t i = 0; i < D / 2; i++) {
         double angle = position / pow(10000.0, 2.0 * i / D);
 
-        out[i] = (float)sin(angle);
-        out[D / 2 + i] = (float)cos(angle);
+        out[i] = value_round((float)sin(angle), dtype);
+        out[D / 2 + i] = value_round((float)cos(angle), dtype);
     }
 }

@@ -19,7 +19,8 @@ extern "C" {
 enum model_dtype { MODEL_F32, MODEL_F16, MODEL_BF16 };
 enum model_activation { MODEL_RELU, MODEL_SWISH, MODEL_GELU };
 
-/* One tensor inside the mapped file, at any alignment; data == NULL means absent (optional ones). */
+/* One tensor inside the mapped file, at any alignment; data == NULL means absent (optional ones).
+ */
 struct model_tensor {
     const void *data;
     enum model_dtype dtype;
@@ -27,7 +28,7 @@ struct model_tensor {
     int64_t cols;
 };
 
-struct model_linear { /* y = x W^T + b */
+struct model_linear {           /* y = x W^T + b */
     struct model_tensor weight; /* (out, in) */
     struct model_tensor bias;   /* (out) */
 };
@@ -55,7 +56,7 @@ struct model_config {
     int32_t encoder_layers, encoder_heads, encoder_ffn;
     int32_t decoder_layers, decoder_heads, decoder_ffn;
     enum model_activation activation;
-    bool scale_embedding; /* embeddings times sqrt(D) */
+    bool scale_embedding;   /* embeddings times sqrt(D) */
     bool shared_embeddings; /* encoder and decoder have one embedding */
     bool tied_embeddings;   /* output = decoder embedding */
     int32_t start_token, eos_token, pad_token;
@@ -64,8 +65,8 @@ struct model_config {
     int32_t forced_bos_token; /* -1 = none */
     int32_t *suppress_tokens; /* (suppress_count) */
     int32_t suppress_count;
-    int32_t *bad_words;         /* all sequences one after the other */
-    int32_t *bad_word_lengths;  /* (bad_word_count) */
+    int32_t *bad_words;        /* all sequences one after the other */
+    int32_t *bad_word_lengths; /* (bad_word_count) */
     int32_t bad_word_count;
 };
 
@@ -89,7 +90,8 @@ void model_close(struct model *model); /* NULL is allowed */
 /* out (count) float32, count = rows * cols of the tensor. */
 void model_tensor_f32(const struct model_tensor *tensor, float *out);
 
-/* out (D): Hugging Face's layout, sines in the first half, cosines in the second. */
+/* out (D): Hugging Face's layout, sines in the first half, cosines in the second. A computed table
+ * is rounded to the type of the stored weights, since transformers makes it in that type. */
 void model_position_f32(const struct model *model, bool decoder, int32_t position, float *out);
 
 #ifdef __cplusplus

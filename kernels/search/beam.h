@@ -3,8 +3,8 @@
  * beam: the bookkeeping of one beam search, step by step, as Hugging Face's generate() does it
  * (float32 scores, the best 2 B of B V continuations, finished hypotheses scored by
  * length^length_penalty). The holder keeps, for each step, the token and the parent of each running
- * beam; a hypothesis names its last step, the beam it came from and its last token, and is read back
- * through the parents. Plain data, one owner; pure functions, any thread.
+ * beam; a hypothesis names its last step, the beam it came from and its last token, and is read
+ * back through the parents. Plain data, one owner; pure functions, any thread.
  */
 #ifndef PGPT_KERNELS_SEARCH_BEAM_H
 #define PGPT_KERNELS_SEARCH_BEAM_H
@@ -40,8 +40,8 @@ struct beam_state {
     int32_t length; /* generated tokens of the running beams */
     float length_penalty;
     bool early_stopping;
-    bool improvable;          /* running beams may still beat a finished hypothesis */
-    float running[BEAM_MAX];  /* log-probabilities of the running beams */
+    bool improvable;                       /* running beams may still beat a finished hypothesis */
+    float running[BEAM_MAX];               /* log-probabilities of the running beams */
     struct beam_hypothesis best[BEAM_MAX]; /* by score, best first */
 };
 
@@ -139,8 +139,8 @@ PGPT_DEVICE static inline void beam_finish(struct beam_state *s,
     }
 }
 
-/* One step. candidates: the best 2 num_beams continuations, sorted by beam_before(). Writes the next
- * running beams: the parent of each and its token. Returns true when the search is over. */
+/* One step. candidates: the best 2 num_beams continuations, sorted by beam_before(). Writes the
+ * next running beams: the parent of each and its token. Returns true when the search is over. */
 PGPT_DEVICE static inline bool beam_advance(struct beam_state *s,
                                             const struct beam_candidate *candidates,
                                             int32_t *parents, int32_t *tokens)

@@ -37,7 +37,8 @@ PGPT_DEVICE static inline struct philox_words philox4x32_10(struct philox_words 
 }
 
 /* 64 random bits for the token at `position` (0 = the first new one) of `sequence`:
- * key = seed (low word first), counter = (position, sequence, 0, 0), result word 0 is the low half. */
+ * key = seed (low word first), counter = (position, sequence, 0, 0), result word 0 is the low half.
+ */
 PGPT_DEVICE static inline uint64_t philox_draw(uint64_t seed, uint32_t sequence, uint32_t position)
 {
     struct philox_words counter;
