@@ -36,7 +36,7 @@ static int run(struct cli *cli, const struct command *command, int argc, char **
     for (size_t i = 0; i < ids.count && !status; i++)
         status = follow_watch(follow, ids.items[i], (void *)ids.items[i], &error);
     code = status ? cli_failed(command, status, &error)
-                  : viewer_run(cli, command, follow, ids.items, ids.count);
+                  : viewer_run(cli, command, follow, ids.items, ids.count, results_only);
     follow_close(follow);
     return code;
 }

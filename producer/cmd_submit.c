@@ -158,7 +158,7 @@ static int submit_run(struct submit *s)
         return EXIT_TROUBLE;
     if (status)
         return cli_failed(s->command, status, &error);
-    return s->follow ? viewer_run(s->cli, s->command, s->reader, s->ids, s->count) : EXIT_OK;
+    return s->follow ? viewer_run(s->cli, s->command, s->reader, s->ids, s->count, false) : EXIT_OK;
 }
 
 static int run(struct cli *cli, const struct command *command, int argc, char **argv)

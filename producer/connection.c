@@ -142,6 +142,14 @@ static enum client_status ask_offsets(struct connection *c, rd_kafka_topic_parti
     return code ? connection_failed(c, code, "asking for offsets", error) : CLIENT_OK;
 }
 
+void connection_fill_ends(rd_kafka_topic_partition_list_t *found,
+                          const rd_kafka_topic_partition_list_t *ends)
+{
+    for (int i = 0; i < found->cnt; i++)
+        if (found->elems[i].offset < 0)
+            found->elems[i].offset = ends->elems[i].offset;
+}
+
 /* A partition without a record that late has no answer, and "its end" would be looked up later:
  * what comes until then would be missed. So the ends are taken first, and count there. */
 enum client_status connection_offsets(struct connection *c, rd_kafka_topic_partition_list_t *list,
@@ -162,9 +170,7 @@ enum client_status connection_offsets(struct connection *c, rd_kafka_topic_parti
         return status;
     ends = rd_kafka_topic_partition_list_copy(list);
     status = ask_offsets(c, list, since_us / 1000, error);
-    for (int i = 0; i < list->cnt; i++)
-        if (list->elems[i].offset < 0)
-            list->elems[i].offset = ends->elems[i].offset;
+    connection_fill_ends(list, ends);
     rd_kafka_topic_partition_list_destroy(ends);
     return status;
 }

@@ -47,4 +47,9 @@ enum client_status connection_offsets(struct connection *connection,
                                       rd_kafka_topic_partition_list_t *list, int64_t since_us,
                                       struct error *error) PGPT_MUST_CHECK;
 
+/* Partitions of `found` without an answer (offset below 0) begin where `ends`, of the same
+ * partitions in the same order and taken before, says. */
+void connection_fill_ends(rd_kafka_topic_partition_list_t *found,
+                          const rd_kafka_topic_partition_list_t *ends);
+
 #endif

@@ -228,8 +228,7 @@ static enum follow_kind end_next(struct follow *f, struct follow_event *event)
         size_t sequence = f->ending_sequence++;
 
         event_begin(event, FOLLOW_PIECE, w, f->result.attempt);
-        if (f->options.chunks &&
-            merge_result(&w->merges[sequence], &f->result, (int32_t)sequence, &event->piece))
+        if (merge_result(&w->merges[sequence], &f->result, (int32_t)sequence, &event->piece))
             return FOLLOW_PIECE;
     }
     event_begin(event, FOLLOW_RESULT, w, f->result.attempt);

@@ -12,7 +12,9 @@ enum { WAIT_MS = 100 };
 struct viewer {
     struct cli *cli;
     const struct command *command;
-    bool live;      /* one job: its first sequence is written as it grows */
+    bool live;    /* one job: its first sequence is written as it grows */
+    bool several; /* lines begin with their job's id */
+    bool results_only;
     bool line_open; /* text without its newline stands on standard output */
     bool heard;     /* of any job */
     int code;
@@ -29,6 +31,8 @@ static void show_piece(struct viewer *v, const struct follow_event *event)
 {
     const struct merge_piece *piece = &event->piece;
 
+    if (v->results_only)
+        return;
     if (v->cli->json) {
         output_line(output_piece(event));
         return;
@@ -73,7 +77,7 @@ static void show_result(struct viewer *v, const struct follow_event *event)
     }
     end_line(v);
     for (size_t i = v->live ? 1 : 0; i < r->sequence_count; i++) {
-        if (!v->live)
+        if (v->several)
             printf("%s\t", event->job_id);
         fwrite(r->sequences[i].text.data, 1, r->sequences[i].text.size, stdout);
         putchar('\n');
@@ -105,9 +109,13 @@ static void report_missing(struct viewer *v, struct follow *follow, const char *
 }
 
 int viewer_run(struct cli *cli, const struct command *command, struct follow *follow,
-               const char *const *job_ids, size_t count)
+               const char *const *job_ids, size_t count, bool results_only)
 {
-    struct viewer v = {.cli = cli, .command = command, .live = count == 1};
+    struct viewer v = {.cli = cli,
+                       .command = command,
+                       .live = count == 1 && !results_only,
+                       .several = count > 1,
+                       .results_only = results_only};
     int64_t heard_us = clock_mono_us();
     struct follow_event event;
     struct error error;

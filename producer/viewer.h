@@ -11,6 +11,6 @@
 /* Until each of the watched jobs has its result; job_ids (count) as watched. Returns an exit code.
  */
 int viewer_run(struct cli *cli, const struct command *command, struct follow *follow,
-               const char *const *job_ids, size_t count);
+               const char *const *job_ids, size_t count, bool results_only);
 
 #endif

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 if(TARGET pgpt_cli)
-  foreach(part merge options load order)
+  foreach(part connection merge options load order)
     pgpt_unit_test(client_${part} pgpt_cli)
   endforeach()
 endif()

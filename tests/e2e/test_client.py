@@ -340,9 +340,9 @@ def test_unknown_job_has_an_exit_code_of_its_own(client, worker):
 def test_follow_begins_before_the_result_is_there(client):
     """Partitions that hold nothing at the time asked for: what comes while the reader starts counts."""
     worker = Worker(client)
-    for _ in range(6):
-        [job] = client.run("submit", "!slow 0.15 late").lines
-        assert client.run("follow", "--timeout", "5s", job).out == "LATE \n"
+    for i in range(6):
+        [job] = client.run("submit", f"!slow {i * 0.02} late").lines
+        assert client.run("follow", "--timeout", "5s", "--results", job).out == "LATE \n"
     worker.stop()
 
 
