@@ -179,7 +179,8 @@ def check_completed(report, job, result):
     for s in result["sequences"]:
         report.check(len(s["token_ids"]) <= job.get("max_length", 128), job_id, "more tokens than max_length")
         report.check(s["finish_reason"] in ("eos", "length", "stop"), job_id, f"finish_reason {s['finish_reason']}")
-        report.check("\ufffd" not in s["text"], job_id, "a split character")
+        if not job.get("do_sample"): # drawn from all pieces, lone bytes come: they form no character
+            report.check("\ufffd" not in s["text"], job_id, "a split character")
         if s["finish_reason"] == "eos":
             report.check(len(s["token_ids"]) >= job.get("min_length", 0), job_id, "EOS before min_length")
         for stop in job.get("stop", []):
