@@ -18,9 +18,9 @@ struct assignment {
     pthread_mutex_t lock;
     pthread_cond_t closed; /* a transaction ended */
     rd_kafka_t *consumer;
-    struct owned *owned[ASSIGNMENT_PARTITIONS_MAX];        /* NULL = not owned */
+    struct owned *owned[ASSIGNMENT_PARTITIONS_MAX]; /* NULL = not owned */
     int32_t in_transaction[ASSIGNMENT_PARTITIONS_MAX];
-    _Atomic uint32_t epochs[ASSIGNMENT_PARTITIONS_MAX];    /* odd while owned */
+    _Atomic uint32_t epochs[ASSIGNMENT_PARTITIONS_MAX]; /* odd while owned */
 };
 
 struct assignment *assignment_create(struct error *error)
@@ -88,13 +88,13 @@ rd_kafka_t *assignment_consumer(struct assignment *a)
     return consumer;
 }
 
-void assignment_take(struct assignment *a, int32_t partition, const struct ledger *ledger,
-                     struct duplicates *duplicates)
+int assignment_take(struct assignment *a, int32_t partition, const struct ledger *ledger,
+                    struct duplicates *duplicates)
 {
     struct owned *owned = malloc(sizeof *owned);
 
-    if (!owned) /* not taken: its records are skipped until the next assignment */
-        return duplicates_destroy(duplicates);
+    if (!owned)
+        return -1;
     owned->ledger = *ledger;
     owned->duplicates = duplicates;
     pthread_mutex_lock(&a->lock);
@@ -105,6 +105,7 @@ void assignment_take(struct assignment *a, int32_t partition, const struct ledge
     else
         atomic_fetch_add(&a->epochs[partition], 2);
     pthread_mutex_unlock(&a->lock);
+    return 0;
 }
 
 static struct timespec time_in(int timeout_ms)
@@ -158,6 +159,7 @@ bool assignment_begin(struct assignment *a, int32_t partition, int64_t offset, i
         out->attempt = ledger_attempt(l, offset);
         out->run_alone = ledger_runs_alone(l, offset);
         out->poison = l->alone_offset == offset && l->alone_deaths >= poison_deaths;
+        out->unreadable = out->poison && l->alone_deaths / 2 >= poison_deaths;
     }
     pthread_mutex_unlock(&a->lock);
     return owned != NULL;
@@ -185,9 +187,7 @@ bool assignment_mark_alone(struct assignment *a, int32_t partition, int64_t offs
     pthread_mutex_lock(&a->lock);
     owned = get(a, partition);
     if (owned) {
-        if (owned->ledger.alone_offset != offset)
-            owned->ledger.alone_deaths = 0;
-        owned->ledger.alone_offset = offset;
+        ledger_mark_alone(&owned->ledger, offset);
         *out = owned->ledger;
     }
     pthread_mutex_unlock(&a->lock);
@@ -253,8 +253,7 @@ static int part_add(struct assignment *a, struct assignment_transaction *t, cons
     struct assignment_part *part = part_of(t, job->partition);
 
     if (!part) {
-        struct assignment_part *grown =
-            realloc(t->parts, (t->part_count + 1) * sizeof *t->parts);
+        struct assignment_part *grown = realloc(t->parts, (t->part_count + 1) * sizeof *t->parts);
 
         if (!grown)
             return -1;

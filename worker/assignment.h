@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * assignment: which request partitions this worker owns, under which epoch, and the ledger and the
- * window of duplicates of each. Shared by the intake thread (takes, begins, releases) and the settle
- * thread (transactions) under one lock; assignment_current() is lock-free.
+ * window of duplicates of each. Shared by the intake thread (takes, begins, releases) and the
+ * settle thread (transactions) under one lock; assignment_current() is lock-free.
  *
  * Why it is as it is, race by race:
  * 1. The broker checks a commit's member epoch, not who owns a partition. A member that has given a
@@ -12,11 +12,11 @@
  * 2. A revoke in the middle of a transaction: the revoke callback waits (bounded) until no open
  *    transaction contains the partition, and gives it up under the lock. If the wait runs out, the
  *    partition is given up all the same; the transaction sees that and aborts.
- * 3. A lost partition (session expired) is given up at once: somebody else may run its jobs already.
- *    The transaction that contains it is aborted; a commit that was already on its way counts, since
- *    the next owner reads stable offsets, which wait for it.
- * 4. Jobs carry the epoch of their partition. Giving up adds one to it, so completions of an earlier
- *    ownership are recognised and dropped, even when the same partition comes back.
+ * 3. A lost partition (session expired) is given up at once: somebody else may run its jobs
+ * already. The transaction that contains it is aborted; a commit that was already on its way
+ * counts, since the next owner reads stable offsets, which wait for it.
+ * 4. Jobs carry the epoch of their partition. Giving up adds one to it, so completions of an
+ * earlier ownership are recognised and dropped, even when the same partition comes back.
  * 5. An owner's first act is to commit the `open` mark; giving up in order clears it. An owner that
  *    finds it set took over from a death.
  */
@@ -41,9 +41,9 @@ void assignment_destroy(struct assignment *assignment); /* NULL is allowed */
 /* The consumer whose group metadata transactions carry; NULL again before it is destroyed. */
 void assignment_set_consumer(struct assignment *assignment, rd_kafka_t *consumer);
 
-/* Ownership begins; takes ownership of duplicates, copies the ledger. */
-void assignment_take(struct assignment *assignment, int32_t partition, const struct ledger *ledger,
-                     struct duplicates *duplicates);
+/* Ownership begins; takes ownership of duplicates, copies the ledger. -1 = no memory: not owned. */
+int assignment_take(struct assignment *assignment, int32_t partition, const struct ledger *ledger,
+                    struct duplicates *duplicates) PGPT_MUST_CHECK;
 
 /* Ownership ends (epoch + 1) as soon as no open transaction contains the partition, or when
  * timeout_ms ran out (0 = at once); then an open transaction that contains it will abort. True = it
@@ -57,7 +57,8 @@ struct assignment_admission {
     uint32_t epoch;
     int32_t attempt;
     bool run_alone;
-    bool poison; /* it was running alone at the last of too many deaths */
+    bool poison;     /* it was running alone at the last of too many deaths */
+    bool unreadable; /* and since then, as many owners died before they could say so of it */
 };
 /* False when the partition is not owned. */
 bool assignment_begin(struct assignment *assignment, int32_t partition, int64_t offset,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * A partition's way through its flags: assigned (paused) -> taken over -> read -> given up. Reasons to
- * pause are bits; a partition is paused while any is set, for itself or for all.
+ * A partition's way through its flags: assigned (paused) -> taken over -> read -> given up. Reasons
+ * to pause are bits; a partition is paused while any is set, for itself or for all.
  */
 #include "worker/intake.h"
 
@@ -28,7 +28,7 @@ enum pause_reason {
     PAUSE_ALONE = 32,    /* a suspect is about to run, or runs, alone */
     PAUSE_DRAIN = 64,
     PAUSE_DLQ_LIMIT = 128,
-    PAUSE_CONTROL = 256  /* control records are not read to their end yet */
+    PAUSE_CONTROL = 256 /* control records are not read to their end yet */
 };
 
 enum {
@@ -54,7 +54,7 @@ struct intake {
     uint8_t reasons[ASSIGNMENT_PARTITIONS_MAX];  /* of the partition */
     uint8_t paused[ASSIGNMENT_PARTITIONS_MAX];   /* as told to the client */
     int64_t seek_to[ASSIGNMENT_PARTITIONS_MAX];  /* while PAUSE_SEEK is set */
-    int32_t partition_end; /* one past the highest partition ever assigned */
+    int32_t partition_end;                       /* one past the highest partition ever assigned */
     int32_t assigned_count, untaken_count;
     unsigned all_reasons;
     int32_t output_partitions; /* least of the output topics, -1 = not known */
@@ -127,6 +127,7 @@ static void rewind_to(struct intake *in, int32_t partition, int64_t offset)
                   failed ? rd_kafka_error_string(failed) : rd_kafka_err2str(list->elems[0].err));
         in->reasons[partition] |= PAUSE_SEEK;
         in->seek_to[partition] = offset;
+        pauses_apply(in); /* at once: a later record must not come before this one */
     }
     if (failed)
         rd_kafka_error_destroy(failed);
@@ -184,7 +185,7 @@ static int32_t outputs_count(struct intake *in, const char **missing)
     }
     *missing = c->topic_dlq;
     return kafka_client_partitions(in->consumer, c->topic_dlq, METADATA_TIMEOUT_MS) < 1 ? -1
-                                                                                       : least;
+                                                                                        : least;
 }
 
 /* Partitions without their counterparts stay paused and the worker unready. */
@@ -197,16 +198,19 @@ static void topics_review(struct intake *in, int64_t now)
         return;
     in->output_partitions = outputs_count(in, &missing);
     if (in->output_partitions < 0)
-        snprintf(reason, sizeof reason, "topic %s does not answer or does not exist; "
-                                        "create it with `pgpt topics --create`", missing);
+        snprintf(reason, sizeof reason,
+                 "topic %s does not answer or does not exist; "
+                 "create it with `pgpt topics --create`",
+                 missing);
     for (int32_t p = 0; p < in->partition_end; p++) {
         in->reasons[p] &= (uint8_t)~PAUSE_NO_OUTPUT;
         if (!in->assigned[p] || p < in->output_partitions)
             continue;
         in->reasons[p] |= PAUSE_NO_OUTPUT;
         if (!*reason)
-            snprintf(reason, sizeof reason, "request partition %d has no counterpart in every "
-                                            "output topic; grow them with `pgpt topics --create`",
+            snprintf(reason, sizeof reason,
+                     "request partition %d has no counterpart in every "
+                     "output topic; grow them with `pgpt topics --create`",
                      p);
     }
     if (*reason)
@@ -238,6 +242,7 @@ static void on_assign(struct intake *in, const rd_kafka_topic_partition_list_t *
         in->untaken_count += !in->assigned[p];
         in->assigned[p] = in->paused[p] = 1;
         in->reasons[p] = PAUSE_UNTAKEN;
+        takeover_forget(in->takeover, p);
     }
     failed = rd_kafka_incremental_assign(in->consumer, list);
     rd_kafka_pause_partitions(in->consumer, list);
@@ -276,7 +281,7 @@ static void give_up(struct intake *in, const rd_kafka_topic_partition_list_t *li
         FAULT_POINT("revoke");
         if (assignment_give_up(p->assignment, partition, left > 0 ? (int)left : 0, &ledger) &&
             !lost && ledgers && closed) {
-            ledger.open = false;
+            ledger_give_up(&ledger);
             ledgers[count] = ledger;
             closed[count++] = partition;
         }
@@ -410,7 +415,7 @@ static bool on_record(struct intake *in, rd_kafka_message_t *message)
         rewind_to(in, message->partition, message->offset);
         return false;
     }
-    if (answer.run_alone && !answer.poison) {
+    if (answer.run_alone) {
         in->alone = message; /* not decoded before the commit that says it runs alone */
         pauses_review(in);
         return true;
@@ -534,11 +539,26 @@ struct intake *intake_create(struct pipeline *pipeline, struct error *error)
 static rd_kafka_t *consumer_new(struct intake *in, struct error *error)
 {
     const struct config *config = in->pipeline->config;
-    const char *settings[] = {"group.id", config->kafka_group, "group.protocol", "consumer",
-                              "enable.auto.commit", "false", "enable.auto.offset.store", "false",
-                              "auto.offset.reset", "error", "isolation.level", "read_committed",
-                              "fetch.wait.max.ms", "100", "queued.min.messages", "2000",
-                              "queued.max.messages.kbytes", "16384", "fetch.queue.backoff.ms", "5",
+    const char *settings[] = {"group.id",
+                              config->kafka_group,
+                              "group.protocol",
+                              "consumer",
+                              "enable.auto.commit",
+                              "false",
+                              "enable.auto.offset.store",
+                              "false",
+                              "auto.offset.reset",
+                              "error",
+                              "isolation.level",
+                              "read_committed",
+                              "fetch.wait.max.ms",
+                              "100",
+                              "queued.min.messages",
+                              "2000",
+                              "queued.max.messages.kbytes",
+                              "16384",
+                              "fetch.queue.backoff.ms",
+                              "5",
                               NULL};
     struct kafka_client_options options = {config, in->pipeline->health, "intake", settings, in};
     rd_kafka_conf_t *conf = kafka_client_conf(&options, error);

@@ -37,9 +37,8 @@ static void suspects_review(struct ledger *l)
     if (l->alone_offset >= 0 && ledger_is_finished(l, l->alone_offset)) {
         l->alone_offset = -1;
         l->alone_deaths = 0;
+        l->alone_running = false;
     }
-    if (!l->suspect_end)
-        return;
     for (int64_t o = l->base; o < l->suspect_end; o++)
         if (!ledger_is_finished(l, o))
             return;
@@ -100,22 +99,40 @@ int64_t ledger_ahead(const struct ledger *l)
     return l->highest_finished < 0 ? 0 : l->highest_finished - l->base;
 }
 
-bool ledger_take_over(struct ledger *l, int32_t bound)
+bool ledger_take_over(struct ledger *l, int32_t bound, int64_t log_end)
 {
     bool unclean = l->open;
 
     if (unclean) {
         int64_t last = l->highest_finished < l->base ? l->base - 1 : l->highest_finished;
+        int64_t end = last + 1 + l->bound;
 
         l->takeovers++;
-        if (l->suspect_end < last + 1 + l->bound)
-            l->suspect_end = last + 1 + l->bound;
-        if (l->alone_offset >= 0)
+        if (end > log_end) /* what comes later was never in its hands */
+            end = log_end;
+        if (l->suspect_end < end)
+            l->suspect_end = end;
+        if (l->alone_running)
             l->alone_deaths++;
     }
     l->open = true;
+    l->alone_running = false;
     l->bound = bound;
+    suspects_review(l);
     return unclean;
+}
+
+void ledger_give_up(struct ledger *l)
+{
+    l->open = l->alone_running = false;
+}
+
+void ledger_mark_alone(struct ledger *l, int64_t offset)
+{
+    if (l->alone_offset != offset)
+        l->alone_deaths = 0;
+    l->alone_offset = offset;
+    l->alone_running = true;
 }
 
 int32_t ledger_attempt(const struct ledger *l, int64_t offset)

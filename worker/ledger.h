@@ -18,26 +18,27 @@
 enum { LEDGER_SPAN = 16384 }; /* bits; a power of two */
 
 struct ledger {
-    int64_t base;             /* committed as the partition's offset */
-    int64_t next;             /* first offset that was never read here, >= base */
-    int64_t highest_finished; /* -1 = none above base */
+    int64_t base;                    /* committed as the partition's offset */
+    int64_t next;                    /* first offset that was never read here, >= base */
+    int64_t highest_finished;        /* -1 = none above base */
     uint64_t bits[LEDGER_SPAN / 64]; /* offset o at bit o % LEDGER_SPAN; base's own bit is clear */
 
     /* Attempts: see worker/assignment.h for the story. */
-    bool open;             /* an owner is at work, or died without saying goodbye */
-    int32_t takeovers;     /* unclean ones since no suspects were left */
-    int32_t bound;         /* most unfinished jobs the owner may have read of this partition */
-    int64_t suspect_end;   /* unfinished offsets below may have killed an owner; 0 = none */
-    int64_t alone_offset;  /* the suspect that runs with nothing beside it, or -1 */
-    int32_t alone_deaths;  /* owners that died while it ran alone */
+    bool open;            /* an owner is at work, or died without saying goodbye */
+    int32_t takeovers;    /* unclean ones since no suspects were left */
+    int32_t bound;        /* most unfinished jobs the owner may have read of this partition */
+    int64_t suspect_end;  /* unfinished offsets below may have killed an owner; 0 = none */
+    int64_t alone_offset; /* the suspect that was last to run with nothing beside it, or -1 */
+    int32_t alone_deaths; /* owners that died while it ran alone */
+    bool alone_running;   /* this owner has started it; an owner's death before that counts not */
 };
 
 void ledger_init(struct ledger *ledger, int64_t base, int32_t bound);
 
 enum ledger_answer {
-    LEDGER_ADMIT,   /* read it now; it is in flight */
-    LEDGER_DONE,    /* finished before: skip it */
-    LEDGER_TOO_FAR  /* more than `ahead` past base: not admitted, pause the partition */
+    LEDGER_ADMIT,  /* read it now; it is in flight */
+    LEDGER_DONE,   /* finished before: skip it */
+    LEDGER_TOO_FAR /* more than `ahead` past base: not admitted, pause the partition */
 };
 
 /* A record at `offset` was read. Offsets between the last one read and this one hold no records
@@ -54,8 +55,13 @@ int64_t ledger_unfinished(const struct ledger *ledger, int64_t end);
 int64_t ledger_ahead(const struct ledger *ledger);
 
 /* An owner takes the partition: marks it open; a partition found open was left by a death. Counts
- * it, and makes suspects of the unfinished offsets its owner may have started. True = unclean. */
-bool ledger_take_over(struct ledger *ledger, int32_t bound);
+ * it, and makes suspects of the unfinished offsets its owner may have started: those below
+ * log_end, the partition's end now, and within its bound. True = unclean. */
+bool ledger_take_over(struct ledger *ledger, int32_t bound, int64_t log_end);
+/* The owner says goodbye: nothing of the partition runs any more. */
+void ledger_give_up(struct ledger *ledger);
+/* The suspect at offset is about to run alone. */
+void ledger_mark_alone(struct ledger *ledger, int64_t offset);
 /* attempt of a job: 1, or takeovers + 1 for a suspect. */
 int32_t ledger_attempt(const struct ledger *ledger, int64_t offset);
 /* From the second unclean takeover on, suspects run alone. */

@@ -43,9 +43,9 @@ static size_t bits_write(const struct ledger *l, char *out)
 
 size_t ledger_metadata_write(const struct ledger *l, char out[LEDGER_METADATA_MAX])
 {
-    int head = snprintf(out, LEDGER_METADATA_MAX, "1;%d;%d;%d;%lld;%lld;%d;", l->open, l->takeovers,
-                        l->bound, (long long)l->suspect_end, (long long)l->alone_offset,
-                        l->alone_deaths);
+    int head = snprintf(out, LEDGER_METADATA_MAX, "1;%d;%d;%d;%lld;%lld;%d;",
+                        l->open + (l->open && l->alone_running), l->takeovers, l->bound,
+                        (long long)l->suspect_end, (long long)l->alone_offset, l->alone_deaths);
     size_t size = (size_t)head + bits_write(l, out + head);
 
     out[size] = '\0';
@@ -110,24 +110,25 @@ int ledger_metadata_read(const char *text, size_t size, int64_t base, struct led
     ledger_init(l, base, 0);
     if (size == 0)
         return 0;
-    if (number_read(&at, end, 1, 1, &version) || number_read(&at, end, 0, 1, &open) ||
+    if (number_read(&at, end, 1, 1, &version) || number_read(&at, end, 0, 2, &open) ||
         number_read(&at, end, 0, INT_MAX - 1, &takeovers) ||
         number_read(&at, end, 0, INT_MAX, &bound) ||
         number_read(&at, end, 0, INT64_MAX / 2, &suspect_end) ||
         number_read(&at, end, -1, INT64_MAX / 2, &alone) ||
         number_read(&at, end, 0, INT_MAX - 1, &deaths) || bits_read(at, end, base, l)) {
         ledger_init(l, base, 0);
-        return error_set(error, "the commit metadata at offset %lld is not a worker's (%.40s...); "
-                                "another program commits for this group", (long long)base, text);
+        return error_set(error,
+                         "the commit metadata at offset %lld is not a worker's (%.*s...); "
+                         "another program commits for this group",
+                         (long long)base, (int)(size < 40 ? size : 40),
+                         text); /* text ends without a NUL */
     }
     l->open = open != 0;
     l->takeovers = (int32_t)takeovers;
     l->bound = (int32_t)bound;
-    /* Bounded: a hostile number must not make suspects_review() walk forever. */
-    l->suspect_end = suspect_end > base + 4 * LEDGER_SPAN ? base + 4 * LEDGER_SPAN : suspect_end;
-    if (l->suspect_end <= base)
-        l->suspect_end = 0;
+    l->suspect_end = suspect_end > base ? suspect_end : 0;
     l->alone_offset = alone >= base ? alone : -1;
     l->alone_deaths = l->alone_offset >= 0 ? (int32_t)deaths : 0;
+    l->alone_running = open == 2 && l->alone_offset >= 0;
     return 0;
 }

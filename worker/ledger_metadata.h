@@ -4,6 +4,8 @@
  * broker's limit), without NUL. The reader is total: any text gives a ledger or an error.
  *
  *   1;open;takeovers;bound;suspect_end;alone_offset;alone_deaths;<base64 of the bits from base on>
+ *
+ * open is 0, 1, or 2 while a suspect runs alone.
  */
 #ifndef PGPT_WORKER_LEDGER_METADATA_H
 #define PGPT_WORKER_LEDGER_METADATA_H

@@ -12,11 +12,18 @@
 
 enum { INDEX_ARENA_MAX = 64 << 20, INDEX_READ_LIMIT_MS = 60000 };
 
+/* A mark whose commit failed, or was made and its answer lost: found again, it is no death. */
+struct mark {
+    int64_t base;
+    char text[LEDGER_METADATA_MAX];
+};
+
 struct takeover {
     struct pipeline *pipeline;
     rd_kafka_t *reader; /* of pgpt.index, made at the first takeover */
     struct codec *codec;
     struct arena *arena;
+    struct mark *tried[ASSIGNMENT_PARTITIONS_MAX]; /* NULL = none in this ownership */
 };
 
 struct takeover *takeover_create(struct pipeline *pipeline, struct error *error)
@@ -44,6 +51,8 @@ void takeover_destroy(struct takeover *t)
         rd_kafka_consumer_close(t->reader);
         rd_kafka_destroy(t->reader);
     }
+    for (int32_t p = 0; p < ASSIGNMENT_PARTITIONS_MAX; p++)
+        takeover_forget(t, p);
     codec_close(t->codec);
     arena_destroy(t->arena);
     free(t);
@@ -118,8 +127,7 @@ static int ledgers_read(struct takeover *t, rd_kafka_t *consumer, const int32_t 
     int status = -1;
 
     for (int i = 0; i < count; i++)
-        rd_kafka_topic_partition_list_add(list, t->pipeline->config->topic_requests,
-                                          partitions[i]);
+        rd_kafka_topic_partition_list_add(list, t->pipeline->config->topic_requests, partitions[i]);
     /* A read_committed consumer waits for open transactions: these offsets are stable. */
     code = rd_kafka_committed(consumer, list, timeout_ms(t));
     if (code) {
@@ -139,9 +147,18 @@ done:
 
 static int reader_open(struct takeover *t, struct error *error)
 {
-    const char *const settings[] = {"group.id", "unused-index-reader", "enable.auto.commit", "false",
-                                    "enable.partition.eof", "true", "auto.offset.reset", "earliest",
-                                    "isolation.level", "read_committed", "fetch.wait.max.ms", "50",
+    const char *const settings[] = {"group.id",
+                                    "unused-index-reader",
+                                    "enable.auto.commit",
+                                    "false",
+                                    "enable.partition.eof",
+                                    "true",
+                                    "auto.offset.reset",
+                                    "earliest",
+                                    "isolation.level",
+                                    "read_committed",
+                                    "fetch.wait.max.ms",
+                                    "50",
                                     NULL};
     struct kafka_client_options options = {t->pipeline->config, t->pipeline->health, "index",
                                            settings, t};
@@ -179,11 +196,12 @@ static void index_apply(struct takeover *t, const rd_kafka_message_t *message,
         duplicates_finish(window, index.jobs[i].id, index.jobs[i].source_offset, index.at_us);
 }
 
-/* Reads every partition of the list to its end. */
+/* Reads every partition of the list to its end; an end may be told of more than once. */
 static int index_poll(struct takeover *t, const int32_t *partitions, struct duplicates **windows,
                       int count, struct error *error)
 {
     int64_t until = clock_mono_us() + (int64_t)INDEX_READ_LIMIT_MS * 1000;
+    bool ended[ASSIGNMENT_PARTITIONS_MAX] = {false};
     int left = count;
 
     while (left > 0) {
@@ -191,10 +209,12 @@ static int index_poll(struct takeover *t, const int32_t *partitions, struct dupl
         int i = message ? position_of(partitions, count, message->partition) : -1;
 
         health_beat(t->pipeline->health, HEALTH_BEAT_INTAKE, clock_mono_us());
-        if (message && message->err == RD_KAFKA_RESP_ERR__PARTITION_EOF)
+        if (i >= 0 && message->err == RD_KAFKA_RESP_ERR__PARTITION_EOF && !ended[i]) {
+            ended[i] = true;
             left--;
-        else if (message && !message->err && i >= 0)
+        } else if (i >= 0 && !message->err) {
             index_apply(t, message, windows[i]);
+        }
         if (message)
             rd_kafka_message_destroy(message);
         if (clock_mono_us() > until)
@@ -235,20 +255,72 @@ static struct duplicates_limits limits(const struct config *config)
                                       (size_t)config->duplicate_max_jobs};
 }
 
-static void marks_set(struct takeover *t, const int32_t *partitions, struct ledger *ledgers,
-                      int count)
+void takeover_forget(struct takeover *t, int32_t partition)
 {
-    int32_t bound = (int32_t)(t->pipeline->config->queue_max_jobs + 1024);
+    free(t->tried[partition]);
+    t->tried[partition] = NULL;
+}
+
+static void mark_remember(struct takeover *t, int32_t partition, const struct ledger *ledger)
+{
+    if (!t->tried[partition])
+        t->tried[partition] = malloc(sizeof *t->tried[partition]);
+    if (!t->tried[partition])
+        return; /* then a commit whose answer is lost looks like a death */
+    t->tried[partition]->base = ledger->base;
+    ledger_metadata_write(ledger, t->tried[partition]->text);
+}
+
+static bool mark_is_ours(const struct takeover *t, int32_t partition, const struct ledger *ledger)
+{
+    const struct mark *tried = t->tried[partition];
+    char text[LEDGER_METADATA_MAX];
+
+    ledger_metadata_write(ledger, text);
+    return tried && tried->base == ledger->base && !strcmp(tried->text, text);
+}
+
+static int marks_set(struct takeover *t, rd_kafka_t *consumer, const int32_t *partitions,
+                     struct ledger *ledgers, int count, struct error *error)
+{
+    const struct config *config = t->pipeline->config;
+    int32_t bound = (int32_t)(config->queue_max_jobs + 1024);
 
     for (int i = 0; i < count; i++) {
-        if (!ledger_take_over(&ledgers[i], bound))
+        int64_t low, high = ledgers[i].base;
+        rd_kafka_resp_err_t code;
+
+        if (mark_is_ours(t, partitions[i], &ledgers[i]))
+            continue;
+        code = ledgers[i].open
+                   ? rd_kafka_query_watermark_offsets(consumer, config->topic_requests,
+                                                      partitions[i], &low, &high, timeout_ms(t))
+                   : RD_KAFKA_RESP_ERR_NO_ERROR;
+        if (code)
+            return error_set(error, "partition %d: its end cannot be read: %s", partitions[i],
+                             rd_kafka_err2str(code));
+        if (!ledger_take_over(&ledgers[i], bound, high))
             continue;
         metrics_add(METRIC_TAKEOVERS_UNCLEAN, 1);
         log_write(LOG_WARN, "intake", NULL,
                   "partition %d was left by a worker that died (takeover %d); unfinished offsets "
-                  "below %lld are suspects", partitions[i], ledgers[i].takeovers,
-                  (long long)ledgers[i].suspect_end);
+                  "below %lld are suspects",
+                  partitions[i], ledgers[i].takeovers, (long long)ledgers[i].suspect_end);
     }
+    return 0;
+}
+
+static int marks_commit(struct takeover *t, rd_kafka_t *consumer, const int32_t *partitions,
+                        const struct ledger *ledgers, int count, struct error *error)
+{
+    FAULT_POINT("open_mark");
+    if (takeover_commit(t, consumer, partitions, ledgers, count, error)) {
+        for (int i = 0; i < count; i++)
+            mark_remember(t, partitions[i], &ledgers[i]);
+        return -1;
+    }
+    FAULT_POINT("open_marked");
+    return 0;
 }
 
 int takeover_run(struct takeover *t, rd_kafka_t *consumer, const int32_t *partitions,
@@ -265,20 +337,26 @@ int takeover_run(struct takeover *t, rd_kafka_t *consumer, const int32_t *partit
         error_set(error, "no memory for the ledgers of %d partitions", count);
         goto done;
     }
-    /* The mark comes last: a try that fails before it must not look like a death to the next one. */
+    /* The mark comes last: a try that fails before it must not look like a death to the next one.
+     */
     if (ledgers_read(t, consumer, partitions, ledgers, count, error) ||
         windows_read(t, partitions, windows, count, error))
         goto done;
-    marks_set(t, partitions, ledgers, count);
-    FAULT_POINT("open_mark");
-    if (takeover_commit(t, consumer, partitions, ledgers, count, error))
+    if (marks_set(t, consumer, partitions, ledgers, count, error) ||
+        marks_commit(t, consumer, partitions, ledgers, count, error))
         goto done;
-    FAULT_POINT("open_marked");
     for (int i = 0; i < count; i++) {
-        assignment_take(t->pipeline->assignment, partitions[i], &ledgers[i], windows[i]);
+        if (assignment_take(t->pipeline->assignment, partitions[i], &ledgers[i], windows[i])) {
+            for (int j = 0; j < count; j++)
+                mark_remember(t, partitions[j], &ledgers[j]);
+            error_set(error, "no memory to own partition %d", partitions[i]);
+            goto done;
+        }
         windows[i] = NULL;
         offsets[i] = ledgers[i].base;
     }
+    for (int i = 0; i < count; i++)
+        takeover_forget(t, partitions[i]);
     status = 0;
 done:
     for (int i = 0; windows && i < count; i++)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * takeover: how a partition changes hands. Taking: read the stable committed offset and ledger, commit
- * the `open` mark before anything of the partition is decoded, rebuild the window of duplicates from
- * pgpt.index. Giving up in order: commit the ledger with the mark cleared. Intake thread only.
+ * takeover: how a partition changes hands. Taking: read the stable committed offset and ledger,
+ * commit the `open` mark before anything of the partition is decoded, rebuild the window of
+ * duplicates from pgpt.index. Giving up in order: commit the ledger with the mark cleared. Intake
+ * thread only.
  */
 #ifndef PGPT_WORKER_TAKEOVER_H
 #define PGPT_WORKER_TAKEOVER_H
@@ -20,6 +21,10 @@ void takeover_destroy(struct takeover *takeover); /* NULL is allowed */
 /* Takes `count` partitions; offsets[i] is where to read on. -1 = nothing was taken, try again. */
 int takeover_run(struct takeover *takeover, rd_kafka_t *consumer, const int32_t *partitions,
                  int64_t *offsets, int count, struct error *error) PGPT_MUST_CHECK;
+
+/* The partition is newly assigned: what an earlier ownership tried to commit is not ours any more.
+ */
+void takeover_forget(struct takeover *takeover, int32_t partition);
 
 /* Commits the ledgers of partitions by the consumer itself, outside transactions. */
 int takeover_commit(struct takeover *takeover, rd_kafka_t *consumer, const int32_t *partitions,

@@ -65,8 +65,10 @@ static void partition_take(struct assignment *assignment, int partition)
     struct ledger ledger;
 
     ledger_init(&ledger, 0, 8);
-    assignment_take(assignment, partition, &ledger,
-                    duplicates_create((struct duplicates_limits){1000000, 10, 100}));
+    assert_int_equal(
+        assignment_take(assignment, partition, &ledger,
+                        duplicates_create((struct duplicates_limits){1000000, 10, 100})),
+        0);
 }
 
 /* Reviews as the intake does, until the metric has the value or 10 s are over. */

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: MIT
+ * The window of duplicates: what is one, what is none, and how much is remembered. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "tests/unit/worker_fixture.h"
+#include "worker/duplicates.h"
+
+static int begin(struct duplicates *d, uint64_t number, int64_t offset)
+{
+    uint8_t id[16];
+
+    fixture_id(number, id);
+    return duplicates_begin(d, id, offset);
+}
+
+static void finish(struct duplicates *d, uint64_t number, int64_t offset, int64_t now_us)
+{
+    uint8_t id[16];
+
+    fixture_id(number, id);
+    duplicates_finish(d, id, offset, now_us);
+}
+
+static struct duplicates *create(int64_t window_us, size_t min, size_t max)
+{
+    struct duplicates *d = duplicates_create((struct duplicates_limits){window_us, min, max});
+
+    assert_non_null(d);
+    return d;
+}
+
+static void running_and_finished_ids_are_duplicates(void **state)
+{
+    struct duplicates *d = create(1000, 10, 100);
+
+    (void)state;
+    assert_int_equal(begin(d, 1, 50), 1);
+    assert_int_equal(begin(d, 1, 51), 0); /* it runs at 50 */
+    assert_int_equal(begin(d, 1, 50), 1); /* redelivered: no duplicate of itself */
+    assert_int_equal(duplicates_count(d), 1);
+    finish(d, 1, 50, 10);
+    assert_int_equal(begin(d, 1, 51), 0); /* it was finished */
+    assert_int_equal(begin(d, 1, 50), 1);
+    assert_int_equal(begin(d, 2, 51), 1);
+    duplicates_destroy(d);
+}
+
+static void rebuilt_from_the_index(void **state)
+{
+    struct duplicates *d = create(1000, 10, 100);
+
+    (void)state;
+    finish(d, 7, 20, 10); /* never begun here */
+    finish(d, 7, 30, 20); /* a replay of it */
+    assert_int_equal(duplicates_count(d), 1);
+    assert_int_equal(begin(d, 7, 40), 0);
+    assert_int_equal(begin(d, 7, 20), 1);
+    duplicates_destroy(d);
+}
+
+static void young_ones_stay_between_the_bounds(void **state)
+{
+    struct duplicates *d = create(1000, 10, 20);
+
+    (void)state;
+    for (uint64_t i = 0; i < 15; i++)
+        finish(d, i, (int64_t)i, 100); /* more than the least, all young */
+    assert_int_equal(duplicates_count(d), 15);
+    finish(d, 15, 15, 1101); /* the first 15 are older than the window now */
+    assert_int_equal(duplicates_count(d), 10);
+    assert_int_equal(begin(d, 5, 99), 1); /* forgotten */
+    assert_int_equal(begin(d, 6, 99), 0); /* the least number is kept, old or not */
+    assert_int_equal(begin(d, 15, 99), 0);
+    duplicates_destroy(d);
+}
+
+static void the_most_is_the_most(void **state)
+{
+    struct duplicates *d = create(1000000, 5, 20);
+
+    (void)state;
+    for (uint64_t i = 0; i < 50; i++)
+        finish(d, i, (int64_t)i, 100);
+    assert_int_equal(duplicates_count(d), 20);
+    assert_int_equal(begin(d, 29, 99), 1);
+    assert_int_equal(begin(d, 30, 99), 0);
+    duplicates_destroy(d);
+}
+
+static void running_ones_are_never_pushed_out(void **state)
+{
+    struct duplicates *d = create(0, 0, 1);
+
+    (void)state;
+    for (uint64_t i = 0; i < 100; i++)
+        assert_int_equal(begin(d, i, (int64_t)i), 1);
+    for (uint64_t i = 1000; i < 1100; i++)
+        finish(d, i, (int64_t)i, (int64_t)i);
+    assert_int_equal(duplicates_count(d), 101);
+    for (uint64_t i = 0; i < 100; i++)
+        assert_int_equal(begin(d, i, 9999), 0);
+    duplicates_destroy(d);
+}
+
+/* Against a plain list, through several doublings of the table. */
+static void sequences_agree_with_a_list(void **state)
+{
+    enum { IDS = 6000, LEAST = 500, MOST = 2000, WINDOW = 300 };
+    static struct {
+        int64_t offset, finished_us;
+    } known[IDS];
+    static uint64_t order[20 * IDS];
+    struct duplicates *d = create(WINDOW, LEAST, MOST);
+    size_t oldest = 0, newest = 0;
+    int64_t now = 1;
+
+    (void)state;
+    fixture_seed(4);
+    for (int64_t step = 0; step < 60000; step++) {
+        uint64_t number = fixture_random(IDS);
+
+        now += (int64_t)fixture_random(2);
+        if (fixture_random(2)) {
+            int64_t offset = fixture_random(5) ? step + 1 : known[number].offset;
+
+            if (!offset)
+                continue;
+            assert_int_equal(begin(d, number, offset),
+                             !known[number].offset || known[number].offset == offset);
+            if (!known[number].offset)
+                known[number].offset = offset;
+        } else if (known[number].offset && !known[number].finished_us) {
+            finish(d, number, known[number].offset, now);
+            known[number].finished_us = now;
+            order[newest++] = number;
+            while (newest - oldest > MOST ||
+                   (newest - oldest > LEAST && known[order[oldest]].finished_us < now - WINDOW)) {
+                known[order[oldest]].offset = known[order[oldest]].finished_us = 0;
+                oldest++;
+            }
+        }
+    }
+    for (uint64_t number = 0; number < IDS; number++)
+        assert_int_equal(begin(d, number, 1000000), !known[number].offset);
+    assert_true(oldest > LEAST);
+    duplicates_destroy(d);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(running_and_finished_ids_are_duplicates),
+        cmocka_unit_test(rebuilt_from_the_index),
+        cmocka_unit_test(young_ones_stay_between_the_bounds),
+        cmocka_unit_test(the_most_is_the_most),
+        cmocka_unit_test(running_ones_are_never_pushed_out),
+        cmocka_unit_test(sequences_agree_with_a_list),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
