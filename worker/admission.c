@@ -59,7 +59,7 @@ static struct text header_text(const rd_kafka_headers_t *headers, struct arena *
     return text.data ? text : (struct text){"", 0};
 }
 
-/* A record that an operator sent again carries the attempt it died at. */
+/* A record that an operator sent again carries the attempt it died at; its own deaths add to it. */
 static void replay_read(struct job *job, const rd_kafka_headers_t *headers)
 {
     struct text text = header_text(headers, job->arena, "dlq.attempt", 16);
@@ -70,10 +70,10 @@ static void replay_read(struct job *job, const rd_kafka_headers_t *headers)
         return;
     errno = 0;
     attempt = strtol(text.data, &end, 10);
-    if (errno || *end || attempt < 0 || attempt >= INT32_MAX)
+    if (errno || end != text.data + text.size || attempt < 0 || attempt > INT32_MAX - job->attempt)
         return;
     job->replayed = true;
-    job->attempt = (int32_t)attempt + 1;
+    job->attempt += (int32_t)attempt;
 }
 
 static struct job *job_from(const rd_kafka_message_t *message,
@@ -127,9 +127,8 @@ static void dead_letter(struct job *job, const char *class, const char *message)
 static bool decode(struct admission *a, struct job *job)
 {
     struct error error;
-    enum codec_status status =
-        codec_decode(a->codec, RECORD_GENERATION_REQUEST, job->original.data, job->original.size,
-                     job->arena, &job->request, &error);
+    enum codec_status status = codec_decode(a->codec, RECORD_GENERATION_REQUEST, job->original.data,
+                                            job->original.size, job->arena, &job->request, &error);
 
     if (status == CODEC_RETRY)
         return false;
@@ -145,6 +144,16 @@ static bool decode(struct admission *a, struct job *job)
     job->has_id = true;
     memcpy(job->job_id, job->request.job_id.data, 36);
     return true;
+}
+
+/* A replay is no duplicate, but takes its place in the window: a retry beside it is one. */
+static void duplicate_check(const struct pipeline *p, struct job *job)
+{
+    if (assignment_is_new(p->assignment, job->partition, job->id, job->offset) || job->replayed)
+        return;
+    job->outcome = JOB_DUPLICATE;
+    log_write(LOG_INFO, "intake", &job->log,
+              "duplicate: this job_id is running or was finished within the window");
 }
 
 static void poison(struct job *job)
@@ -167,6 +176,11 @@ enum admission_status admission_run(struct admission *a, const rd_kafka_message_
     if (!job)
         return ADMISSION_RETRY;
     metrics_add(METRIC_REQUESTS_CONSUMED, 1);
+    if (answer->unreadable) {
+        dead_letter(job, "poison", "workers died while this record was read; it is not read again");
+        settle_push(p->settle, job);
+        return ADMISSION_OK;
+    }
     FAULT_POINT("decode");
     if (!decode(a, job)) {
         job_destroy(job);
@@ -174,12 +188,8 @@ enum admission_status admission_run(struct admission *a, const rd_kafka_message_
     }
     over = dead_letter_limit_add(&a->limit, job->outcome == JOB_DEAD_LETTER,
                                  p->config->dlq_limit_ratio);
-    if (job->outcome == JOB_OPEN && !job->replayed &&
-        !assignment_is_new(p->assignment, job->partition, job->id, job->offset)) {
-        job->outcome = JOB_DUPLICATE;
-        log_write(LOG_INFO, "intake", &job->log,
-                  "duplicate: this job_id is running or was finished within the window");
-    }
+    if (job->outcome == JOB_OPEN)
+        duplicate_check(p, job);
     if (job->outcome == JOB_OPEN && answer->poison)
         poison(job);
     if (job->outcome == JOB_OPEN)

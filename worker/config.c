@@ -192,7 +192,7 @@ static void kafka_set(struct config *config, const char *name, const char *value
 static bool kafka_secret(const char *name)
 {
     return strstr(name, "password") || strstr(name, "secret") || strstr(name, "key.pem") ||
-           strstr(name, "jaas") || strstr(name, "oauthbearer.config");
+           strstr(name, "passphrase") || strstr(name, "jaas") || strstr(name, "oauthbearer.config");
 }
 
 /* ---- names ---- */
@@ -317,10 +317,13 @@ static void file_read(struct config *config, const char *path, struct source *so
     for (int number = 1; fgets(line, sizeof line, file); number++) {
         snprintf(where, sizeof where, "%s:%d", path, number);
         source->where = where;
-        if (strlen(line) == sizeof line - 1)
-            problem(source, "the line is longer than %d bytes", LINE_MAX_BYTES - 2);
-        else
+        if (strlen(line) < sizeof line - 1 || line[sizeof line - 2] == '\n') {
             line_read(config, line, source);
+            continue;
+        }
+        problem(source, "the line is longer than %d bytes", LINE_MAX_BYTES - 2);
+        while (!strchr(line, '\n') && fgets(line, sizeof line, file))
+            ; /* the rest of it */
     }
     source->where = path;
     if (ferror(file))
@@ -367,7 +370,8 @@ static void environment_read(struct config *config, struct source *source)
     source->where = "environment PGPT_KAFKA_*";
     for (char **entry = environ; *entry; entry++)
         if (!strncmp(*entry, "PGPT_KAFKA_", 11) &&
-            strncmp(*entry, "PGPT_KAFKA_CALL_", 16) != 0) /* kafka_call.timeout_ms is ours */
+            strncmp(*entry, "PGPT_KAFKA_CALL_", 16) != 0 && /* kafka_call.timeout_ms is ours */
+            strncmp(*entry, "PGPT_KAFKA_PORT=", 16) != 0)   /* deploy/local/up listens there */
             environment_kafka(config, *entry, source);
 }
 
@@ -389,14 +393,17 @@ static void worker_name_make(struct config *config, struct source *source)
     snprintf(name, sizeof name, "%s-%08x", host, random);
     free(config->worker_name);
     config->worker_name = strdup(name);
+    if (!config->worker_name)
+        problem(source, "worker.name: out of memory");
 }
 
 static void cross_check(const struct config *config, struct source *source)
 {
     source->where = "settings";
     if (config->recorder_enabled && !*config->database_url)
-        problem(source, "recorder.enabled is true but database_url is empty; set database_url, as in "
-                        "postgresql://recorder@host/pgpt, or recorder.enabled = false");
+        problem(source,
+                "recorder.enabled is true but database_url is empty; set database_url, as in "
+                "postgresql://recorder@host/pgpt, or recorder.enabled = false");
     if (config->duplicate_min_jobs > config->duplicate_max_jobs)
         problem(source, "duplicate.min_jobs is above duplicate.max_jobs");
     if (config->kafka_call_timeout_ms >= config->kafka_transaction_timeout_ms)
@@ -446,12 +453,14 @@ void config_free(struct config *config)
 static void secret_print(const char *value, FILE *out)
 {
     const char *scheme = strstr(value, "://");
-    const char *at = scheme ? strchr(scheme + 3, '@') : NULL;
+    size_t host = scheme ? strcspn(scheme + 3, "/?") : 0; /* a raw @ in a password hides no less */
+    const char *at = scheme ? memrchr(scheme + 3, '@', host) : NULL;
     const char *colon = at ? memchr(scheme + 3, ':', (size_t)(at - scheme - 3)) : NULL;
     const char *word = strcasestr(value, "password=");
 
     if (colon)
-        fprintf(out, "%.*s:********%s", (int)(colon - value), value, strstr(at, "password=") ? "@..." : at);
+        fprintf(out, "%.*s:********%s", (int)(colon - value), value,
+                strstr(at, "password=") ? "@..." : at);
     else if (word)
         fprintf(out, "%.*spassword=********", (int)(word - value), value);
     else
@@ -512,7 +521,8 @@ void config_print_sample(FILE *out)
 
     fputs("# Settings of pgpt-worker with their defaults. Each can be set in the environment too,\n"
           "# under the name given; the environment wins over the file. kafka.NAME = VALUE (or\n"
-          "# PGPT_KAFKA_NAME, dots as underscores) passes NAME to librdkafka.\n", out);
+          "# PGPT_KAFKA_NAME, dots as underscores) passes NAME to librdkafka.\n",
+          out);
     for (int i = 0; i < SETTING_COUNT; i++) {
         const struct setting *s = &settings[i];
 

@@ -5,11 +5,12 @@
 #include <stdio.h>
 #include <string.h>
 
-size_t dead_letter_payload(const struct job *job)
+size_t dead_letter_payload(const struct config *config, const struct job *job, size_t record_max)
 {
     size_t others = job->original_key.size + job->traceparent.size + job->tracestate.size +
-                    strlen(job->dead_letter.error_message) + DEAD_LETTER_OVERHEAD;
-    size_t room = others < DEAD_LETTER_RECORD_MAX ? DEAD_LETTER_RECORD_MAX - others : 0;
+                    strlen(job->dead_letter.error_message) + strlen(config->topic_requests) +
+                    strlen(config->worker_name) + DEAD_LETTER_OVERHEAD;
+    size_t room = others < record_max ? record_max - others : 0;
 
     return job->original.size < room ? job->original.size : room;
 }
@@ -40,7 +41,7 @@ static bool add_sha256(rd_kafka_headers_t *headers, const struct text *payload)
 }
 
 rd_kafka_headers_t *dead_letter_headers(const struct config *config, const struct job *job,
-                                        int64_t now_us)
+                                        size_t record_max, int64_t now_us)
 {
     rd_kafka_headers_t *h = rd_kafka_headers_new(12);
     const struct job_dead_letter *d = &job->dead_letter;
@@ -57,7 +58,7 @@ rd_kafka_headers_t *dead_letter_headers(const struct config *config, const struc
         ok = add(h, "traceparent", job->traceparent.data, job->traceparent.size);
     if (ok && job->tracestate.size)
         ok = add(h, "tracestate", job->tracestate.data, job->tracestate.size);
-    if (ok && dead_letter_payload(job) < job->original.size)
+    if (ok && dead_letter_payload(config, job, record_max) < job->original.size)
         ok = add_sha256(h, &job->original);
     if (!ok && h) {
         rd_kafka_headers_destroy(h);

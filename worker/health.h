@@ -14,15 +14,15 @@
 
 struct health; /* opaque: has a lock */
 
-/* Each is a reason of its own not to be ready; all start as blocked but DLQ_LIMIT and DRAINING. */
+/* Each is a reason of its own not to be ready; all start as blocked but the last three. */
 enum health_gate {
-    HEALTH_ENGINE,      /* model loaded */
-    HEALTH_CONTROL,     /* control records read to their end */
-    HEALTH_ASSIGNMENT,  /* an assignment was received, its offsets and index were read */
-    HEALTH_TOPICS,      /* topics exist with matching partition counts */
-    HEALTH_DLQ_LIMIT,   /* too many messages dead-lettered */
-    HEALTH_OFFSETS,     /* an offset was out of range */
-    HEALTH_DRAINING,    /* SIGTERM was received */
+    HEALTH_ENGINE,     /* model loaded */
+    HEALTH_CONTROL,    /* control records read to their end */
+    HEALTH_ASSIGNMENT, /* an assignment was received, its offsets and index were read */
+    HEALTH_TOPICS,     /* topics exist with matching partition counts */
+    HEALTH_DLQ_LIMIT,  /* too many messages dead-lettered */
+    HEALTH_OFFSETS,    /* an offset was out of range */
+    HEALTH_DRAINING,   /* SIGTERM was received */
     HEALTH_GATE_COUNT
 };
 

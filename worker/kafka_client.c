@@ -7,12 +7,14 @@
 #include "worker/log.h"
 
 /* The health of the process for librdkafka's error callback: its opaque belongs to the roles. */
-static struct health *process_health;
+static struct health *_Atomic process_health;
 
 static void log_line(const rd_kafka_t *client, int level, const char *facility, const char *text)
 {
-    enum log_level mapped = level <= 3 ? LOG_ERROR : level <= 4 ? LOG_WARN
-                          : level <= 6 ? LOG_INFO : LOG_DEBUG;
+    enum log_level mapped = level <= 3   ? LOG_ERROR
+                            : level <= 4 ? LOG_WARN
+                            : level <= 6 ? LOG_INFO
+                                         : LOG_DEBUG;
 
     log_write(mapped, "kafka", NULL, "%s: %s: %s", client ? rd_kafka_name(client) : "-", facility,
               text);
@@ -41,8 +43,7 @@ static int set(rd_kafka_conf_t *conf, const char *name, const char *value, struc
     return error_set(error, "kafka.%s: %s", name, reason);
 }
 
-static int set_all(rd_kafka_conf_t *conf, const struct kafka_client_options *o,
-                   struct error *error)
+static int set_all(rd_kafka_conf_t *conf, const struct kafka_client_options *o, struct error *error)
 {
     char client_id[256];
 
@@ -99,7 +100,9 @@ enum kafka_class kafka_client_classify(rd_kafka_error_t *error, const char *call
         class = KAFKA_ABORT;
     log_write(class == KAFKA_FATAL ? LOG_ERROR : LOG_WARN, "settle", NULL, "%s: %s (%s)", call,
               rd_kafka_error_string(error),
-              class == KAFKA_FATAL ? "fatal" : class == KAFKA_ABORT ? "abort" : "indeterminate");
+              class == KAFKA_FATAL   ? "fatal"
+              : class == KAFKA_ABORT ? "abort"
+                                     : "indeterminate");
     rd_kafka_error_destroy(error);
     return class;
 }

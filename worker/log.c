@@ -8,7 +8,10 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { LINE_BYTES = 4096, MESSAGE_BYTES = 2048 };
+#include "kernels/text/utf8.h"
+
+/* Values are cut so that the line's end always fits, a message so that its context does, too. */
+enum { LINE_BYTES = 4096, END_BYTES = 3, CONTEXT_BYTES = 1024, MESSAGE_BYTES = 2048 };
 
 static _Atomic int least_severe = LOG_INFO;
 static _Atomic int line_format = LOG_LOGFMT;
@@ -18,7 +21,7 @@ static const char *const level_names[] = {"error", "warn", "info", "debug"};
 
 struct line {
     char data[LINE_BYTES];
-    size_t size;
+    size_t size, limit;
     bool json;
 };
 
@@ -34,56 +37,61 @@ bool log_enabled(enum log_level level)
     return (int)level <= atomic_load(&least_severe);
 }
 
-static void put(struct line *line, const char *text)
+/* All of the text, or nothing: true when it fits. */
+static bool put(struct line *line, const char *text, size_t size)
 {
-    size_t room = sizeof line->data - 2 - line->size; /* the end of the line always fits */
-    size_t size = strnlen(text, room);
-
+    if (line->size + size > line->limit)
+        return false;
     memcpy(line->data + line->size, text, size);
     line->size += size;
+    return true;
 }
 
-/* Control characters and quotes are escaped, so that one event stays one line in both formats. */
+/* Control characters and quotes are escaped and what is no UTF-8 is replaced, so that one event
+ * stays one line in both formats, and every JSON line is JSON. */
 static void put_escaped(struct line *line, const char *text)
 {
-    char escaped[8];
+    size_t left = strlen(text);
+    bool fits = true;
 
-    for (; *text; text++) {
-        unsigned char c = (unsigned char)*text;
+    while (left && fits) {
+        uint32_t code = 0;
+        int size = utf8_decode(text, left, &code);
+        char escaped[8];
 
-        if (c == '"' || c == '\\')
-            snprintf(escaped, sizeof escaped, "\\%c", c);
-        else if (c == '\n')
-            snprintf(escaped, sizeof escaped, "\\n");
-        else if (c < 0x20 || c == 0x7f)
-            snprintf(escaped, sizeof escaped, "\\u%04x", c);
+        if (!size)
+            fits = put(line, "\\ufffd", 6);
+        else if (code == '"' || code == '\\')
+            fits = put(line, escaped, (size_t)snprintf(escaped, sizeof escaped, "\\%c", *text));
+        else if (code == '\n')
+            fits = put(line, "\\n", 2);
+        else if (code < 0x20 || code == 0x7f)
+            fits = put(line, escaped, (size_t)snprintf(escaped, sizeof escaped, "\\u%04x", code));
         else
-            snprintf(escaped, sizeof escaped, "%c", c);
-        put(line, escaped);
+            fits = put(line, text, (size_t)size);
+        text += size ? size : 1;
+        left -= size ? (size_t)size : 1;
     }
 }
 
 static void put_text(struct line *line, const char *key, const char *value)
 {
-    if (line->json) {
-        put(line, line->size > 1 ? ",\"" : "\"");
-        put(line, key);
-        put(line, "\":\"");
-    } else {
-        put(line, line->size ? " " : "");
-        put(line, key);
-        put(line, "=\"");
-    }
+    const char *before = line->json ? (line->size > 1 ? ",\"" : "\"") : line->size ? " " : "";
+    char opening[64];
+    int size = snprintf(opening, sizeof opening, line->json ? "%s%s\":\"" : "%s%s=\"", before, key);
+
+    if (!put(line, opening, (size_t)size))
+        return;
     put_escaped(line, value);
-    put(line, "\"");
+    line->data[line->size++] = '"'; /* END_BYTES has room for it */
 }
 
 static void put_number(struct line *line, const char *key, long long value)
 {
     char text[96];
+    int size = snprintf(text, sizeof text, line->json ? ",\"%s\":%lld" : " %s=%lld", key, value);
 
-    snprintf(text, sizeof text, line->json ? ",\"%s\":%lld" : " %s=%lld", key, value);
-    put(line, text);
+    put(line, text, (size_t)size);
 }
 
 static void put_time(struct line *line)
@@ -103,7 +111,8 @@ static void put_time(struct line *line)
 void log_write(enum log_level level, const char *component, const struct log_context *context,
                const char *format, ...)
 {
-    struct line line = {.size = 0, .json = atomic_load(&line_format) == LOG_JSON};
+    struct line line = {.limit = LINE_BYTES - CONTEXT_BYTES - END_BYTES,
+                        .json = atomic_load(&line_format) == LOG_JSON};
     char message[MESSAGE_BYTES];
     va_list args;
 
@@ -112,20 +121,22 @@ void log_write(enum log_level level, const char *component, const struct log_con
     va_start(args, format);
     vsnprintf(message, sizeof message, format, args);
     va_end(args);
-    put(&line, line.json ? "{" : "");
+    if (line.json)
+        put(&line, "{", 1);
     put_time(&line);
     put_text(&line, "level", level_names[level]);
     put_text(&line, "worker", worker);
     put_text(&line, "component", component);
     put_text(&line, "message", message);
-    if (context && context->job_id && *context->job_id)
-        put_text(&line, "job_id", context->job_id);
-    if (context && context->traceparent && *context->traceparent)
-        put_text(&line, "traceparent", context->traceparent);
+    line.limit = LINE_BYTES - END_BYTES;
     if (context && context->partition >= 0) {
         put_number(&line, "partition", context->partition);
         put_number(&line, "offset", (long long)context->offset);
     }
+    if (context && context->job_id && *context->job_id)
+        put_text(&line, "job_id", context->job_id);
+    if (context && context->traceparent && *context->traceparent)
+        put_text(&line, "traceparent", context->traceparent);
     if (line.json)
         line.data[line.size++] = '}';
     line.data[line.size++] = '\n';

@@ -3,16 +3,18 @@
  * One transaction, step by step, and what can go wrong at each:
  * 1. assignment_open(): under the lock, jobs of partitions given up are dropped, the group metadata
  *    is taken, the partitions are marked as being in a transaction.
- * 2. Results, events, index records and dead letters are produced, then flushed: the offsets are sent
- *    only when all of them are acknowledged, which also keeps the broker from answering
+ * 2. Results, events, index records and dead letters are produced, then flushed: the offsets are
+ * sent only when all of them are acknowledged, which also keeps the broker from answering
  *    CONCURRENT_TRANSACTIONS to a commit that follows the last one closely.
- * 3. send_offsets: watermark and ledger of each partition. A rebalance in between gives an abortable
- *    error: abort, and the same jobs go into a new transaction while their partitions are owned.
+ * 3. send_offsets: watermark and ledger of each partition. A rebalance in between gives an
+ * abortable error: abort, and the same jobs go into a new transaction while their partitions are
+ * owned.
  * 4. A last look at the ownership, then commit.
  * 5. Any answer that leaves the fate open (a timeout anywhere) destroys the producer: a delayed
- *    commit must not hit a later transaction of it. The new one's init_transactions() fences the old
- *    and ends its transaction one way or the other; the stable committed offsets then say which. Jobs
- *    they show as done are dropped, the rest is published again. Nothing runs on the device twice.
+ *    commit must not hit a later transaction of it. The new one's init_transactions() fences the
+ * old and ends its transaction one way or the other; the stable committed offsets then say which.
+ * Jobs they show as done are dropped, the rest is published again. Nothing runs on the device
+ * twice.
  */
 #include "worker/settle.h"
 
@@ -23,6 +25,7 @@
 
 #include "kernels/base/clock.h"
 #include "worker/assignment.h"
+#include "worker/dead_letter.h"
 #include "worker/fault.h"
 #include "worker/kafka_client.h"
 #include "worker/ledger_metadata.h"
@@ -97,25 +100,45 @@ static void forget_all(struct settle *s, struct job_list *jobs)
 
 /* ---- the producer ---- */
 
+/* Failures only. The transaction fails by itself; what can be learnt from it is learnt here. */
+static void on_delivery(rd_kafka_t *producer, const rd_kafka_message_t *message, void *opaque)
+{
+    struct settle *s = opaque;
+
+    (void)producer;
+    if (message->err == RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE &&
+        !strcmp(rd_kafka_topic_name(message->rkt), s->pipeline->config->topic_dlq))
+        settle_records_cut_further(&s->records);
+}
+
 static rd_kafka_t *producer_new(struct settle *s, struct error *error)
 {
     const struct config *config = s->pipeline->config;
-    char id[512], timeout[24], delivery[24];
-    const char *settings[] = {"transactional.id", id, "transaction.timeout.ms", timeout,
-                              "message.timeout.ms", delivery, "enable.idempotence", "true",
-                              /* markers of the last transaction may still be written: ask again soon */
-                              "retry.backoff.ms", "1", "retry.backoff.max.ms", "5",
-                              "linger.ms", "1", "topic.metadata.refresh.interval.ms", "10000",
-                              NULL};
+    char id[512], timeout[24], delivery[24], largest[24];
+    const char *settings[] = {
+        "transactional.id", id, "transaction.timeout.ms", timeout, "message.timeout.ms", delivery,
+        "enable.idempotence", "true", "message.max.bytes", largest, "delivery.report.only.error",
+        "true",
+        /* markers of the last transaction may still be written: ask again soon */
+        "retry.backoff.ms", "1", "retry.backoff.max.ms", "5", "linger.ms", "1",
+        "topic.metadata.refresh.interval.ms", "10000", NULL};
     struct kafka_client_options options = {config, s->pipeline->health, "settle", settings, s};
     rd_kafka_conf_t *conf;
 
-    snprintf(id, sizeof id, "%s-%s", config->kafka_group, config->worker_name);
+    if (snprintf(id, sizeof id, "%s-%s", config->kafka_group, config->worker_name) >=
+        (int)sizeof id) { /* cut names might be equal, and fence one another */
+        error_set(error, "group and worker.name together are longer than %zu bytes", sizeof id - 2);
+        return NULL;
+    }
+    snprintf(largest, sizeof largest, "%d", DEAD_LETTER_RECORD_MAX);
     snprintf(timeout, sizeof timeout, "%lld", (long long)config->kafka_transaction_timeout_ms);
     snprintf(delivery, sizeof delivery, "%lld",
              (long long)config->kafka_transaction_timeout_ms - 500);
     conf = kafka_client_conf(&options, error);
-    return conf ? kafka_client_new(RD_KAFKA_PRODUCER, conf, error) : NULL;
+    if (!conf)
+        return NULL;
+    rd_kafka_conf_set_dr_msg_cb(conf, on_delivery);
+    return kafka_client_new(RD_KAFKA_PRODUCER, conf, error);
 }
 
 static void producer_destroy(struct settle *s)
@@ -139,10 +162,15 @@ static enum kafka_class producer_create(struct settle *s)
         return KAFKA_FATAL;
     }
     s->records.producer = s->producer;
-    class = kafka_client_classify(
-        rd_kafka_init_transactions(s->producer, s->records.timeout_ms), "init_transactions");
+    class = kafka_client_classify(rd_kafka_init_transactions(s->producer, s->records.timeout_ms),
+                                  "init_transactions");
     if (class != KAFKA_OK)
         producer_destroy(s);
+    if (class == KAFKA_FATAL)
+        health_fail(s->pipeline->health,
+                    "settle: the brokers refuse a transactional producer as "
+                    "%s-%s",
+                    s->pipeline->config->kafka_group, s->pipeline->config->worker_name);
     return class == KAFKA_ABORT ? KAFKA_INDETERMINATE : class;
 }
 
@@ -150,8 +178,7 @@ static enum kafka_class producer_create(struct settle *s)
 
 static enum kafka_class send_offsets(struct settle *s, const struct assignment_transaction *t)
 {
-    rd_kafka_topic_partition_list_t *list =
-        rd_kafka_topic_partition_list_new((int)t->part_count);
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new((int)t->part_count);
     rd_kafka_error_t *failed;
 
     for (size_t i = 0; i < t->part_count; i++) {
@@ -168,8 +195,8 @@ static enum kafka_class send_offsets(struct settle *s, const struct assignment_t
         entry->metadata_size = ledger_metadata_write(ledger, metadata);
         entry->metadata = metadata; /* owned by the list */
     }
-    failed = rd_kafka_send_offsets_to_transaction(s->producer, list, t->group,
-                                                  s->records.timeout_ms);
+    failed =
+        rd_kafka_send_offsets_to_transaction(s->producer, list, t->group, s->records.timeout_ms);
     rd_kafka_topic_partition_list_destroy(list);
     return kafka_client_classify(failed, "send_offsets_to_transaction");
 }
@@ -204,8 +231,8 @@ static enum kafka_class publish(struct settle *s, const struct assignment_transa
         goto abort;
     }
     FAULT_POINT("commit");
-    return kafka_client_classify(
-        rd_kafka_commit_transaction(s->producer, s->records.timeout_ms), "commit_transaction");
+    return kafka_client_classify(rd_kafka_commit_transaction(s->producer, s->records.timeout_ms),
+                                 "commit_transaction");
 abort:
     log_write(LOG_WARN, "settle", NULL, "transaction of %zu jobs aborted: %s", jobs->count,
               error.message);
@@ -233,7 +260,8 @@ static void committed(struct settle *s, struct job_list *jobs)
     assignment_committed(s->pipeline->assignment, jobs, clock_wall_us());
     for (const struct job *job = jobs->head; job; job = job->next)
         count_outcome(job);
-    metrics_add(METRIC_TRANSACTIONS_COMMITTED, 1);
+    if (jobs->count)
+        metrics_add(METRIC_TRANSACTIONS_COMMITTED, 1);
     forget_all(s, jobs);
 }
 
@@ -244,8 +272,8 @@ static bool committed_ledger(struct settle *s, rd_kafka_t *consumer, int32_t par
                              struct ledger *ledger)
 {
     rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
-    rd_kafka_topic_partition_t *entry = rd_kafka_topic_partition_list_add(
-        list, s->pipeline->config->topic_requests, partition);
+    rd_kafka_topic_partition_t *entry =
+        rd_kafka_topic_partition_list_add(list, s->pipeline->config->topic_requests, partition);
     rd_kafka_resp_err_t code = rd_kafka_committed(consumer, list, s->records.timeout_ms);
     struct error error;
     bool known = code == RD_KAFKA_RESP_ERR_NO_ERROR && !entry->err;
@@ -268,9 +296,9 @@ static void split_done(const struct ledger *ledger, int32_t partition, struct jo
 
     job_list_init(&rest);
     while ((job = job_list_pop(jobs)))
-        job_list_push(job->partition == partition && ledger_is_finished(ledger, job->offset)
-                          ? done
-                          : &rest, job);
+        job_list_push(
+            job->partition == partition && ledger_is_finished(ledger, job->offset) ? done : &rest,
+            job);
     job_list_splice(jobs, &rest);
 }
 
@@ -280,8 +308,7 @@ static bool give_up(struct settle *s)
 
     if (health_failed(s->pipeline->health, reason, sizeof reason))
         return true;
-    return atomic_load(&s->stopping) &&
-           clock_mono_us() > atomic_load(&s->stop_by_mono_us);
+    return atomic_load(&s->stopping) && clock_mono_us() > atomic_load(&s->stop_by_mono_us);
 }
 
 static void pause_ms(int ms)
@@ -291,7 +318,8 @@ static void pause_ms(int ms)
     nanosleep(&t, NULL);
 }
 
-/* Recreates the producer, then asks what was committed. jobs keeps what must be published again. */
+/* Recreates the producer, then asks what was committed. jobs keeps what must be published again;
+ * when it gives up before all is known, settle ends, and the next owner finds out. */
 static void recover(struct settle *s, const struct assignment_transaction *t, struct job_list *jobs)
 {
     rd_kafka_t *consumer = assignment_consumer(s->pipeline->assignment);
@@ -306,29 +334,32 @@ static void recover(struct settle *s, const struct assignment_transaction *t, st
             break;
         pause_ms(RECOVER_PAUSE_MS);
     }
-    for (size_t i = 0; i < t->part_count && consumer; i++) {
+    for (size_t i = 0; i < t->part_count && !give_up(s); i++) {
         struct ledger ledger;
 
-        while (!give_up(s) && !committed_ledger(s, consumer, t->parts[i].partition, &ledger)) {
-            health_beat(s->pipeline->health, HEALTH_BEAT_SETTLE, clock_mono_us());
-            pause_ms(RECOVER_PAUSE_MS);
+        if (committed_ledger(s, consumer, t->parts[i].partition, &ledger)) {
+            split_done(&ledger, t->parts[i].partition, jobs, &done);
+            continue;
         }
-        if (give_up(s))
-            return;
-        split_done(&ledger, t->parts[i].partition, jobs, &done);
+        health_beat(s->pipeline->health, HEALTH_BEAT_SETTLE, clock_mono_us());
+        pause_ms(RECOVER_PAUSE_MS);
+        i--; /* the same part again */
     }
-    log_write(LOG_INFO, "settle", NULL,
-              "after an indeterminate transaction: %zu jobs were committed, %zu are published again",
-              done.count, jobs->count);
+    log_write(
+        LOG_INFO, "settle", NULL,
+        "after an indeterminate transaction: %zu jobs were committed, %zu are published again",
+        done.count, jobs->count);
     committed(s, &done);
 }
 
 static void abort_transaction(struct settle *s, const struct assignment_transaction *t,
                               struct job_list *jobs)
 {
-    enum kafka_class class = kafka_client_classify(
-        rd_kafka_abort_transaction(s->producer, s->records.timeout_ms), "abort_transaction");
+    enum kafka_class class;
 
+    health_beat(s->pipeline->health, HEALTH_BEAT_SETTLE, clock_mono_us());
+    class = kafka_client_classify(rd_kafka_abort_transaction(s->producer, s->records.timeout_ms),
+                                  "abort_transaction");
     metrics_add(METRIC_TRANSACTIONS_ABORTED, 1);
     if (class == KAFKA_FATAL)
         health_fail(s->pipeline->health, "settle: the transaction could not be aborted");
@@ -441,10 +472,9 @@ static void *settle_main(void *argument)
 
     while (!health_failed(s->pipeline->health, reason, sizeof reason)) {
         int64_t now = clock_mono_us();
-        int64_t wait = s->ready.head
-                           ? s->pipeline->config->commit_interval_ms * 1000 -
-                                 (now - s->ready_since_us)
-                           : IDLE_WAIT_US;
+        int64_t wait = s->ready.head ? s->pipeline->config->commit_interval_ms * 1000 -
+                                           (now - s->ready_since_us)
+                                     : IDLE_WAIT_US;
 
         health_beat(s->pipeline->health, HEALTH_BEAT_SETTLE, now);
         gather(s, wait);
@@ -472,6 +502,7 @@ struct settle *settle_create(struct pipeline *pipeline, struct error *error)
     s->pipeline = pipeline;
     s->records.config = pipeline->config;
     s->records.timeout_ms = (int)pipeline->config->kafka_call_timeout_ms;
+    s->records.dead_letter_max = DEAD_LETTER_RECORD_MAX;
     s->records.codec = codec_open(NULL, error);
     if (!s->records.codec) {
         free(s);
@@ -491,9 +522,10 @@ struct settle *settle_create(struct pipeline *pipeline, struct error *error)
 int settle_start(struct settle *s, struct error *error)
 {
     if (producer_create(s) != KAFKA_OK)
-        return error_set(error, "settle: no transactional producer: the brokers at %s did not "
-                                "answer within %d ms, or refused", s->pipeline->config->kafka_brokers,
-                         s->records.timeout_ms);
+        return error_set(error,
+                         "settle: no transactional producer: the brokers at %s did not "
+                         "answer within %d ms, or refused",
+                         s->pipeline->config->kafka_brokers, s->records.timeout_ms);
     if (pthread_create(&s->thread, NULL, settle_main, s))
         return error_set(error, "settle: its thread could not be started");
     s->started = true;

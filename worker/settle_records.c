@@ -8,6 +8,9 @@
 #include "worker/dead_letter.h"
 #include "worker/kafka_client.h"
 
+/* A topic takes 1,048,588 bytes by default, with what its batch adds. */
+enum { RECORD_MAX = (1 << 20) - 1024, DEAD_LETTER_LEAST = 32 << 10 };
+
 struct record {
     const char *topic;
     int32_t partition; /* RD_KAFKA_PARTITION_UA: by key */
@@ -54,13 +57,19 @@ static int put_record(struct settle_records *s, enum record_type type, const voi
                       const char *topic, const struct job *job, bool *too_large,
                       struct error *error)
 {
-    struct record r = {.topic = topic, .partition = job->partition, .key = job->job_id,
+    struct record r = {.topic = topic,
+                       .partition = job->partition,
+                       .key = job->job_id,
                        .key_size = strlen(job->job_id)};
 
     if (codec_encode(s->codec, type, record, &s->buffer, error))
         return -1;
     r.value = s->buffer.data;
     r.value_size = s->buffer.size;
+    if (r.value_size + r.key_size + job->traceparent.size + job->tracestate.size > RECORD_MAX) {
+        *too_large = true;
+        return error_set(error, "a record of %zu bytes for %s is too large", r.value_size, topic);
+    }
     r.headers = kafka_client_trace_headers(job->traceparent, job->tracestate);
     return produce(s, &r, too_large, error);
 }
@@ -79,8 +88,9 @@ static int put_result(struct settle_records *s, struct job *job, struct error *e
     job->result.sequence_count = 0;
     job->result.metadata_count = 0;
     job_finish(job, JOB_FAILED, "internal",
-               "the result is larger than the results topic accepts; ask for fewer or shorter "
-               "sequences, or raise max.message.bytes", clock_wall_us());
+               "the result is larger than 1 MiB, the most that a record may hold; ask for fewer or "
+               "shorter sequences",
+               clock_wall_us());
     job->result.metadata_count = 0;
     return put_record(s, RECORD_GENERATION_RESULT, &job->result, s->config->topic_results, job,
                       &too_large, error);
@@ -122,12 +132,22 @@ static int put_dead_letter(struct settle_records *s, const struct job *job, stru
                        .key = job->original_key.data,
                        .key_size = job->original_key.size,
                        .value = job->original.data,
-                       .value_size = dead_letter_payload(job)};
+                       .value_size = dead_letter_payload(s->config, job, s->dead_letter_max)};
 
-    r.headers = dead_letter_headers(s->config, job, clock_wall_us());
+    r.headers = dead_letter_headers(s->config, job, s->dead_letter_max, clock_wall_us());
     if (!r.headers)
         return error_set(error, "no memory for the headers of a dead letter");
     return produce(s, &r, &too_large, error);
+}
+
+void settle_records_cut_further(struct settle_records *s)
+{
+    if (s->dead_letter_max / 2 >= DEAD_LETTER_LEAST)
+        s->dead_letter_max /= 2;
+    log_write(LOG_ERROR, "settle", NULL,
+              "%s does not take a dead letter; they are cut to %zu bytes now. Set its "
+              "max.message.bytes to %d: `pgpt topics --check`",
+              s->config->topic_dlq, s->dead_letter_max, DEAD_LETTER_RECORD_MAX);
 }
 
 int settle_records_job(struct settle_records *s, struct job *job, struct error *error)
@@ -158,8 +178,8 @@ int settle_records_index(struct settle_records *s, const struct assignment_part 
             memcpy(entries[index.job_count].id, job->id, 16);
             entries[index.job_count++].source_offset = job->offset;
         }
-    status = index.job_count ? codec_encode(s->codec, RECORD_JOB_INDEX, &index, &s->buffer, error)
-                             : 0;
+    status =
+        index.job_count ? codec_encode(s->codec, RECORD_JOB_INDEX, &index, &s->buffer, error) : 0;
     free(entries);
     if (status || !index.job_count)
         return status;
