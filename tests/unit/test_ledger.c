@@ -66,7 +66,14 @@ static void one_sequence(struct ledger *l, struct model *m, int64_t ahead, int s
     int64_t read = FIRST; /* the next record of the log */
 
     for (int step = 0; step < steps && read < OFFSETS - LEDGER_SPAN - 64; step++) {
-        if (fixture_random(100) < 55) {
+        if (fixture_random(20) == 0) { /* a record comes again */
+            int64_t again =
+                m->base - 3 + (int64_t)fixture_random((uint64_t)(m->next - m->base) + 3);
+
+            if (again < FIRST || (again >= m->base && !m->begun[again] && !m->finished[again]))
+                continue;
+            assert_int_equal(ledger_begin(l, again, ahead), model_begin(m, again, ahead));
+        } else if (fixture_random(100) < 55) {
             enum ledger_answer answer = ledger_begin(l, read, ahead);
 
             assert_int_equal(answer, model_begin(m, read, ahead));

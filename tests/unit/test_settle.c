@@ -1,0 +1,504 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The settle stage against a mock cluster: what it publishes, and what it does when a step of a
+ * transaction fails, is fenced, or leaves its fate open. What consumers of committed records see is
+ * for the tests on a real broker.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "tests/unit/worker_fixture.h"
+
+#include "schema/codec.h"
+#include "tests/unit/kafka_fixture.h"
+#include "worker/dead_letter.h"
+#include "worker/ledger_metadata.h"
+#include "worker/settle.h"
+#include "worker/takeover.h"
+
+static struct kafka_fixture k;
+static struct settle *settle;
+static struct error error;
+static uint64_t before[METRIC_COUNT];
+
+static void ask(void)
+{
+    for (int m = 0; m < METRIC_COUNT; m++)
+        before[m] = metrics_value((enum metric)m);
+}
+
+static int grown(enum metric metric)
+{
+    return (int)(metrics_value(metric) - before[metric]);
+}
+
+static int setup(void **state)
+{
+    static const struct job_identity identity = {"prometheus-mini", "v1", "engine-1", "worker-1"};
+
+    (void)state;
+    job_identity_set(&identity);
+    kafka_fixture_open(&k);
+    settle = settle_create(&k.pipeline, &error);
+    assert_non_null(settle);
+    if (settle_start(settle, &error))
+        fail_msg("%s", error.message);
+    for (int32_t p = 0; p < KAFKA_FIXTURE_PARTITIONS; p++)
+        kafka_fixture_take(&k, p);
+    ask();
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    settle_stop(settle, 5000);
+    settle_destroy(settle);
+    kafka_fixture_close(&k);
+    assert_int_equal(job_alive(), 0);
+    return 0;
+}
+
+/* A job that was read and has an outcome. */
+static struct job *outcome_of(int32_t partition, int64_t offset, enum job_outcome outcome)
+{
+    struct assignment_admission answer;
+    struct job *job;
+
+    assert_true(
+        assignment_begin(k.pipeline.assignment, partition, offset, LEDGER_SPAN, 3, &answer));
+    job = fixture_job(partition, offset, answer.epoch, (uint64_t)(partition * 1000 + offset));
+    if (outcome == JOB_DUPLICATE || outcome == JOB_DEAD_LETTER)
+        job->outcome = outcome;
+    else
+        job_finish(job, outcome, outcome == JOB_COMPLETED ? NULL : "invalid", "because", 5000000);
+    return job;
+}
+
+static bool settles_within(int ms)
+{
+    int64_t until = clock_mono_us() + (int64_t)ms * 1000;
+
+    while (settle_depth(settle) && clock_mono_us() < until)
+        usleep(2000);
+    return settle_depth(settle) == 0;
+}
+
+static int results(int32_t partition)
+{
+    return kafka_fixture_read(&k, k.config->topic_results, partition, NULL, NULL);
+}
+
+/* ---- what is published ---- */
+
+static void see_index(const rd_kafka_message_t *record, void *user)
+{
+    struct codec *codec = codec_open(NULL, &error);
+    struct arena *arena = arena_create(4096, 1 << 20);
+    struct job_index index;
+    uint8_t id[16];
+
+    assert_int_equal(
+        codec_decode(codec, RECORD_JOB_INDEX, record->payload, record->len, arena, &index, &error),
+        CODEC_OK);
+    for (size_t i = 0; i < index.job_count; i++) {
+        fixture_id((uint64_t)index.jobs[i].source_offset, id);
+        assert_memory_equal(index.jobs[i].id, id, 16);
+        *(uint64_t *)user |= (uint64_t)1 << index.jobs[i].source_offset;
+    }
+    arena_destroy(arena);
+    codec_close(codec);
+}
+
+static void header_is(const rd_kafka_message_t *record, const char *name, const char *wanted)
+{
+    rd_kafka_headers_t *headers;
+    const void *value;
+    size_t size;
+
+    assert_int_equal(rd_kafka_message_headers(record, &headers), 0);
+    if (rd_kafka_header_get_last(headers, name, &value, &size))
+        fail_msg("no header %s", name);
+    assert_int_equal(size, strlen(wanted));
+    assert_memory_equal(value, wanted, size);
+}
+
+static void see_dead_letter(const rd_kafka_message_t *record, void *user)
+{
+    (void)user;
+    header_is(record, "dlq.topic", "pgpt.requests");
+    header_is(record, "dlq.partition", "0");
+    header_is(record, "dlq.worker", "worker-1");
+    assert_int_equal(record->len, 4);
+    assert_memory_equal(record->payload, "\0ab\xff", 4); /* untouched */
+    assert_int_equal(record->key_len, 3);
+}
+
+static void see_result(const rd_kafka_message_t *record, void *user)
+{
+    (void)user;
+    header_is(record, "traceparent", "00-trace");
+    assert_int_equal(record->key_len, 36);
+}
+
+static void each_outcome_leaves_its_records(void **state)
+{
+    static const enum job_outcome outcomes[] = {JOB_COMPLETED, JOB_FAILED, JOB_CANCELLED,
+                                                JOB_EXPIRED,   JOB_POISON, JOB_DEAD_LETTER,
+                                                JOB_DUPLICATE};
+    uint64_t indexed = 0;
+
+    (void)state;
+    for (int i = 0; i < 7; i++) {
+        struct job *job = outcome_of(0, i, outcomes[i]);
+
+        job->traceparent = (struct text){"00-trace", 8};
+        job->original = (struct text){"\0ab\xff", 4};
+        job->original_key = (struct text){"key", 3};
+        job->dead_letter.error_class = "why";
+        settle_push(settle, job);
+    }
+    assert_true(settles_within(10000));
+    assert_int_equal(kafka_fixture_read(&k, k.config->topic_results, 0, see_result, NULL), 5);
+    assert_int_equal(kafka_fixture_read(&k, k.config->topic_events, 0, NULL, NULL), 5);
+    assert_int_equal(kafka_fixture_read(&k, k.config->topic_dlq, 0, see_dead_letter, NULL), 2);
+    kafka_fixture_read(&k, k.config->topic_index, 0, see_index, &indexed);
+    assert_int_equal(indexed, 0x3f); /* all but the duplicate */
+    for (int i = 0; i < 7; i++)
+        assert_int_equal(kafka_fixture_ask(&k, 0, i), LEDGER_DONE);
+    assert_int_equal(grown(METRIC_JOBS_POISON), 1);
+    assert_int_equal(grown(METRIC_JOBS_DUPLICATE), 1);
+    assert_int_equal(grown(METRIC_TRANSACTIONS_ABORTED), 0);
+}
+
+static void a_job_waits_for_its_chunks_alone(void **state)
+{
+    struct job *slow = outcome_of(0, 0, JOB_COMPLETED);
+
+    (void)state;
+    atomic_store(&slow->chunks_unacked, 2);
+    settle_push(settle, slow);
+    settle_push(settle, outcome_of(0, 1, JOB_COMPLETED));
+    assert_false(settles_within(400));
+    assert_int_equal(settle_depth(settle), 1);
+    assert_int_equal(kafka_fixture_ask(&k, 0, 1), LEDGER_DONE); /* its neighbour did not wait */
+    assert_int_equal(kafka_fixture_ask(&k, 0, 0), LEDGER_ADMIT);
+    assert_int_equal(results(0), 1);
+    atomic_store(&slow->chunks_unacked, 0);
+    settle_poke(settle);
+    assert_true(settles_within(10000));
+    assert_int_equal(results(0), 2);
+}
+
+static void jobs_of_a_lost_partition_are_dropped(void **state)
+{
+    struct job *job = outcome_of(1, 0, JOB_COMPLETED);
+    struct ledger ledger;
+
+    (void)state;
+    assert_true(assignment_give_up(k.pipeline.assignment, 1, 0, &ledger));
+    settle_push(settle, job);
+    settle_push(settle, outcome_of(2, 0, JOB_COMPLETED));
+    assert_true(settles_within(10000));
+    assert_int_equal(grown(METRIC_STALE_DROPPED), 1);
+    assert_int_equal(results(1), 0);
+    assert_int_equal(results(2), 1);
+}
+
+/* ---- errors ---- */
+
+/* The broker says that the commit's member is of an older epoch. */
+static void an_abortable_error_keeps_the_jobs(void **state)
+{
+    (void)state;
+    rd_kafka_mock_push_request_errors(k.cluster, API_TXN_OFFSET_COMMIT, 1,
+                                      RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION);
+    settle_push(settle, outcome_of(0, 0, JOB_COMPLETED));
+    assert_true(settles_within(15000));
+    assert_int_equal(grown(METRIC_TRANSACTIONS_ABORTED), 1);
+    assert_int_equal(grown(METRIC_TRANSACTIONS_COMMITTED), 1);
+    assert_int_equal(grown(METRIC_TRANSACTIONS_INDETERMINATE), 0);
+    assert_int_equal(grown(METRIC_JOBS_COMPLETED), 1);
+    assert_int_equal(results(0), 2); /* published again; the mock shows the aborted one, too */
+    assert_int_equal(kafka_fixture_ask(&k, 0, 0), LEDGER_DONE);
+}
+
+static void a_refused_record_aborts(void **state)
+{
+    (void)state;
+    rd_kafka_mock_partition_push_request_errors(k.cluster, k.config->topic_results, 0, API_PRODUCE,
+                                                1, RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED);
+    settle_push(settle, outcome_of(0, 0, JOB_COMPLETED));
+    assert_true(settles_within(15000));
+    assert_true(grown(METRIC_TRANSACTIONS_ABORTED) >= 1);
+    assert_int_equal(grown(METRIC_TRANSACTIONS_COMMITTED), 1);
+    assert_int_equal(results(0), 1);
+}
+
+static void a_lost_partition_drops_its_jobs_when_they_are_tried_again(void **state)
+{
+    struct ledger ledger;
+
+    (void)state;
+    rd_kafka_mock_broker_push_request_error_rtts(k.cluster, 1, API_TXN_OFFSET_COMMIT, 1,
+                                                 RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION, 600);
+    settle_push(settle, outcome_of(0, 0, JOB_COMPLETED));
+    settle_push(settle, outcome_of(1, 0, JOB_COMPLETED));
+    usleep(300000);
+    assert_false(assignment_give_up(k.pipeline.assignment, 1, 0, &ledger)); /* it is in there */
+    assert_true(settles_within(15000));
+    assert_int_equal(grown(METRIC_STALE_DROPPED), 1);
+    assert_int_equal(grown(METRIC_JOBS_COMPLETED), 1);
+    assert_int_equal(kafka_fixture_ask(&k, 0, 0), LEDGER_DONE);
+}
+
+/* Offsets went through, but the partition was lost before the commit: it must not happen. */
+static void a_partition_lost_before_the_commit_aborts(void **state)
+{
+    struct ledger ledger;
+
+    (void)state;
+    rd_kafka_mock_start_request_tracking(k.cluster);
+    rd_kafka_mock_broker_push_request_error_rtts(k.cluster, 1, API_TXN_OFFSET_COMMIT, 1,
+                                                 RD_KAFKA_RESP_ERR_NO_ERROR, 600);
+    settle_push(settle, outcome_of(1, 0, JOB_COMPLETED));
+    usleep(300000);
+    assert_false(assignment_give_up(k.pipeline.assignment, 1, 0, &ledger));
+    assert_true(settles_within(15000));
+    assert_int_equal(grown(METRIC_TRANSACTIONS_ABORTED), 1);
+    assert_int_equal(grown(METRIC_TRANSACTIONS_COMMITTED), 0);
+    assert_int_equal(grown(METRIC_JOBS_COMPLETED), 0);
+    assert_int_equal(grown(METRIC_STALE_DROPPED), 1);
+    rd_kafka_mock_stop_request_tracking(k.cluster);
+}
+
+static void a_fenced_producer_ends_the_worker(void **state)
+{
+    char reason[512] = "";
+
+    (void)state;
+    rd_kafka_mock_push_request_errors(k.cluster, API_END_TXN, 1,
+                                      RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH);
+    settle_push(settle, outcome_of(0, 0, JOB_COMPLETED));
+    for (int i = 0; i < 500 && !health_failed(k.pipeline.health, reason, sizeof reason); i++)
+        usleep(20000);
+    assert_true(health_failed(k.pipeline.health, reason, sizeof reason));
+    assert_non_null(strstr(reason, "worker-1")); /* the name that is used twice */
+    assert_int_equal(settle_depth(settle), 1);   /* not forgotten: it was never committed */
+    assert_int_equal(grown(METRIC_JOBS_COMPLETED), 0);
+}
+
+/* ---- an open fate ---- */
+
+/* No answer to the commit within the call's limit; then the brokers are quick again. */
+static void slow_commit(void)
+{
+    rd_kafka_mock_start_request_tracking(k.cluster);
+    rd_kafka_mock_broker_push_request_error_rtts(
+        k.cluster, 1, API_END_TXN, 1, RD_KAFKA_RESP_ERR_NO_ERROR, KAFKA_FIXTURE_CALL_MS * 2);
+}
+
+static void a_timeout_makes_a_new_producer_and_publishes_again(void **state)
+{
+    (void)state;
+    slow_commit();
+    settle_push(settle, outcome_of(0, 0, JOB_COMPLETED));
+    settle_push(settle, outcome_of(2, 0, JOB_FAILED));
+    assert_true(settles_within(20000));
+    assert_int_equal(grown(METRIC_TRANSACTIONS_INDETERMINATE), 1);
+    assert_true(kafka_fixture_requests(&k, API_INIT_PRODUCER_ID) >= 1); /* a new epoch */
+    assert_int_equal(grown(METRIC_TRANSACTIONS_COMMITTED), 1);
+    assert_int_equal(grown(METRIC_JOBS_COMPLETED), 1); /* counted once */
+    assert_int_equal(grown(METRIC_JOBS_FAILED), 1);
+    assert_int_equal(results(0), 2);
+    assert_int_equal(kafka_fixture_ask(&k, 0, 0), LEDGER_DONE);
+    assert_int_equal(kafka_fixture_ask(&k, 2, 0), LEDGER_DONE);
+    rd_kafka_mock_stop_request_tracking(k.cluster);
+}
+
+/* The answer was lost, the commit was not: the brokers show the jobs as done. */
+static void what_was_committed_is_not_published_again(void **state)
+{
+    struct takeover *takeover = takeover_create(&k.pipeline, &error);
+    const int32_t partition = 0;
+    struct ledger ledger;
+
+    (void)state;
+    assert_non_null(takeover);
+    slow_commit();
+    settle_push(settle, outcome_of(0, 0, JOB_COMPLETED));
+    assert_int_equal(kafka_fixture_ask(&k, 0, 1), LEDGER_ADMIT); /* it still runs */
+    settle_push(settle, outcome_of(0, 2, JOB_COMPLETED));
+    settle_push(settle, outcome_of(3, 0, JOB_COMPLETED)); /* of this one they show nothing */
+    ledger_init(&ledger, 0, 16);
+    ledger_finish(&ledger, 0);
+    ledger_finish(&ledger, 2);
+    if (takeover_commit(takeover, k.consumer, &partition, &ledger, 1, &error))
+        fail_msg("%s", error.message);
+    assert_true(settles_within(20000));
+    assert_int_equal(grown(METRIC_TRANSACTIONS_INDETERMINATE), 1);
+    assert_int_equal(results(0), 2);
+    assert_int_equal(results(3), 2);
+    assert_int_equal(grown(METRIC_JOBS_COMPLETED), 3);
+    assert_int_equal(kafka_fixture_ask(&k, 0, 0), LEDGER_DONE);
+    assert_int_equal(kafka_fixture_ask(&k, 0, 2), LEDGER_DONE);
+    assert_int_equal(kafka_fixture_ask(&k, 0, 1), LEDGER_ADMIT);
+    rd_kafka_mock_stop_request_tracking(k.cluster);
+    takeover_destroy(takeover);
+}
+
+/* The brokers go away in a transaction and come back: nothing is lost, nothing is counted twice. */
+static void brokers_that_go_away_come_back(void **state)
+{
+    (void)state;
+    settle_push(settle, outcome_of(0, 0, JOB_COMPLETED));
+    assert_true(settles_within(10000));
+    rd_kafka_mock_broker_set_down(k.cluster, 1);
+    for (int64_t o = 1; o < 20; o++)
+        settle_push(settle, outcome_of(0, o, JOB_COMPLETED));
+    assert_false(settles_within(3000));
+    rd_kafka_mock_broker_set_up(k.cluster, 1);
+    assert_true(settles_within(30000));
+    assert_int_equal(grown(METRIC_JOBS_COMPLETED), 20);
+}
+
+/* Told to stop while nobody answers, it stops in time and keeps what it does not know. */
+static void stopping_does_not_wait_for_ever(void **state)
+{
+    int64_t begun;
+
+    (void)state;
+    rd_kafka_mock_broker_set_down(k.cluster, 1);
+    settle_push(settle, outcome_of(0, 0, JOB_COMPLETED));
+    usleep(100000);
+    begun = clock_mono_us();
+    settle_stop(settle, 500);
+    assert_true(clock_mono_us() - begun < 8 * (int64_t)KAFKA_FIXTURE_CALL_MS * 1000);
+    assert_int_equal(settle_depth(settle), 1);
+    assert_int_equal(grown(METRIC_JOBS_COMPLETED), 0);
+    rd_kafka_mock_broker_set_up(k.cluster, 1);
+}
+
+static void stopping_commits_what_is_ready(void **state)
+{
+    struct job *slow = outcome_of(0, 0, JOB_COMPLETED);
+
+    (void)state;
+    atomic_store(&slow->chunks_unacked, 1); /* its chunks never arrive */
+    settle_push(settle, slow);
+    settle_push(settle, outcome_of(0, 1, JOB_COMPLETED));
+    settle_stop(settle, 1000);
+    assert_int_equal(settle_depth(settle), 1);
+    assert_int_equal(grown(METRIC_JOBS_COMPLETED), 1);
+    assert_int_equal(results(0), 1);
+}
+
+/* ---- sizes ---- */
+
+static struct text big_text(struct job *job, size_t size)
+{
+    char *data = arena_alloc(job->arena, size + 1);
+
+    assert_non_null(data);
+    memset(data, 'x', size);
+    data[size] = '\0';
+    return (struct text){data, size};
+}
+
+static struct job *big_dead_letter(int64_t offset)
+{
+    struct job *job = outcome_of(0, offset, JOB_DEAD_LETTER);
+
+    job->original = big_text(job, 1 << 20); /* a request of the greatest size */
+    job->dead_letter.error_class = "undecodable";
+    return job;
+}
+
+struct seen {
+    size_t bytes;
+    bool cut;
+};
+
+static void see_size(const rd_kafka_message_t *record, void *user)
+{
+    struct seen *seen = user;
+    rd_kafka_headers_t *headers;
+    const void *value;
+    size_t size;
+
+    assert_int_equal(rd_kafka_message_headers(record, &headers), 0);
+    seen->cut = !rd_kafka_header_get_last(headers, "dlq.sha256", &value, &size);
+    seen->bytes = record->len;
+}
+
+static void the_largest_request_fits_the_dlq(void **state)
+{
+    struct seen seen = {0, false};
+
+    (void)state;
+    settle_push(settle, big_dead_letter(0));
+    assert_true(settles_within(10000));
+    assert_int_equal(kafka_fixture_read(&k, k.config->topic_dlq, 0, see_size, &seen), 1);
+    assert_int_equal(seen.bytes, 1 << 20);
+    assert_false(seen.cut);
+}
+
+static void a_refused_dead_letter_is_cut(void **state)
+{
+    struct seen seen = {0, false};
+
+    (void)state;
+    rd_kafka_mock_partition_push_request_errors(k.cluster, k.config->topic_dlq, 0, API_PRODUCE, 1,
+                                                RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE);
+    settle_push(settle, big_dead_letter(0));
+    assert_true(settles_within(15000));
+    assert_true(grown(METRIC_TRANSACTIONS_ABORTED) >= 1);
+    assert_int_equal(kafka_fixture_read(&k, k.config->topic_dlq, 0, see_size, &seen), 1);
+    assert_true(seen.cut);
+    assert_true(seen.bytes > 500000 && seen.bytes < DEAD_LETTER_RECORD_MAX / 2);
+}
+
+static void a_result_that_no_topic_takes_is_a_failure(void **state)
+{
+    struct job *job = outcome_of(0, 0, JOB_COMPLETED);
+    struct generation_sequence sequence = {.finish_reason = "eos"};
+
+    (void)state;
+    sequence.text = big_text(job, (1 << 20) - 500);
+    job->result.sequences = &sequence;
+    job->result.sequence_count = 1;
+    settle_push(settle, job);
+    assert_true(settles_within(10000));
+    assert_int_equal(grown(METRIC_JOBS_FAILED), 1);
+    assert_int_equal(grown(METRIC_TRANSACTIONS_ABORTED), 0);
+    assert_int_equal(results(0), 1);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(each_outcome_leaves_its_records),
+        TEST(a_job_waits_for_its_chunks_alone),
+        TEST(jobs_of_a_lost_partition_are_dropped),
+        TEST(an_abortable_error_keeps_the_jobs),
+        TEST(a_refused_record_aborts),
+        TEST(a_lost_partition_drops_its_jobs_when_they_are_tried_again),
+        TEST(a_partition_lost_before_the_commit_aborts),
+        TEST(a_fenced_producer_ends_the_worker),
+        TEST(a_timeout_makes_a_new_producer_and_publishes_again),
+        TEST(what_was_committed_is_not_published_again),
+        TEST(brokers_that_go_away_come_back),
+        TEST(stopping_does_not_wait_for_ever),
+        TEST(stopping_commits_what_is_ready),
+        TEST(the_largest_request_fits_the_dlq),
+        TEST(a_refused_dead_letter_is_cut),
+        TEST(a_result_that_no_topic_takes_is_a_failure),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
