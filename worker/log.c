@@ -55,20 +55,18 @@ static void put_escaped(struct line *line, const char *text)
     bool fits = true;
 
     while (left && fits) {
+        char escaped[8] = "\\ufffd";
         uint32_t code = 0;
         int size = utf8_decode(text, left, &code);
-        char escaped[8];
+        bool plain = size && code >= 0x20 && code != 0x7f && code != '"' && code != '\\';
 
-        if (!size)
-            fits = put(line, "\\ufffd", 6);
+        if (code == '\n')
+            snprintf(escaped, sizeof escaped, "\\n");
         else if (code == '"' || code == '\\')
-            fits = put(line, escaped, (size_t)snprintf(escaped, sizeof escaped, "\\%c", *text));
-        else if (code == '\n')
-            fits = put(line, "\\n", 2);
-        else if (code < 0x20 || code == 0x7f)
-            fits = put(line, escaped, (size_t)snprintf(escaped, sizeof escaped, "\\u%04x", code));
-        else
-            fits = put(line, text, (size_t)size);
+            snprintf(escaped, sizeof escaped, "\\%c", *text);
+        else if (size && !plain)
+            snprintf(escaped, sizeof escaped, "\\u%04x", code);
+        fits = plain ? put(line, text, (size_t)size) : put(line, escaped, strlen(escaped));
         text += size ? size : 1;
         left -= size ? (size_t)size : 1;
     }
