@@ -8,6 +8,7 @@
 
 /* Types of result columns that become JSON numbers and booleans (pg_type.dat). */
 enum { PG_BOOL = 16, PG_INT8 = 20, PG_INT2 = 21, PG_INT4 = 23, PG_FLOAT4 = 700, PG_FLOAT8 = 701 };
+enum { COLUMNS_MAX = 16 }; /* of the overview's queries */
 
 struct status {
     struct cli *cli;
@@ -85,15 +86,42 @@ static json_t *row_array(const PGresult *rows)
     return array;
 }
 
+static bool is_number(const PGresult *rows, int column)
+{
+    Oid type = PQftype(rows, column);
+
+    return type == PG_INT2 || type == PG_INT4 || type == PG_INT8 || type == PG_FLOAT4 ||
+           type == PG_FLOAT8;
+}
+
+/* One row of a table, -1 = the names of the columns; numbers stand to the right. */
+static void print_row(const PGresult *rows, int row, const int *widths)
+{
+    for (int c = 0; c < PQnfields(rows); c++) {
+        const char *text = row < 0 ? PQfname(rows, c) : PQgetvalue(rows, row, c);
+        bool last = c + 1 == PQnfields(rows);
+
+        printf("  %*s", is_number(rows, c) ? widths[c] : last ? 0 : -widths[c], text);
+    }
+    putchar('\n');
+}
+
 static void print_table(const PGresult *rows, const char *title)
 {
-    PQprintOpt look = {.header = 1, .align = 1, .fieldSep = (char *)"  "};
+    int widths[COLUMNS_MAX] = {0};
 
     printf("%s\n", title);
-    if (PQntuples(rows))
-        PQprint(stdout, rows, &look);
-    else
-        puts("  none yet\n");
+    if (!PQntuples(rows))
+        puts("  none yet");
+    for (int c = 0; c < PQnfields(rows) && c < COLUMNS_MAX; c++)
+        for (int r = -1; r < PQntuples(rows); r++) {
+            int width = r < 0 ? (int)strlen(PQfname(rows, c)) : PQgetlength(rows, r, c);
+
+            widths[c] = width > widths[c] ? width : widths[c];
+        }
+    for (int r = -1; r < PQntuples(rows) && PQntuples(rows); r++)
+        print_row(rows, r, widths);
+    putchar('\n');
 }
 
 /* Field by field: a job has many of them. */
@@ -101,7 +129,9 @@ static void print_job(const PGresult *rows, int row)
 {
     for (int c = 0; c < PQnfields(rows); c++)
         if (!PQgetisnull(rows, row, c) && *PQgetvalue(rows, row, c))
-            printf("%-17s %s\n", PQfname(rows, c), PQgetvalue(rows, row, c));
+            printf("%-17s %s\n", PQfname(rows, c),
+                   PQftype(rows, c) == PG_BOOL ? *PQgetvalue(rows, row, c) == 't' ? "yes" : "no"
+                                               : PQgetvalue(rows, row, c));
     putchar('\n');
 }
 

@@ -5,6 +5,8 @@
 
 #include "producer/output.h"
 
+enum { LATE_US = 10000 }; /* worth telling */
+
 static json_t *latency_json(const struct latency *l)
 {
     return json_pack("{sI sI sf sf sf sf sf sI}", "count", (json_int_t)l->count, "min",
@@ -73,4 +75,8 @@ void load_report_print(const struct load_report *r)
     print_latency("  first chunk", &r->first);
     print_latency("  result", &r->result);
     print_latency("result since sent", &r->from_sent);
+    if (latency_percentile(&r->late, 0.99) > LATE_US)
+        puts("\nThe sender itself was late: this machine is busy, or --outstanding was reached. "
+             "The\n"
+             "latencies since a job was due include that.");
 }
