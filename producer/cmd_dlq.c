@@ -145,7 +145,10 @@ static bool list_take(const struct dead_letter *letter, void *opaque)
         printf("%d:%-8lld %s %-12.*s attempt %-3lld ", letter->partition, (long long)letter->offset,
                at, (int)letter->error_class.size, letter->error_class.data,
                (long long)letter->attempt);
-        print_safe(&letter->key, 36);
+        if (letter->has_key)
+            print_safe(&letter->key, 36);
+        else
+            putchar('-');
         fputs("  ", stdout);
         print_safe(&letter->error_message, 100);
         putchar('\n');

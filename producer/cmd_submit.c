@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "kernels/base/clock.h"
 #include "producer/command.h"
@@ -74,6 +75,8 @@ static int gather(struct submit *s, struct error *error)
         one[0] = "";
         s->texts = (struct option_positionals){one, 1};
     } else if (!s->texts.count || (s->texts.count == 1 && !strcmp(s->texts.items[0], "-"))) {
+        if (isatty(STDIN_FILENO))
+            cli_say(s->command, "type the text, end it with Ctrl-D");
         s->from_stdin = text_input_all(stdin, TEXT_INPUT_MAX, error);
         if (!s->from_stdin)
             return -1;
@@ -86,7 +89,8 @@ static int gather(struct submit *s, struct error *error)
         return error_set(error, "--job-id names one job, but there are %zu texts", s->texts.count);
     for (size_t i = 0; i < s->texts.count && !only_tokens; i++)
         if (!*s->texts.items[i])
-            return error_set(error, "text %zu is empty", i + 1);
+            return s->from_stdin ? error_set(error, "standard input holds no text")
+                                 : error_set(error, "text %zu is empty", i + 1);
     return 0;
 }
 

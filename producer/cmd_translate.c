@@ -304,6 +304,8 @@ static int run(struct cli *cli, const struct command *command, int argc, char **
     }
     if (request_options_finish(&t.request, &error))
         return cli_failed(command, CLIENT_WRONG, &error);
+    if (isatty(STDIN_FILENO))
+        cli_say(command, "type lines, end with Ctrl-D");
     progress_init(&t.progress);
     t.begun_us = clock_mono_us();
     status = translate_open(&t, &error);

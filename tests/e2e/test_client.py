@@ -39,6 +39,7 @@ def test_help_of_each_command(client):
     (["submit", "--job-id", "12", "x"], "--job-id 12: must be a UUID"),
     (["submit", "--job-id", "x" * 36, "x"], "is not a UUID"),
     (["submit", ""], "text 1 is empty"),
+    (["submit"], "standard input holds no text"),
     (["submit", "-X", "acks", "x"], "-X acks: must be name=value"),
     (["submit", "-X", "no.such.setting=1", "x"], "no.such.setting"),
     (["follow"], "which job?"),
