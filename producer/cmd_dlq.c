@@ -1,52 +1,13 @@
 /* SPDX-License-Identifier: MIT */
-#include <openssl/sha.h>
+#include "producer/dlq.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
-#include "producer/command.h"
-#include "producer/dead_letters.h"
-#include "producer/id_map.h"
 #include "producer/output.h"
-#include "producer/progress.h"
-#include "schema/codec.h"
 
-enum {
-    ASK_ABOVE = 10, /* replays that need --yes or an answer */
-    REPLAYS_MAX = 1000000,
-    DECODE_ARENA_MAX = 64 << 20,
-    REPLAY_HEADERS_MAX = DEAD_LETTER_HEADERS_MAX + 1
-};
-
-/* The newest dead letter of a request. */
-struct chosen {
-    int32_t partition;
-    int64_t offset;
-    bool sent;
-};
-
-struct dlq {
-    struct cli *cli;
-    const struct command *command;
-    /* options */
-    const char *since, *class, *key, *worker;
-    int64_t limit, bytes;
-    bool all, yes, dry_run;
-    struct option_positionals places; /* OFFSET or PARTITION:OFFSET, after the verb */
-    /* running */
-    struct dead_letters letters;
-    uint64_t matched;
-    bool *found; /* (places.count) */
-    struct codec *codec;
-    struct arena *arena;
-    struct client *client;
-    struct id_map *chosen; /* half of SHA-256 of key and value -> struct chosen */
-    int32_t partitions;    /* of requests */
-    uint64_t sent, accepted, refused, cut, full;
-    enum client_status send_status;
-    struct error error;
-};
+enum { DECODE_ARENA_MAX = 64 << 20 };
 
 /* ---- which ---- */
 
@@ -89,7 +50,7 @@ static bool is_named(struct dlq *d, const struct dead_letter *letter)
     return named;
 }
 
-static bool matches(struct dlq *d, const struct dead_letter *letter)
+bool dlq_matches(struct dlq *d, const struct dead_letter *letter)
 {
     return is_named(d, letter) && same(&letter->error_class, d->class) &&
            same(&letter->key, d->key) && same(&letter->worker, d->worker);
@@ -135,7 +96,7 @@ static bool list_take(const struct dead_letter *letter, void *opaque)
     struct dlq *d = opaque;
     char at[32];
 
-    if (!matches(d, letter))
+    if (!dlq_matches(d, letter))
         return !cli_interrupted();
     d->matched++;
     if (d->cli->json) {
@@ -257,7 +218,7 @@ static bool show_take(const struct dead_letter *letter, void *opaque)
     struct error reason;
     json_t *request, *json;
 
-    if (!matches(d, letter))
+    if (!dlq_matches(d, letter))
         return !cli_interrupted();
     d->matched++;
     request = decoded(d, &letter->value, &reason);
@@ -277,7 +238,7 @@ static bool show_take(const struct dead_letter *letter, void *opaque)
     return !cli_interrupted() && d->matched < d->places.count;
 }
 
-static int report_not_found(struct dlq *d)
+int dlq_report_not_found(const struct dlq *d)
 {
     int code = EXIT_OK;
 
@@ -301,195 +262,7 @@ static int show(struct dlq *d)
     status = dead_letters_read(&d->letters, show_take, d, &d->error);
     if (status)
         return cli_failed(d->command, status, &d->error);
-    return cli_interrupted() ? EXIT_INTERRUPTED : report_not_found(d);
-}
-
-/* ---- replay ---- */
-
-/* Two dead letters of the same key and bytes are the same request, which came back after a replay:
- * it is sent once, from the newest of them. */
-static void identity_of(const struct dead_letter *letter, uint8_t id[16])
-{
-    unsigned char parts[2 * SHA256_DIGEST_LENGTH + 1], digest[SHA256_DIGEST_LENGTH];
-
-    SHA256((const unsigned char *)letter->key.data, letter->key.size, parts);
-    SHA256((const unsigned char *)letter->value.data, letter->value.size,
-           parts + SHA256_DIGEST_LENGTH);
-    parts[sizeof parts - 1] = letter->has_key;
-    SHA256(parts, sizeof parts, digest);
-    memcpy(id, digest, 16);
-}
-
-static bool choose_take(const struct dead_letter *letter, void *opaque)
-{
-    struct dlq *d = opaque;
-    struct chosen *chosen;
-    uint8_t id[16];
-
-    if (!matches(d, letter))
-        return !cli_interrupted();
-    if (letter->cut) {
-        d->cut++;
-        cli_say(d->command,
-                "%d:%lld is left out: the worker had to cut it, its bytes are not whole",
-                letter->partition, (long long)letter->offset);
-        return !cli_interrupted();
-    }
-    identity_of(letter, id);
-    chosen = id_map_get(d->chosen, id);
-    if (!chosen) {
-        chosen = calloc(1, sizeof *chosen);
-        if (!chosen || id_map_put(d->chosen, id, chosen)) {
-            free(chosen);
-            d->full++;
-            return false;
-        }
-    }
-    *chosen = (struct chosen){.partition = letter->partition, .offset = letter->offset};
-    return !cli_interrupted();
-}
-
-static void on_ack(const struct client_ack *ack, void *opaque)
-{
-    struct dlq *d = opaque;
-
-    if (!ack->error) {
-        d->accepted++;
-        if (d->cli->json)
-            output_line(json_pack("{ss si sI}", "job_id", ack->job_id, "partition", ack->partition,
-                                  "offset", (json_int_t)ack->offset));
-    } else {
-        d->refused++;
-        cli_say(d->command, "a replay was not accepted: %s", ack->error);
-    }
-}
-
-/* The same bytes and key, the trace, and the attempt it died at: it runs as the next one. */
-static size_t replay_headers(const struct dead_letter *letter, struct text_pair *headers,
-                             char attempt[24])
-{
-    size_t count = 0;
-
-    for (size_t i = 0; i < letter->header_count; i++)
-        if (strncmp(letter->headers[i].key.data, "dlq.", 4) != 0)
-            headers[count++] = letter->headers[i];
-    snprintf(attempt, 24, "%lld", (long long)(letter->attempt < 1 ? 1 : letter->attempt));
-    headers[count++] = (struct text_pair){{"dlq.attempt", 11}, {attempt, strlen(attempt)}};
-    return count;
-}
-
-static bool replay_take(const struct dead_letter *letter, void *opaque)
-{
-    struct dlq *d = opaque;
-    struct text_pair headers[REPLAY_HEADERS_MAX];
-    struct client_record record = {.topic = TOPIC_REQUESTS,
-                                   .partition = -1,
-                                   .key = letter->has_key ? letter->key.data : NULL,
-                                   .key_size = letter->key.size,
-                                   .value = letter->value.data,
-                                   .value_size = letter->value.size,
-                                   .headers = headers};
-    struct chosen *chosen;
-    char attempt[24];
-    uint8_t id[16];
-
-    if (!matches(d, letter) || letter->cut)
-        return !cli_interrupted();
-    identity_of(letter, id);
-    chosen = id_map_get(d->chosen, id);
-    if (!chosen || chosen->sent || chosen->partition != letter->partition ||
-        chosen->offset != letter->offset)
-        return !cli_interrupted();
-    /* Where it was, whatever partitioner its sender used: a job's identity is its id and partition.
-     */
-    if (letter->source_partition >= 0 && letter->source_partition < d->partitions)
-        record.partition = (int32_t)letter->source_partition;
-    record.header_count = replay_headers(letter, headers, attempt);
-    while ((d->send_status = client_send(d->client, &record, &d->error)) == CLIENT_FULL &&
-           !cli_interrupted())
-        client_poll(d->client, 20);
-    if (d->send_status)
-        return false;
-    chosen->sent = true;
-    d->sent++;
-    return !cli_interrupted() && (!d->limit || d->sent < (uint64_t)d->limit);
-}
-
-/* True when the operator wants it. */
-static bool confirmed(struct dlq *d, size_t count)
-{
-    char answer[16];
-
-    if (d->yes || count <= ASK_ABOVE)
-        return true;
-    if (!isatty(STDIN_FILENO)) {
-        cli_say(d->command, "%zu requests would be sent again; say --yes", count);
-        return false;
-    }
-    fprintf(stderr, "send %zu requests again? [y/N] ", count);
-    return fgets(answer, sizeof answer, stdin) && (*answer == 'y' || *answer == 'Y');
-}
-
-static enum client_status replay_send(struct dlq *d)
-{
-    struct client_options options = d->cli->client;
-    enum client_status status;
-
-    options.on_ack = on_ack;
-    options.opaque = d;
-    status = client_open(&options, &d->client, &d->error);
-    if (status)
-        return status;
-    d->partitions = client_partitions(d->client, TOPIC_REQUESTS);
-    status = dead_letters_read(&d->letters, replay_take, d, &d->error);
-    if (!status)
-        status = d->send_status;
-    if (client_flush(d->client, cli_timeout_ms(d->cli)) && !status) {
-        error_set(&d->error, "not all replays were acknowledged within --timeout; they may still "
-                             "arrive: look at the results before replaying again");
-        status = CLIENT_UNREACHABLE;
-    }
-    return status;
-}
-
-static int replay(struct dlq *d)
-{
-    enum client_status status;
-    size_t count;
-    int missing;
-
-    if (!d->places.count && !d->all) {
-        cli_say(d->command, "replay which? Name OFFSETs, or --all (with filters if you like)");
-        return EXIT_WRONG_USE;
-    }
-    status = dead_letters_read(&d->letters, choose_take, d, &d->error);
-    if (status)
-        return cli_failed(d->command, status, &d->error);
-    if (d->full) {
-        cli_say(d->command, "more than %d requests match; narrow it by --since, --class or --key",
-                REPLAYS_MAX);
-        return EXIT_WRONG_USE;
-    }
-    missing = report_not_found(d);
-    count = id_map_count(d->chosen);
-    if (d->limit && count > (size_t)d->limit)
-        count = (size_t)d->limit;
-    if (cli_interrupted())
-        return EXIT_INTERRUPTED;
-    if (d->dry_run || !count) {
-        cli_say(d->command, "%zu requests %s", count, d->dry_run ? "would be sent again" : "match");
-        return missing;
-    }
-    if (!confirmed(d, count))
-        return EXIT_WRONG_USE;
-    status = replay_send(d);
-    if (!d->cli->json)
-        printf("%llu of %zu requests sent again\n", (unsigned long long)d->accepted, count);
-    if (status)
-        return cli_failed(d->command, status, &d->error);
-    if (cli_interrupted())
-        return EXIT_INTERRUPTED;
-    return d->refused ? EXIT_TROUBLE : missing;
+    return cli_interrupted() ? EXIT_INTERRUPTED : dlq_report_not_found(d);
 }
 
 /* ---- all ---- */
@@ -497,7 +270,7 @@ static int replay(struct dlq *d)
 static const struct {
     const char *name;
     int (*run)(struct dlq *d);
-} verbs[] = {{"list", list}, {"show", show}, {"replay", replay}};
+} verbs[] = {{"list", list}, {"show", show}, {"replay", dlq_replay}};
 
 static int dlq_open(struct dlq *d, int64_t since_us)
 {
@@ -508,7 +281,7 @@ static int dlq_open(struct dlq *d, int64_t since_us)
         return cli_failed(d->command, status, &d->error);
     d->found = calloc(d->places.count + 1, sizeof *d->found);
     d->arena = arena_create(64 << 10, DECODE_ARENA_MAX);
-    d->chosen = id_map_create(REPLAYS_MAX);
+    d->chosen = id_map_create(DLQ_REPLAYS_MAX);
     if (!d->found || !d->arena || !d->chosen) {
         cli_say(d->command, "out of memory");
         return EXIT_TROUBLE;
@@ -519,7 +292,7 @@ static int dlq_open(struct dlq *d, int64_t since_us)
 
 static void dlq_close(struct dlq *d)
 {
-    struct chosen *chosen;
+    void *chosen;
     size_t at = 0;
 
     client_close(d->client);

@@ -49,7 +49,8 @@ struct load {
     struct arrivals plan;
     int64_t begun_us;
     _Atomic uint64_t sent, acknowledged, refused;
-    struct latency late; /* the sender's until it is done */
+    struct latency late;     /* the sender's until it is done, as is the next one */
+    char first_refusal[256]; /* "" = none */
     /* records */
     pthread_mutex_t lock;
     struct load_job *jobs, *free; /* free: under the lock */
@@ -201,8 +202,7 @@ static void on_ack(const struct client_ack *ack, void *opaque)
     if (!ack->error) {
         atomic_fetch_add(&l->acknowledged, 1);
     } else if (!atomic_fetch_add(&l->refused, 1)) {
-        progress_clear(&l->progress);
-        cli_say(l->command, "the first job not accepted, %s: %s", ack->job_id, ack->error);
+        snprintf(l->first_refusal, sizeof l->first_refusal, "%s: %s", ack->job_id, ack->error);
     }
 }
 
@@ -398,6 +398,8 @@ static int load_report_all(struct load *l)
         output_line(load_report_json(r));
     else
         load_report_print(r);
+    if (*l->first_refusal)
+        cli_say(l->command, "the first job not accepted, %s", l->first_refusal);
     if (cli_interrupted())
         return EXIT_INTERRUPTED;
     if (atomic_load(&l->reader_failed) || r->refused)

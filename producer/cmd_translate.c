@@ -307,6 +307,7 @@ static int run(struct cli *cli, const struct command *command, int argc, char **
     if (isatty(STDIN_FILENO))
         cli_say(command, "type lines, end with Ctrl-D");
     progress_init(&t.progress);
+    t.progress.on = t.progress.on && !isatty(STDOUT_FILENO); /* the lines are progress enough */
     t.begun_us = clock_mono_us();
     status = translate_open(&t, &error);
     if (!status)
