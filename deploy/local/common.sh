@@ -33,8 +33,12 @@ port_open() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 # librdkafka. The database's folder moves to /var/tmp when the server's user cannot reach the checkout
 # (a clone below /root).
 run_dir=$local_dir/run
-kafka_port=${PGPT_LOCAL_KAFKA_PORT:-${PGPT_KAFKA_PORT:-9192}}
-postgres_port=${PGPT_LOCAL_POSTGRES_PORT:-${PGPT_POSTGRES_PORT:-55432}}
+# ports_file: the ports of the last `up`, which later calls keep to.
+ports_file=$run_dir/ports
+used_kafka_port= used_postgres_port=
+[ ! -s "$ports_file" ] || read -r used_kafka_port used_postgres_port <"$ports_file"
+kafka_port=${PGPT_LOCAL_KAFKA_PORT:-${PGPT_KAFKA_PORT:-${used_kafka_port:-9192}}}
+postgres_port=${PGPT_LOCAL_POSTGRES_PORT:-${PGPT_POSTGRES_PORT:-${used_postgres_port:-55432}}}
 postgres_dir() {
     mkdir -p "$run_dir"
     if as_postgres test -x "$run_dir"; then

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * deploy/worker.conf.sample is what the program prints (pgpt-worker --print-sample), and a file that
- * sets every line of it is one that the program reads.
+ * deploy/worker.conf.sample is what the program prints (pgpt-worker --print-sample-config), and a
+ * file that sets every line of it is one that the program reads.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -50,7 +50,8 @@ static void file_is_what_the_program_prints(void **state)
 
     (void)state;
     if (strcmp(text, wanted) != 0)
-        fail_msg("deploy/worker.conf.sample is stale: pgpt-worker --print-sample >%s", SAMPLE);
+        fail_msg("deploy/worker.conf.sample is stale: pgpt-worker --print-sample-config >%s",
+                 SAMPLE);
     free(text);
     free(wanted);
 }
