@@ -140,7 +140,7 @@ static int query_failed(struct status *s, const PGresult *rows)
     const char *state = PQresultErrorField(rows, PG_DIAG_SQLSTATE);
 
     cli_say(s->command, "%s%s", PQresultErrorMessage(rows),
-            state && !strcmp(state, "42P01") ? "The tables are missing: apply migrations/ (sqitch)"
+            state && !strcmp(state, "42P01") ? "the tables are missing: apply migrations/ (sqitch)"
                                              : "");
     return PQstatus(s->db) == CONNECTION_OK ? EXIT_TROUBLE : EXIT_UNREACHABLE;
 }
@@ -227,8 +227,13 @@ static int status_open(struct status *s)
 
     snprintf(seconds, sizeof seconds, "%d", 1 + cli_timeout_ms(s->cli) / 1000);
     s->db = PQconnectdbParams(names, values, 1);
-    if (PQstatus(s->db) == CONNECTION_OK)
+    if (PQstatus(s->db) == CONNECTION_OK) {
+        char command[64];
+
+        snprintf(command, sizeof command, "set statement_timeout = %d", cli_timeout_ms(s->cli));
+        PQclear(PQexec(s->db, command)); /* if that fails, queries will say why */
         return EXIT_OK;
+    }
     cli_say(s->command, "%s", PQerrorMessage(s->db));
     return EXIT_UNREACHABLE;
 }

@@ -36,15 +36,25 @@ bool cli_interrupted(void)
     return interrupted;
 }
 
+/* Messages quote what others wrote: nothing in them may steer a terminal. */
 void cli_say(const struct command *command, const char *format, ...)
 {
+    char message[8192];
     va_list args;
+    int size;
 
-    fprintf(stderr, "pgpt %s: ", command->name);
     va_start(args, format);
-    vfprintf(stderr, format, args);
+    size = vsnprintf(message, sizeof message, format, args);
     va_end(args);
-    fputc('\n', stderr);
+    if (size >= (int)sizeof message)
+        size = (int)sizeof message - 1;
+    while (size > 0 && message[size - 1] == '\n')
+        message[--size] = '\0';
+    for (int i = 0; i < size; i++)
+        if (((unsigned char)message[i] < 0x20 && message[i] != '\n' && message[i] != '\t') ||
+            message[i] == 0x7f)
+            message[i] = '?';
+    fprintf(stderr, "pgpt %s: %s\n", command->name, message);
 }
 
 int cli_failed(const struct command *command, enum client_status status, const struct error *error)

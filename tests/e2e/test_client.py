@@ -365,6 +365,11 @@ def test_interrupt(client, worker):
         assert waiting.wait(10) == 130
 
 
+def test_messages_cannot_steer_a_terminal(client, worker):
+    told = client.run("submit", "--follow", "!fail \x1b]0;title\x07 \x1b[31m", code=5)
+    assert "invalid: ?]0;title? ?[31m" in told.err
+
+
 # ---- cancel ----
 
 def test_cancel_reaches_the_control_topic(client):
