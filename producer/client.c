@@ -48,7 +48,7 @@ static void on_delivery(rd_kafka_t *kafka, const rd_kafka_message_t *message, vo
 enum client_status client_open(const struct client_options *options, struct client **out,
                                struct error *error)
 {
-    static const char *const defaults[] = {"linger.ms", "0", "message.timeout.ms", "30000", NULL};
+    static const char *const defaults[] = {"linger.ms", "0", NULL};
     /* A batch of the dead-letter topic's size: replays are as large as requests. */
     static const char *const fixed[] = {
         "enable.idempotence", "true",    "acks", "all", "partitioner", "murmur2_random",

@@ -38,10 +38,8 @@ static int run(struct cli *cli, const struct command *command, int argc, char **
     cli->timeout_us = 30 * 1000000ll;
     if (!cli_parse(cli, command, tables, argc, argv, &ids, &code))
         return code;
-    if (!ids.count) {
-        cli_say(command, "which job? Name at least one JOB_ID");
+    if (!cli_job_ids_ok(command, &ids))
         return EXIT_WRONG_USE;
-    }
     cli->client.on_ack = on_ack;
     cli->client.opaque = &c;
     status = client_open(&cli->client, &client, &error);

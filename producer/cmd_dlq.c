@@ -255,10 +255,6 @@ static int show(struct dlq *d)
 {
     enum client_status status;
 
-    if (!d->places.count) {
-        cli_say(d->command, "show which? Name an OFFSET or PARTITION:OFFSET as dlq list prints it");
-        return EXIT_WRONG_USE;
-    }
     status = dead_letters_read(&d->letters, show_take, d, &d->error);
     if (status)
         return cli_failed(d->command, status, &d->error);
@@ -325,6 +321,11 @@ static int (*verb_of(struct dlq *d, struct option_positionals *positionals))(str
             cli_say(d->command, "%s: must be OFFSET or PARTITION:OFFSET", d->places.items[i]);
             return NULL;
         }
+    if (!d->places.count && (run == show || (run == dlq_replay && !d->all))) {
+        cli_say(d->command, "%s which? Name OFFSETs as dlq list prints them%s",
+                positionals->items[0], run == show ? "" : ", or --all (with filters if you like)");
+        return NULL;
+    }
     return run;
 }
 

@@ -25,10 +25,8 @@ static int run(struct cli *cli, const struct command *command, int argc, char **
     cli->timeout_us = 30 * 1000000ll;
     if (!cli_parse(cli, command, tables, argc, argv, &ids, &code))
         return code;
-    if (!ids.count) {
-        cli_say(command, "which job? Name at least one JOB_ID");
+    if (!cli_job_ids_ok(command, &ids))
         return EXIT_WRONG_USE;
-    }
     if (cli_since(since, &options.since_us, &error))
         return cli_failed(command, CLIENT_WRONG, &error);
     options.chunks = !results_only;

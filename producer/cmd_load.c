@@ -136,9 +136,10 @@ static void take_event(struct load *l, const struct follow_event *event)
         job_give(l, job);
         return;
     }
-    if (event->piece.from_result || !job->measured)
+    if (!l->request.request.stream || !job->measured)
         return;
-    l->report.chunks++;
+    /* A result may be read before the last chunks: the text that it brings came then. */
+    l->report.chunks += !event->piece.from_result;
     if (!job->first_seen)
         latency_add(&l->report.first, now - job->due_us);
     job->first_seen = true;

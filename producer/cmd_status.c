@@ -246,17 +246,13 @@ static int run(struct cli *cli, const struct command *command, int argc, char **
                                   "PostgreSQL (PGPT_DATABASE_URL)", 0, 0, NULL},
                                  {0}};
     const struct option *const tables[] = {own, NULL};
-    uint8_t id[16];
     int code;
 
     cli->timeout_us = 10 * 1000000ll;
     if (!cli_parse(cli, command, tables, argc, argv, &ids, &code))
         return code;
-    for (size_t i = 0; i < ids.count; i++)
-        if (uuid_parse((struct text){ids.items[i], strlen(ids.items[i])}, id)) {
-            cli_say(command, "job id \"%s\" is not a UUID of 36 characters", ids.items[i]);
-            return EXIT_WRONG_USE;
-        }
+    if (ids.count && !cli_job_ids_ok(command, &ids))
+        return EXIT_WRONG_USE;
     if (!cli->database_url) {
         cli_say(command, "no database: set PGPT_DATABASE_URL or --database; without one, "
                          "`pgpt follow JOB_ID` reads results from Kafka");

@@ -96,6 +96,8 @@ static int gather(struct submit *s, struct error *error)
 
 static int make_ids(struct submit *s, struct error *error)
 {
+    uint8_t id[16];
+
     s->count = s->texts.count;
     s->jobs = calloc(s->count, sizeof *s->jobs);
     s->ids = calloc(s->count, sizeof *s->ids);
@@ -105,7 +107,7 @@ static int make_ids(struct submit *s, struct error *error)
         s->ids[i] = s->jobs[i].id;
         if (!s->job_id && client_new_id(s->jobs[i].id, error))
             return -1;
-        if (s->job_id && strlen(s->job_id) != ID_SIZE - 1)
+        if (s->job_id && uuid_parse((struct text){s->job_id, strlen(s->job_id)}, id))
             return error_set(error, "--job-id %s: must be a UUID of 36 characters", s->job_id);
         if (s->job_id)
             memcpy(s->jobs[i].id, s->job_id, ID_SIZE);

@@ -71,6 +71,20 @@ int cli_failed(const struct command *command, enum client_status status, const s
     return codes[status];
 }
 
+bool cli_job_ids_ok(const struct command *command, const struct option_positionals *ids)
+{
+    uint8_t id[16];
+
+    if (!ids->count)
+        cli_say(command, "which job? Name at least one JOB_ID");
+    for (size_t i = 0; i < ids->count; i++)
+        if (uuid_parse((struct text){ids->items[i], strlen(ids->items[i])}, id)) {
+            cli_say(command, "job id \"%s\" is not a UUID of 36 characters", ids->items[i]);
+            return false;
+        }
+    return ids->count > 0;
+}
+
 int cli_timeout_ms(const struct cli *cli)
 {
     return cli->timeout_us / 1000 > INT_MAX ? INT_MAX : (int)(cli->timeout_us / 1000);

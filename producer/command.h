@@ -59,6 +59,9 @@ int cli_failed(const struct command *command, enum client_status status, const s
 void cli_catch_signals(void);
 bool cli_interrupted(void);
 
+/* True when there is at least one and each is a UUID; otherwise the reason was printed. */
+bool cli_job_ids_ok(const struct command *command, const struct option_positionals *ids);
+
 int cli_timeout_ms(const struct cli *cli); /* at most INT_MAX */
 /* --since: a duration back from now, or `all`. -1 with the reason. */
 int cli_since(const char *text, int64_t *since_us, struct error *error) PGPT_MUST_CHECK;

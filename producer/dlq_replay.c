@@ -176,10 +176,6 @@ int dlq_replay(struct dlq *d)
     size_t count;
     int missing;
 
-    if (!d->places.count && !d->all) {
-        cli_say(d->command, "replay which? Name OFFSETs, or --all (with filters if you like)");
-        return EXIT_WRONG_USE;
-    }
     status = dead_letters_read(&d->letters, choose_take, d, &d->error);
     if (status)
         return cli_failed(d->command, status, &d->error);

@@ -233,6 +233,12 @@ class Worker(threading.Thread):
 
 
 @pytest.fixture
+def bare(brokers):
+    """The command without topics."""
+    return Client(brokers)
+
+
+@pytest.fixture
 def client(brokers):
     """Topics of this test alone, made by the command itself."""
     client = Client(brokers)

@@ -14,19 +14,19 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions
 
-from client_fixtures import (DECODER, KINDS, PARTITIONS, Client, Worker, brokers, client, database_url, encode, murmur2,
-                             worker)  # noqa: F401
+from client_fixtures import (DECODER, KINDS, PARTITIONS, Worker, bare, brokers, client, database_url, encode,
+                             murmur2, worker)  # noqa: F401
 
 COMMANDS = ("submit", "follow", "cancel", "status", "translate", "load", "topics", "dlq")
 
 
 # ---- the command line ----
 
-def test_help_of_each_command(client):
-    overview = client.run("--help").out
+def test_help_of_each_command(bare):
+    overview = bare.run("--help").out
     for command in COMMANDS:
         assert f"  {command} " in overview
-        text = client.run(command, "--help").out
+        text = bare.run(command, "--help").out
         assert text.startswith(f"usage: pgpt {command} ")
         assert "Examples\n  pgpt " in text.replace("\n  id=$(pgpt", "\n  pgpt") and "--json" in text and "Exit codes" in text
 
@@ -37,7 +37,7 @@ def test_help_of_each_command(client):
     (["submit", "--nothing", "x"], "--nothing: there is no such option"),
     (["submit", "--beams", "two", "x"], "--beams two: must be a whole number"),
     (["submit", "--job-id", "12", "x"], "--job-id 12: must be a UUID"),
-    (["submit", "--job-id", "x" * 36, "x"], "is not a UUID"),
+    (["submit", "--job-id", "x" * 36, "x"], "must be a UUID"),
     (["submit", ""], "text 1 is empty"),
     (["submit"], "standard input holds no text"),
     (["submit", "-X", "acks", "x"], "-X acks: must be name=value"),
@@ -59,28 +59,27 @@ def test_help_of_each_command(client):
     (["dlq", "show", "x"], "PARTITION:OFFSET"),
     (["dlq", "replay"], "replay which?"),
 ])
-def test_wrong_use_says_what_and_exits_2(client, arguments, told):
-    assert told in client.run(*arguments, code=2).err
+def test_wrong_use_says_what_and_exits_2(bare, arguments, told):
+    assert told in bare.run(*arguments, code=2).err
 
 
-def test_password_is_not_printed(client):
-    told = client.run("submit", "x", code=2, env={"PGPT_KAFKA_SSL_KEY_PASSWORD": "s3cret", "PGPT_KAFKA_SSL_NONE": "1"}).err
+def test_password_is_not_printed(bare):
+    told = bare.run("submit", "x", code=2, env={"PGPT_KAFKA_SSL_KEY_PASSWORD": "s3cret", "PGPT_KAFKA_SSL_NONE": "1"}).err
     assert "ssl.none" in told and "s3cret" not in told
 
 
 @pytest.mark.parametrize("arguments", [["submit", "x"], ["follow", str(uuid.uuid4())], ["topics", "--check"], ["dlq", "list"],
                                        ["cancel", str(uuid.uuid4())], ["load", "--rate", "5", "x"], ["translate"]])
-def test_unreachable_brokers(client, arguments):
+def test_unreachable_brokers(bare, arguments):
     begun = time.time()
-    told = client.run(*arguments, "--brokers", "127.0.0.1:1", "--timeout", "1s", code=3).err
+    told = bare.run(*arguments, "--brokers", "127.0.0.1:1", "--timeout", "1s", code=3).err
     assert "127.0.0.1:1" in told and "refused" in told
     assert time.time() - begun < 8
 
 
-def test_missing_topic_names_the_remedy(brokers):
-    other = Client(brokers)
-    assert f"{other.topic('requests')} is missing; create the topics by: pgpt topics --create" in \
-        other.run("submit", "x", code=3).err
+def test_missing_topic_names_the_remedy(bare):
+    assert f"{bare.topic('requests')} is missing; create the topics by: pgpt topics --create" in \
+        bare.run("submit", "x", code=3).err
 
 
 # ---- topics ----
@@ -162,7 +161,8 @@ def test_submitted_request_is_what_was_asked_for(client):
 
 
 def test_partition_is_the_keys_murmur2(client):
-    ids = client.run("submit", *[f"text {i}" for i in range(60)]).lines
+    undo = ["-X", "partitioner=random", "-X", "acks=0", "-X", "enable.idempotence=false"] # which -X cannot
+    ids = client.run("submit", *undo, *[f"text {i}" for i in range(60)]).lines
     partitions = {m.key().decode(): m.partition() for m in client.records("requests")}
     assert partitions == {i: (murmur2(i.encode()) & 0x7FFFFFFF) % PARTITIONS for i in ids}
     assert set(partitions.values()) == set(range(PARTITIONS))
@@ -198,8 +198,9 @@ def test_stream_is_shown_and_equals_the_result(client, worker):
     pieces = [json.loads(line) for line in follow_new(client, "раз два three", "--json").lines]
     result = pieces.pop()
     pieces = pieces[1:] # after the acknowledgement
-    assert [p["text"] for p in pieces] == ["РАЗ ", "ДВА ", "THREE "]
-    assert [p["text_start"] for p in pieces] == [0, 7, 14] and pieces[-1]["finish_reason"] == "eos"
+    # three chunks, or fewer pieces when the result is read before the last of them
+    assert "".join(p["text"] for p in pieces) == result["sequences"][0]["text"] == "РАЗ ДВА THREE "
+    assert [p["text_start"] for p in pieces] == [0, 7, 14][:len(pieces)] and pieces[-1]["finish_reason"] == "eos"
     assert sum([p["token_ids"] for p in pieces], []) == result["sequences"][0]["token_ids"]
     assert result["status"] == "completed" and result["usage"] == {"prompt_tokens": 3, "generated_tokens": 4}
     assert worker.requests[0][1]["stream"] is True
@@ -296,11 +297,10 @@ def test_stream_has_no_gaps_and_no_repeats(client, script, words, restarts):
         assert piece["text_start"] == len(text.encode()) and piece["token_start"] == len(tokens)
         text += piece["text"]
         tokens += piece["token_ids"]
-    assert (text, seen) == ("".join(words), restarts)
+    assert text == "".join(words) and seen <= restarts # none when the result is read first
     assert lines[-1]["sequences"][0]["text"] == text and lines[-1]["sequences"][0]["token_ids"] == tokens
     worker.stop()
     told = client.run("follow", lines[0]["job_id"])
-    # the result may be read before the chunks: then nothing needs to start again
     assert told.out.endswith("".join(words) + "\n") and told.err.count("starts again") <= restarts
 
 
@@ -444,7 +444,7 @@ def test_load_counts_and_measures(client, worker):
     report = load(client, "--rate", 100, "--count", 200, "--stream", "!slow 0.2 one two")
     assert (report["planned"], report["sent"], report["acknowledged"], report["completed"]) == (200,) * 4
     assert (report["failed"], report["unfinished"], report["refused"]) == (0, 0, 0)
-    assert report["chunks"] == 400 and report["tokens"] == 600
+    assert 0 < report["chunks"] <= 400 and report["tokens"] == 600 # results may be read before last chunks
     for name in ("first_chunk_us", "result_us", "result_from_sent_us"):
         times = report[name]
         assert times["count"] == 200 and 200e3 <= times["min"] <= times["p50"] <= times["p99"] <= times["max"] < 5e6
