@@ -100,7 +100,9 @@ static void forget_all(struct settle *s, struct job_list *jobs)
 
 /* ---- the producer ---- */
 
-/* Failures only. The transaction fails by itself; what can be learnt from it is learnt here. */
+/* A record that failed makes its transaction fail; what can be learnt from it is learnt here.
+ * Reports of success are asked for as well: they wake rd_kafka_flush(), which else sleeps in steps
+ * of 10 ms. */
 static void on_delivery(rd_kafka_t *producer, const rd_kafka_message_t *message, void *opaque)
 {
     struct settle *s = opaque;
@@ -117,8 +119,7 @@ static rd_kafka_t *producer_new(struct settle *s, struct error *error)
     char id[512], timeout[24], delivery[24], largest[24];
     const char *settings[] = {
         "transactional.id", id, "transaction.timeout.ms", timeout, "message.timeout.ms", delivery,
-        "enable.idempotence", "true", "message.max.bytes", largest, "delivery.report.only.error",
-        "true",
+        "enable.idempotence", "true", "message.max.bytes", largest,
         /* markers of the last transaction may still be written: ask again soon */
         "retry.backoff.ms", "1", "retry.backoff.max.ms", "5", "linger.ms", "1",
         "topic.metadata.refresh.interval.ms", "10000", NULL};
@@ -455,13 +456,14 @@ static void gather(struct settle *s, int64_t wait_us)
     sort_waiting(s);
 }
 
+/* When nothing else is in the worker, nothing could join by waiting. */
 static bool due(const struct settle *s, int64_t now_us)
 {
     const struct config *config = s->pipeline->config;
 
-    return s->ready.head &&
-           ((int64_t)s->ready.count >= config->commit_max_jobs || atomic_load(&s->stopping) ||
-            now_us - s->ready_since_us >= config->commit_interval_ms * 1000);
+    return s->ready.head && ((int64_t)s->ready.count >= config->commit_max_jobs ||
+                             atomic_load(&s->stopping) || s->ready.count == job_alive() ||
+                             now_us - s->ready_since_us >= config->commit_interval_ms * 1000);
 }
 
 static void *settle_main(void *argument)
