@@ -14,6 +14,7 @@
 #include "worker/admission.h"
 #include "worker/assignment.h"
 #include "worker/control.h"
+#include "worker/engines.h"
 #include "worker/fault.h"
 #include "worker/kafka_client.h"
 #include "worker/lag.h"
@@ -46,6 +47,7 @@ struct intake {
     struct admission *admission;
     struct takeover *takeover;
     struct lag *lag;
+    struct engines *engines;
     pthread_t thread;
     bool started;
     _Atomic bool draining, stopping;
@@ -487,6 +489,7 @@ static void *intake_main(void *argument)
         pauses_review(in);
         assignment_report(in);
         lag_review(in->lag, in->assigned, in->partition_end, now);
+        engines_review(in->engines, now);
         /* The reviews are not free; the bound on jobs is looked at for each record. */
         for (int n = 0; n < 256 && !in->all_reasons && job_alive() < most; n++) {
             message = rd_kafka_consumer_poll(in->consumer, n ? 0 : POLL_MS);
@@ -580,7 +583,8 @@ int intake_start(struct intake *in, struct error *error)
 
     in->consumer = consumer_new(in, error);
     in->lag = in->consumer ? lag_create(in->pipeline, in->consumer, error) : NULL;
-    if (!in->lag)
+    in->engines = in->lag ? engines_create(in->pipeline, in->consumer, error) : NULL;
+    if (!in->engines)
         return -1;
     assignment_set_consumer(in->pipeline->assignment, in->consumer);
     topics = rd_kafka_topic_partition_list_new(1);
@@ -619,6 +623,7 @@ void intake_destroy(struct intake *in)
     if (in->alone)
         rd_kafka_message_destroy(in->alone);
     lag_destroy(in->lag);
+    engines_destroy(in->engines);
     if (in->consumer) {
         assignment_set_consumer(in->pipeline->assignment, NULL);
         rd_kafka_destroy(in->consumer);

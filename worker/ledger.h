@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+enum { LEDGER_ENGINE_ID_SIZE = 17 };
 enum { LEDGER_SPAN = 16384 }; /* bits; a power of two */
 
 struct ledger {
@@ -31,6 +32,7 @@ struct ledger {
     int64_t alone_offset; /* the suspect that was last to run with nothing beside it, or -1 */
     int32_t alone_deaths; /* owners that died while it ran alone */
     bool alone_running;   /* this owner has started it; an owner's death before that counts not */
+    char engine_id[LEDGER_ENGINE_ID_SIZE]; /* of the owner, see worker/engines.h; "" = not said */
 };
 
 void ledger_init(struct ledger *ledger, int64_t base, int32_t bound);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "worker/ledger_metadata.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
@@ -48,8 +49,8 @@ size_t ledger_metadata_write(const struct ledger *l, char out[LEDGER_METADATA_MA
                         (long long)l->suspect_end, (long long)l->alone_offset, l->alone_deaths);
     size_t size = (size_t)head + bits_write(l, out + head);
 
-    out[size] = '\0';
-    return size;
+    return size + (size_t)snprintf(out + size, LEDGER_METADATA_MAX - size, "%s%s",
+                                   *l->engine_id ? ";" : "", l->engine_id);
 }
 
 /* A decimal number up to ';' in [min, max]. */
@@ -101,6 +102,32 @@ static int bits_read(const char *at, const char *end, int64_t base, struct ledge
     return 0;
 }
 
+/* What follows the bits: nothing, or ';' and up to 16 hexadecimal digits. */
+static int engine_id_read(const char *at, const char *end, struct ledger *l)
+{
+    size_t size = at < end ? (size_t)(end - at - 1) : 0;
+
+    if (at == end)
+        return 0;
+    if (!size || size >= sizeof l->engine_id)
+        return -1;
+    for (size_t i = 0; i < size; i++)
+        if (!isxdigit((unsigned char)at[1 + i]))
+            return -1;
+    memcpy(l->engine_id, at + 1, size);
+    l->engine_id[size] = '\0';
+    return 0;
+}
+
+static int tail_read(const char *at, const char *end, int64_t base, struct ledger *l)
+{
+    const char *bits_end = at < end ? memchr(at, ';', (size_t)(end - at)) : NULL;
+
+    if (!bits_end)
+        bits_end = end;
+    return bits_read(at, bits_end, base, l) || engine_id_read(bits_end, end, l) ? -1 : 0;
+}
+
 int ledger_metadata_read(const char *text, size_t size, int64_t base, struct ledger *l,
                          struct error *error)
 {
@@ -115,7 +142,7 @@ int ledger_metadata_read(const char *text, size_t size, int64_t base, struct led
         number_read(&at, end, 0, INT_MAX, &bound) ||
         number_read(&at, end, 0, INT64_MAX / 2, &suspect_end) ||
         number_read(&at, end, -1, INT64_MAX / 2, &alone) ||
-        number_read(&at, end, 0, INT_MAX - 1, &deaths) || bits_read(at, end, base, l)) {
+        number_read(&at, end, 0, INT_MAX - 1, &deaths) || tail_read(at, end, base, l)) {
         ledger_init(l, base, 0);
         return error_set(error,
                          "the commit metadata at offset %lld is not a worker's (%.*s...); "

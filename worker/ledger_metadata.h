@@ -4,6 +4,7 @@
  * broker's limit), without NUL. The reader is total: any text gives a ledger or an error.
  *
  *   1;open;takeovers;bound;suspect_end;alone_offset;alone_deaths;<base64 of the bits from base on>
+ *   and, where the owner has said it, ;<its engine_id>
  *
  * open is 0, 1, or 2 while a suspect runs alone.
  */

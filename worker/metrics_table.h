@@ -7,6 +7,7 @@
  *   COUNTER(id, "name", "labels", help)   GAUGE(id, ...)   HISTOGRAM(id, ...): microseconds in,
  *   seconds out
  */
+GAUGE(PROCESS_START, "pgpt_start_time_seconds", "", "Unix time at which the process started")
 GAUGE(READY, "pgpt_ready", "", "1 while ready; /readyz says why not")
 GAUGE(NOT_READY_ENGINE, "pgpt_not_ready", "reason=\"engine\"", "1 for each reason not to be ready")
 GAUGE(NOT_READY_CONTROL, "pgpt_not_ready", "reason=\"control\"", "")

@@ -95,6 +95,7 @@ struct service *service_create(const struct config *config, bool *usable, struct
     struct pipeline *p = s ? &s->pipeline : NULL;
 
     *usable = true;
+    metrics_set(METRIC_PROCESS_START, clock_wall_us() / 1000000);
     if (!s) {
         error_set(error, "out of memory");
         return NULL;

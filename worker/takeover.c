@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "worker/takeover.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -285,10 +286,12 @@ static int marks_set(struct takeover *t, rd_kafka_t *consumer, const int32_t *pa
 {
     const struct config *config = t->pipeline->config;
     int32_t bound = (int32_t)(config->queue_max_jobs + 1024);
+    const char *engine_id = job_identity_get()->engine_id;
 
     for (int i = 0; i < count; i++) {
         int64_t low, high = ledgers[i].base;
         rd_kafka_resp_err_t code;
+        bool unclean;
 
         if (mark_is_ours(t, partitions[i], &ledgers[i]))
             continue;
@@ -299,7 +302,10 @@ static int marks_set(struct takeover *t, rd_kafka_t *consumer, const int32_t *pa
         if (code)
             return error_set(error, "partition %d: its end cannot be read: %s", partitions[i],
                              rd_kafka_err2str(code));
-        if (!ledger_take_over(&ledgers[i], bound, high))
+        unclean = ledger_take_over(&ledgers[i], bound, high);
+        if (engine_id)
+            snprintf(ledgers[i].engine_id, sizeof ledgers[i].engine_id, "%s", engine_id);
+        if (!unclean)
             continue;
         metrics_add(METRIC_TAKEOVERS_UNCLEAN, 1);
         log_write(LOG_WARN, "intake", NULL,

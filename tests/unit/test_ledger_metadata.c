@@ -42,6 +42,9 @@ static void random_ledger(struct ledger *l)
     }
     if (fixture_random(2))
         ledger_give_up(l);
+    if (fixture_random(2))
+        snprintf(l->engine_id, sizeof l->engine_id, "%016llx",
+                 (unsigned long long)fixture_random(UINT64_MAX));
 }
 
 static void assert_same(const struct ledger *a, const struct ledger *b)
@@ -57,6 +60,7 @@ static void assert_same(const struct ledger *a, const struct ledger *b)
     assert_int_equal(a->alone_offset, b->alone_offset);
     assert_int_equal(a->alone_deaths, b->alone_deaths);
     assert_int_equal(a->alone_running, b->alone_running);
+    assert_string_equal(a->engine_id, b->engine_id);
 }
 
 static void random_ledgers_come_back_the_same(void **state)
@@ -94,6 +98,7 @@ static void the_longest_fits(void **state)
     written.suspect_end = INT64_MAX / 2;
     written.alone_offset = base;
     written.open = written.alone_running = true;
+    memset(written.engine_id, 'f', sizeof written.engine_id - 1);
     memset(text, 'x', sizeof text);
     size = ledger_metadata_write(&written, text);
     assert_true(size < LEDGER_METADATA_MAX);
@@ -193,10 +198,14 @@ static void wrong_texts_are_refused(void **state)
     assert_refused("1;1;99999999999;9;0;-1;0;");          /* beyond its type */
     assert_refused("1;1;0;9;99999999999999999999;-1;0;"); /* beyond 64 bits */
     assert_refused("1;1;0;9;0;-2;0;");
-    assert_refused("1;1;0;;0;-1;0;");    /* empty */
-    assert_refused("1;1;0;9;0;-1;0");    /* no end */
-    assert_refused("1;1;0;9;0;-1;0;A="); /* not of the alphabet */
-    assert_refused("1;1;0;9;0;-1;0;AQ"); /* base itself is marked */
+    assert_refused("1;1;0;;0;-1;0;");                    /* empty */
+    assert_refused("1;1;0;9;0;-1;0");                    /* no end */
+    assert_refused("1;1;0;9;0;-1;0;A=");                 /* not of the alphabet */
+    assert_refused("1;1;0;9;0;-1;0;AQ");                 /* base itself is marked */
+    assert_refused("1;1;0;9;0;-1;0;;");                  /* an engine_id without digits, */
+    assert_refused("1;1;0;9;0;-1;0;;12345678901234567"); /* with too many, */
+    assert_refused("1;1;0;9;0;-1;0;;12x4");              /* with others, */
+    assert_refused("1;1;0;9;0;-1;0;;12;3");              /* and something after it */
     assert_refused("some other program's \"metadata\"");
 }
 
