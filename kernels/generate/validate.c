@@ -16,10 +16,7 @@ enum {
     PRIORITY_MAX = 10,
 };
 
-static void problem_add(struct validate_problems *problems, const char *format, ...)
-    PGPT_PRINTF(2, 3);
-
-static void problem_add(struct validate_problems *problems, const char *format, ...)
+void validate_problem(struct validate_problems *problems, const char *format, ...)
 {
     size_t room = sizeof problems->message;
     size_t at = problems->size;
@@ -45,8 +42,8 @@ static void check_int(struct validate_problems *problems, const char *field, int
                       int64_t min, int64_t max)
 {
     if (value < min || value > max)
-        problem_add(problems, "%s: %lld is outside %lld..%lld", field, (long long)value,
-                    (long long)min, (long long)max);
+        validate_problem(problems, "%s: %lld is outside %lld..%lld", field, (long long)value,
+                         (long long)min, (long long)max);
 }
 
 /* Written so that NaN is out of every range. */
@@ -54,7 +51,7 @@ static void check_real(struct validate_problems *problems, const char *field, do
                        bool in_range, const char *range)
 {
     if (!in_range)
-        problem_add(problems, "%s: %g is outside %s", field, value, range);
+        validate_problem(problems, "%s: %g is outside %s", field, value, range);
 }
 
 /* "%.*s" arguments: the first bytes of a text, whole characters. */
@@ -67,13 +64,13 @@ static bool check_text(struct validate_problems *problems, const char *field, st
                        size_t max)
 {
     if (!utf8_valid(text.data, text.size)) {
-        problem_add(problems, "%s: its %zu bytes are not valid UTF-8", field, text.size);
+        validate_problem(problems, "%s: its %zu bytes are not valid UTF-8", field, text.size);
         return false;
     }
     if (text.size <= max)
         return true;
-    problem_add(problems, "%s: \"%.*s...\" has %zu bytes, the limit is %zu", field, shown(text),
-                text.data, text.size, max);
+    validate_problem(problems, "%s: \"%.*s...\" has %zu bytes, the limit is %zu", field,
+                     shown(text), text.data, text.size, max);
     return false;
 }
 
@@ -82,23 +79,23 @@ static void check_source(const struct generation_request *request,
 {
     if (!request->has_source_tokens) {
         if (!request->prompt.size)
-            problem_add(problems, "prompt: it is empty, text is needed unless source_tokens is "
-                                  "given");
+            validate_problem(problems,
+                             "prompt: it is empty, text is needed unless source_tokens is "
+                             "given");
         else if (!utf8_valid(request->prompt.data, request->prompt.size))
-            problem_add(problems, "prompt: its %zu bytes are not valid UTF-8",
-                        request->prompt.size);
+            validate_problem(problems, "prompt: its %zu bytes are not valid UTF-8",
+                             request->prompt.size);
         return;
     }
-    if (request->source_token_count < 1 ||
-        request->source_token_count > (size_t)limits->max_source)
-        problem_add(problems, "source_tokens: %zu tokens are outside 1..%d",
-                    request->source_token_count, limits->max_source);
+    if (request->source_token_count < 1 || request->source_token_count > (size_t)limits->max_source)
+        validate_problem(problems, "source_tokens: %zu tokens are outside 1..%d",
+                         request->source_token_count, limits->max_source);
     for (size_t i = 0; i < request->source_token_count; i++) {
         int32_t token = request->source_tokens[i];
 
         if (token < 0 || token >= limits->vocabulary) {
-            problem_add(problems, "source_tokens[%zu]: %d is outside 0..%d", i, token,
-                        limits->vocabulary - 1);
+            validate_problem(problems, "source_tokens[%zu]: %d is outside 0..%d", i, token,
+                             limits->vocabulary - 1);
             break; /* the first of them is enough */
         }
     }
@@ -111,16 +108,18 @@ static void check_controls(const struct generation_request *request,
 
     if (check_text(problems, "target_language", language, NAME_MAX_BYTES) && language.size &&
         prompt_codec_language(codec, language) < 0)
-        problem_add(problems,
-                    "target_language: \"%s\" is no language of the model (\"\" or a control token "
-                    "without its brackets: en for >>en<<)",
-                    language.data);
+        validate_problem(
+            problems,
+            "target_language: \"%s\" is no language of the model (\"\" or a control token "
+            "without its brackets: en for >>en<<)",
+            language.data);
     if (check_text(problems, "author", author, NAME_MAX_BYTES) && author.size &&
         prompt_codec_author(codec, author) < 0)
-        problem_add(problems,
-                    "author: \"%s\" is no author of the model (\"\" or a control token without its "
-                    "brackets: author_3 for <author_3>)",
-                    author.data);
+        validate_problem(
+            problems,
+            "author: \"%s\" is no author of the model (\"\" or a control token without its "
+            "brackets: author_3 for <author_3>)",
+            author.data);
 }
 
 static void check_sampling(const struct generation_request *request,
@@ -128,8 +127,8 @@ static void check_sampling(const struct generation_request *request,
 {
     const struct generation_request *r = request;
 
-    check_real(problems, "temperature", r->temperature,
-               r->temperature > 0 && r->temperature <= 100, "> 0..100");
+    check_real(problems, "temperature", r->temperature, r->temperature > 0 && r->temperature <= 100,
+               "> 0..100");
     check_int(problems, "top_k", r->top_k, 0, limits->vocabulary);
     check_real(problems, "top_p", r->top_p, r->top_p > 0 && r->top_p <= 1, "> 0..1");
     check_real(problems, "repetition_penalty", r->repetition_penalty,
@@ -144,8 +143,7 @@ static int32_t smaller(int32_t a, int32_t b)
 }
 
 static void check_sequences(const struct generation_request *request,
-                            const struct engine_limits *limits,
-                            struct validate_problems *problems)
+                            const struct engine_limits *limits, struct validate_problems *problems)
 {
     int32_t beams = request->num_beams, sequences = request->num_return_sequences;
 
@@ -153,31 +151,32 @@ static void check_sequences(const struct generation_request *request,
     check_int(problems, "num_return_sequences", sequences, 1,
               smaller(limits->max_sequences, limits->max_rows));
     if (beams > 1 && request->do_sample)
-        problem_add(problems, "do_sample: true excludes num_beams %d, one of them must be off",
-                    beams);
+        validate_problem(problems, "do_sample: true excludes num_beams %d, one of them must be off",
+                         beams);
     else if (beams > 1 && sequences > beams)
-        problem_add(problems, "num_return_sequences: %d is outside 1..%d (num_beams)", sequences,
-                    beams);
+        validate_problem(problems, "num_return_sequences: %d is outside 1..%d (num_beams)",
+                         sequences, beams);
     else if (beams == 1 && sequences > 1 && !request->do_sample)
-        problem_add(problems,
-                    "num_return_sequences: %d needs do_sample or num_beams, without them the range "
-                    "is 1..1",
-                    sequences);
+        validate_problem(
+            problems,
+            "num_return_sequences: %d needs do_sample or num_beams, without them the range "
+            "is 1..1",
+            sequences);
 }
 
 static void check_stops(const struct generation_request *request,
                         struct validate_problems *problems)
 {
     if (request->stop_count > ASSEMBLE_MAX_STOPS)
-        problem_add(problems, "stop: %zu strings, the range is 0..%d", request->stop_count,
-                    ASSEMBLE_MAX_STOPS);
+        validate_problem(problems, "stop: %zu strings, the range is 0..%d", request->stop_count,
+                         ASSEMBLE_MAX_STOPS);
     for (size_t i = 0; i < request->stop_count && i < ASSEMBLE_MAX_STOPS; i++) {
         char field[16];
 
         snprintf(field, sizeof field, "stop[%zu]", i);
         if (!request->stop[i].size)
-            problem_add(problems, "%s: \"\" is outside 1..%d bytes", field,
-                        ASSEMBLE_MAX_STOP_BYTES);
+            validate_problem(problems, "%s: \"\" is outside 1..%d bytes", field,
+                             ASSEMBLE_MAX_STOP_BYTES);
         else
             check_text(problems, field, request->stop[i], ASSEMBLE_MAX_STOP_BYTES);
     }
@@ -187,8 +186,8 @@ static void check_metadata(const struct generation_request *request,
                            struct validate_problems *problems)
 {
     if (request->metadata_count > METADATA_MAX_PAIRS)
-        problem_add(problems, "metadata: %zu pairs, the range is 0..%d", request->metadata_count,
-                    METADATA_MAX_PAIRS);
+        validate_problem(problems, "metadata: %zu pairs, the range is 0..%d",
+                         request->metadata_count, METADATA_MAX_PAIRS);
     for (size_t i = 0; i < request->metadata_count && i < METADATA_MAX_PAIRS; i++) {
         const struct text_pair *pair = &request->metadata[i];
         char field[NAME_MAX_BYTES + 16];
@@ -217,8 +216,8 @@ void generation_validate(const struct generation_request *request,
     check_text(problems, "tenant", request->tenant, NAME_MAX_BYTES);
     if (check_text(problems, "model", request->model, NAME_MAX_BYTES) && request->model.size &&
         strcmp(request->model.data, model_name))
-        problem_add(problems, "model: \"%s\" is not served here, the choice is \"\" or \"%s\"",
-                    request->model.data, model_name);
+        validate_problem(problems, "model: \"%s\" is not served here, the choice is \"\" or \"%s\"",
+                         request->model.data, model_name);
     check_metadata(request, problems);
 }
 
@@ -250,6 +249,7 @@ int32_t generation_prepare(const struct generation_request *request,
         return -1;
     }
     if (count > limits->max_source)
-        problem_add(problems, "prompt: %d tokens are outside 1..%d", count, limits->max_source);
+        validate_problem(problems, "prompt: %d tokens are outside 1..%d", count,
+                         limits->max_source);
     return problems->count ? -1 : count;
 }

@@ -21,6 +21,11 @@ struct validate_problems {
     int32_t count;
 };
 
+/* Adds one problem: "FIELD: value and range". For readers of other formats than Avro, whose fields can
+ * have wrong types. */
+void validate_problem(struct validate_problems *problems, const char *format, ...)
+    PGPT_PRINTF(2, 3);
+
 /* model_name: what `model` may be beside "". Adds to problems (zeroed by the caller). The prompt's
  * length in tokens is checked by generation_prepare(). */
 void generation_validate(const struct generation_request *request,

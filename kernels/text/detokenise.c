@@ -163,7 +163,7 @@ void detokeniser_destroy(struct detokeniser *detokeniser)
 size_t detokeniser_room(const struct detokeniser *detokeniser)
 {
     /* Held bytes turned into U+FFFD, then a piece or a character. */
-    return (HELD_MAX + 1) * (sizeof replacement - 1) + detokeniser->longest;
+    return (HELD_MAX + 1) * (sizeof replacement - 1) + (detokeniser ? detokeniser->longest : 0);
 }
 
 static size_t write_text(struct detokenise_state *state, const char *text, size_t size,
@@ -240,7 +240,7 @@ size_t detokenise_token(const struct detokeniser *detokeniser, struct detokenise
     const struct reading *reading;
     size_t size;
 
-    if (token < 0 || token >= detokeniser->vocabulary)
+    if (!detokeniser || token < 0 || token >= detokeniser->vocabulary)
         return 0;
     reading = &detokeniser->readings[token];
     switch ((enum reading_kind)reading->kind) {

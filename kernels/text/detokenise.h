@@ -24,7 +24,8 @@ struct detokeniser *detokeniser_create(const struct vocabulary *vocabulary,
                                        struct error *error) PGPT_MUST_CHECK;
 void detokeniser_destroy(struct detokeniser *detokeniser); /* NULL is allowed */
 
-/* Bytes that one call can write at most. */
+/* Bytes that one call can write at most. A detokeniser of NULL (an engine on token ids alone) reads
+ * every token as nothing. */
 size_t detokeniser_room(const struct detokeniser *detokeniser);
 
 /* One sequence's state; {0} at its start. */

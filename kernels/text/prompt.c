@@ -112,7 +112,7 @@ void prompt_codec_close(struct prompt_codec *codec)
 
 const struct detokeniser *prompt_codec_detokeniser(const struct prompt_codec *codec)
 {
-    return codec->detokeniser;
+    return codec ? codec->detokeniser : NULL;
 }
 
 static int32_t control_find(const struct prompt_codec *codec, const char *open, struct text name,
@@ -121,7 +121,7 @@ static int32_t control_find(const struct prompt_codec *codec, const char *open, 
     char piece[CONTROL_NAME_MAX + 8];
     int size;
 
-    if (!name.size || name.size > CONTROL_NAME_MAX || memchr(name.data, '\0', name.size))
+    if (!codec || !name.size || name.size > CONTROL_NAME_MAX || memchr(name.data, '\0', name.size))
         return -1;
     size = snprintf(piece, sizeof piece, "%s%s%s", open, name.data, close);
     return vocabulary_find(codec->vocabulary, piece, (size_t)size);
@@ -137,10 +137,10 @@ int32_t prompt_codec_author(const struct prompt_codec *codec, struct text name)
 {
     int32_t id = control_find(codec, "<", name, ">");
     bool byte = name.size == 4 && memcmp(name.data, "0x", 2) == 0;
-    bool special = id == codec->eos || id == codec->unk || id == codec->pad ||
-                   (name.size == 1 && name.data[0] == 's');
 
-    return byte || special ? -1 : id;
+    if (id < 0 || byte || (name.size == 1 && name.data[0] == 's'))
+        return -1;
+    return id == codec->eos || id == codec->unk || id == codec->pad ? -1 : id;
 }
 
 static int piece_take(void *user, int32_t id, const char *piece, size_t size)
@@ -242,6 +242,8 @@ int32_t prompt_encode(const struct prompt_codec *codec, const struct generation_
 {
     struct token_list list = {.arena = arena, .codec = codec};
 
+    if (!codec)
+        return error_set(error, "prompt: this engine works on token ids alone, give source_tokens");
     if (control_push(&list, "target_language", request->target_language,
                      prompt_codec_language(codec, request->target_language), error) ||
         control_push(&list, "author", request->author,

@@ -23,6 +23,9 @@ struct prompt_codec *prompt_codec_open(const char *model_dir, int32_t vocabulary
                                        struct error *error) PGPT_MUST_CHECK;
 void prompt_codec_close(struct prompt_codec *codec); /* NULL is allowed */
 
+/* Below, a codec of NULL is an engine on token ids alone: it knows no token by name, encodes no
+ * prompt and has no detokeniser. */
+
 const struct detokeniser *prompt_codec_detokeniser(const struct prompt_codec *codec);
 
 /* Control tokens by their names without brackets; -1 = the model has no such token. */
