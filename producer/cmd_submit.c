@@ -172,7 +172,7 @@ static int run(struct cli *cli, const struct command *command, int argc, char **
     static struct submit s; /* large, and zeroed */
     const struct option own[] = {
         {"follow", 'f', OPTION_FLAG, &s.follow, NULL,
-         "show the text as it is generated (asks for chunks) and wait for the result", 0, 0, NULL},
+         "show the text as it is generated; wait for the result", 0, 0, NULL},
         {"job-id", '\0', OPTION_TEXT, &s.job_id, "UUID",
          "the idempotency key (random); sent again, it runs once", 0, 0, NULL},
         {0}};

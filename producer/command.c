@@ -190,9 +190,7 @@ bool cli_parse(struct cli *cli, const struct command *command, const struct opti
          "give up after this long, e.g. 500ms, 30s, 5m", 1e3, 86400e6, NULL},
         {"json", '\0', OPTION_FLAG, &cli->json, NULL, "JSON on standard output", 0, 0, NULL},
         {"property", 'X', OPTION_LIST, &x, "NAME=VALUE",
-         "setting for librdkafka (SASL, TLS); also PGPT_KAFKA_<NAME>, e.g. "
-         "PGPT_KAFKA_SASL_PASSWORD",
-         0, 0, NULL},
+         "setting for librdkafka (SASL, TLS); also by PGPT_KAFKA_<NAME>", 0, 0, NULL},
         {"verbose", 'v', OPTION_FLAG, &cli->client.verbose, NULL, "librdkafka's log on stderr", 0,
          0, NULL},
         {"help", 'h', OPTION_FLAG, &help, NULL, "this text", 0, 0, NULL},
