@@ -1,0 +1,364 @@
+/* SPDX-License-Identifier: MIT
+ * A record becomes a job and goes where it belongs. The records come through a mock cluster; the
+ * stages behind are played here. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "tests/unit/worker_fixture.h"
+
+#include "schema/codec.h"
+#include "tests/unit/kafka_fixture.h"
+#include "worker/admission.h"
+
+#define ID "00000000-0000-4000-8000-000000000001"
+
+static struct job_list prepared, settled;
+
+void prepare_push(struct prepare *prepare, struct job *job)
+{
+    (void)prepare;
+    job_list_push(&prepared, job);
+}
+
+void settle_push(struct settle *settle, struct job *job)
+{
+    (void)settle;
+    job_list_push(&settled, job);
+}
+
+static struct kafka_fixture k;
+static rd_kafka_t *producer;
+static struct admission *admission;
+static struct codec *codec;
+static struct error error;
+static const struct assignment_admission first = {.answer = LEDGER_ADMIT, .epoch = 1, .attempt = 1};
+
+static int group_setup(void **state)
+{
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
+
+    (void)state;
+    kafka_fixture_open(&k);
+    producer = kafka_fixture_client(RD_KAFKA_PRODUCER, k.config->kafka_brokers, NULL);
+    rd_kafka_topic_partition_list_add(list, k.config->topic_requests, 0)->offset =
+        RD_KAFKA_OFFSET_BEGINNING;
+    assert_int_equal(rd_kafka_assign(k.consumer, list), 0);
+    rd_kafka_topic_partition_list_destroy(list);
+    codec = codec_open(NULL, &error);
+    return codec ? 0 : -1;
+}
+
+static int group_teardown(void **state)
+{
+    (void)state;
+    codec_close(codec);
+    rd_kafka_destroy(producer);
+    kafka_fixture_close(&k);
+    return 0;
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    job_list_init(&prepared);
+    job_list_init(&settled);
+    kafka_fixture_take(&k, 0); /* a fresh window of duplicates */
+    admission = admission_create(&k.pipeline, &error);
+    return admission ? 0 : -1;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    fixture_jobs_destroy(&prepared);
+    fixture_jobs_destroy(&settled);
+    admission_destroy(admission);
+    assert_int_equal(job_alive(), 0);
+    return 0;
+}
+
+/* ---- records ---- */
+
+static rd_kafka_message_t *through_kafka(const void *payload, size_t size,
+                                         rd_kafka_headers_t *headers)
+{
+    int64_t until = clock_mono_us() + 10000000;
+    rd_kafka_message_t *message = NULL;
+    rd_kafka_vu_t args[] = {{.vtype = RD_KAFKA_VTYPE_TOPIC, .u.cstr = k.config->topic_requests},
+                            {.vtype = RD_KAFKA_VTYPE_PARTITION, .u.i32 = 0},
+                            {.vtype = RD_KAFKA_VTYPE_KEY, .u.mem = {(void *)"key", 3}},
+                            {.vtype = RD_KAFKA_VTYPE_VALUE, .u.mem = {(void *)payload, size}},
+                            {.vtype = RD_KAFKA_VTYPE_MSGFLAGS, .u.i = RD_KAFKA_MSG_F_COPY},
+                            {.vtype = RD_KAFKA_VTYPE_HEADERS, .u.headers = headers}};
+
+    assert_null(rd_kafka_produceva(producer, args, headers ? 6 : 5));
+    assert_int_equal(rd_kafka_flush(producer, 10000), 0);
+    while (!message && clock_mono_us() < until) {
+        message = rd_kafka_consumer_poll(k.consumer, 100);
+        if (message && message->err) {
+            rd_kafka_message_destroy(message);
+            message = NULL;
+        }
+    }
+    assert_non_null(message);
+    return message;
+}
+
+static enum admission_status admit(const void *payload, size_t size, rd_kafka_headers_t *headers,
+                                   const struct assignment_admission *answer)
+{
+    rd_kafka_message_t *message = through_kafka(payload, size, headers);
+    enum admission_status status = admission_run(admission, message, answer);
+
+    rd_kafka_message_destroy(message);
+    return status;
+}
+
+static enum admission_status admit_request(const char *job_id, rd_kafka_headers_t *headers,
+                                           const struct assignment_admission *answer)
+{
+    struct generation_request request;
+    struct buffer buffer = {0};
+    enum admission_status status;
+
+    generation_request_init(&request);
+    request.job_id = (struct text){job_id, strlen(job_id)};
+    request.prompt = (struct text){"Hello.", 6};
+    assert_int_equal(codec_encode(codec, RECORD_GENERATION_REQUEST, &request, &buffer, &error), 0);
+    status = admit(buffer.data, buffer.size, headers, answer);
+    buffer_free(&buffer);
+    return status;
+}
+
+static rd_kafka_headers_t *header(const char *name, const char *value)
+{
+    rd_kafka_headers_t *headers = rd_kafka_headers_new(1);
+
+    assert_int_equal(rd_kafka_header_add(headers, name, -1, value, -1), 0);
+    return headers;
+}
+
+/* ---- where jobs go ---- */
+
+static void a_good_request_goes_to_prepare(void **state)
+{
+    rd_kafka_headers_t *headers = header("traceparent", "00-first");
+    struct job *job;
+
+    (void)state;
+    rd_kafka_header_add(headers, "traceparent", -1, "00-last", -1);
+    rd_kafka_header_add(headers, "tracestate", -1, "v=1", -1);
+    assert_int_equal(admit_request(ID, headers, &first), ADMISSION_OK);
+    assert_int_equal(prepared.count, 1);
+    job = prepared.head;
+    assert_string_equal(job->job_id, ID);
+    assert_true(job->has_id);
+    assert_int_equal(job->attempt, 1);
+    assert_int_equal(job->epoch, 1);
+    assert_int_equal(job->outcome, JOB_OPEN);
+    assert_string_equal(job->request.prompt.data, "Hello.");
+    assert_string_equal(job->traceparent.data, "00-last");
+    assert_string_equal(job->tracestate.data, "v=1");
+    assert_string_equal(job->log.job_id, ID);
+    assert_true(job->record_timestamp_us > 1600000000000000); /* the record's, not 0 */
+    assert_true(job->accepted_at_us >= job->record_timestamp_us);
+    assert_int_equal(job->original_key.size, 3);
+}
+
+static void long_trace_headers_are_dropped(void **state)
+{
+    static char longest[4097], longer[4098];
+
+    (void)state;
+    memset(longest, 'x', 4096);
+    memset(longer, 'x', 4097);
+    assert_int_equal(admit_request(ID, header("traceparent", longest), &first), ADMISSION_OK);
+    assert_int_equal(prepared.head->traceparent.size, 4096);
+    assert_int_equal(admit_request("00000000-0000-4000-8000-000000000002",
+                                   header("traceparent", longer), &first),
+                     ADMISSION_OK);
+    assert_int_equal(prepared.head->next->traceparent.size, 0);
+}
+
+static void dead_letter_is(const char *class, const void *payload, size_t size)
+{
+    struct job *job = job_list_pop(&settled);
+
+    assert_non_null(job);
+    assert_int_equal(job->outcome, JOB_DEAD_LETTER);
+    assert_string_equal(job->dead_letter.error_class, class);
+    assert_true(strlen(job->dead_letter.error_message) > 0);
+    assert_int_equal(job->original.size, size);
+    if (size)
+        assert_memory_equal(job->original.data, payload, size);
+    assert_false(job->has_id);
+    assert_int_equal(prepared.count, 0);
+    job_destroy(job);
+}
+
+static void bytes_that_nobody_can_decode_are_dead_letters(void **state)
+{
+    static const char junk[] = "\x00junk\xff that is no record";
+    struct buffer buffer = {0};
+    struct generation_request request;
+
+    (void)state;
+    assert_int_equal(admit(junk, sizeof junk, NULL, &first), ADMISSION_OK);
+    dead_letter_is("undecodable", junk, sizeof junk);
+    assert_int_equal(admit("", 0, NULL, &first), ADMISSION_OK);
+    dead_letter_is("undecodable", "", 0);
+    assert_int_equal(admit(NULL, 0, NULL, &first), ADMISSION_OK); /* no value at all */
+    dead_letter_is("undecodable", NULL, 0);
+    generation_request_init(&request);
+    request.job_id = (struct text){ID, 36};
+    assert_int_equal(codec_encode(codec, RECORD_GENERATION_REQUEST, &request, &buffer, &error), 0);
+    for (size_t cut = 0; cut < buffer.size; cut += 7) {
+        assert_int_equal(admit(buffer.data, cut, NULL, &first), ADMISSION_OK);
+        dead_letter_is("undecodable", buffer.data, cut);
+    }
+    buffer_free(&buffer);
+}
+
+static void an_id_that_is_no_uuid_is_a_dead_letter(void **state)
+{
+    static const char *const ids[] = {"", "7", "00000000-0000-4000-8000-00000000000",
+                                      "00000000-0000-4000-8000-0000000000011",
+                                      "00000000x0000-4000-8000-000000000001"};
+
+    (void)state;
+    for (int i = 0; i < 5; i++) {
+        struct job *job;
+
+        assert_int_equal(admit_request(ids[i], NULL, &first), ADMISSION_OK);
+        job = job_list_pop(&settled);
+        assert_non_null(job);
+        assert_string_equal(job->dead_letter.error_class, "no_job_id");
+        job_destroy(job);
+    }
+    assert_int_equal(prepared.count, 0);
+}
+
+static void a_retry_is_a_duplicate(void **state)
+{
+    (void)state;
+    assert_int_equal(admit_request(ID, NULL, &first), ADMISSION_OK);
+    assert_int_equal(admit_request(ID, NULL, &first), ADMISSION_OK);
+    assert_int_equal(prepared.count, 1);
+    assert_int_equal(settled.count, 1);
+    assert_int_equal(settled.head->outcome, JOB_DUPLICATE);
+}
+
+/* ---- attempts, replays, poison ---- */
+
+static void a_replay_is_no_duplicate_and_counts_on(void **state)
+{
+    static const struct assignment_admission after_two = {
+        .answer = LEDGER_ADMIT, .epoch = 1, .attempt = 3};
+
+    (void)state;
+    assert_int_equal(admit_request(ID, NULL, &first), ADMISSION_OK);
+    assert_int_equal(admit_request(ID, header("dlq.attempt", "4"), &first), ADMISSION_OK);
+    assert_int_equal(admit_request(ID, header("dlq.attempt", "4"), &after_two), ADMISSION_OK);
+    assert_int_equal(prepared.count, 3);
+    assert_false(prepared.head->replayed);
+    assert_true(prepared.head->next->replayed);
+    assert_int_equal(prepared.head->next->attempt, 5);
+    assert_int_equal(prepared.head->next->next->attempt, 7); /* its own two deaths on top */
+}
+
+/* A retry by the upstream, while a replay of a job that nobody remembers runs, is a duplicate. */
+static void a_replay_stands_in_the_window(void **state)
+{
+    (void)state;
+    assert_int_equal(admit_request(ID, header("dlq.attempt", "3"), &first), ADMISSION_OK);
+    assert_int_equal(admit_request(ID, NULL, &first), ADMISSION_OK);
+    assert_int_equal(prepared.count, 1);
+    assert_int_equal(settled.head->outcome, JOB_DUPLICATE);
+}
+
+static void a_replay_header_that_is_no_number_is_ignored(void **state)
+{
+    static const char *const values[] = {
+        "", "x", "-1", "3x", "99999999999", "2147483647", "123456789012345678"};
+
+    (void)state;
+    assert_int_equal(admit_request(ID, NULL, &first), ADMISSION_OK);
+    for (int i = 0; i < 7; i++)
+        assert_int_equal(admit_request(ID, header("dlq.attempt", values[i]), &first), ADMISSION_OK);
+    assert_int_equal(prepared.count, 1);
+    assert_int_equal(settled.count, 7); /* duplicates, all of them */
+}
+
+static void poison_is_answered_and_dead_lettered(void **state)
+{
+    static const struct assignment_admission poison = {
+        .answer = LEDGER_ADMIT, .epoch = 1, .attempt = 6, .run_alone = true, .poison = true};
+
+    (void)state;
+    assert_int_equal(admit_request(ID, NULL, &poison), ADMISSION_OK);
+    assert_int_equal(prepared.count, 0);
+    assert_int_equal(settled.head->outcome, JOB_POISON);
+    assert_string_equal(settled.head->dead_letter.error_class, "poison");
+    assert_string_equal(settled.head->result.status, "failed");
+    assert_string_equal(settled.head->result.error.error_class.data, "poison");
+    assert_int_equal(settled.head->result.attempt, 6);
+}
+
+/* It kills even its decoder: then nobody decodes it. */
+static void unreadable_poison_is_not_decoded(void **state)
+{
+    static const struct assignment_admission poison = {.answer = LEDGER_ADMIT,
+                                                       .attempt = 9,
+                                                       .run_alone = true,
+                                                       .poison = true,
+                                                       .unreadable = true};
+
+    (void)state;
+    assert_int_equal(admit_request(ID, NULL, &poison), ADMISSION_OK);
+    assert_int_equal(settled.head->outcome, JOB_DEAD_LETTER);
+    assert_string_equal(settled.head->dead_letter.error_class, "poison");
+    assert_false(settled.head->has_id);
+    assert_int_equal(settled.head->request.prompt.size, 0);
+}
+
+/* ---- the limit ---- */
+
+static void too_many_dead_letters_stop_the_intake(void **state)
+{
+    rd_kafka_message_t *message = through_kafka("junk", 4, NULL);
+    static const struct assignment_admission poison = {
+        .answer = LEDGER_ADMIT, .poison = true, .unreadable = true};
+
+    (void)state;
+    for (int i = 0; i < 500; i++) /* poison does not count */
+        assert_int_equal(admission_run(admission, message, &poison), ADMISSION_OK);
+    for (int i = 0; i < 199; i++)
+        assert_int_equal(admission_run(admission, message, &first), ADMISSION_OK);
+    assert_int_equal(admission_run(admission, message, &first), ADMISSION_LIMIT);
+    assert_int_equal(settled.count, 700); /* each of them is dead-lettered all the same */
+    rd_kafka_message_destroy(message);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(a_good_request_goes_to_prepare),
+        TEST(long_trace_headers_are_dropped),
+        TEST(bytes_that_nobody_can_decode_are_dead_letters),
+        TEST(an_id_that_is_no_uuid_is_a_dead_letter),
+        TEST(a_retry_is_a_duplicate),
+        TEST(a_replay_is_no_duplicate_and_counts_on),
+        TEST(a_replay_stands_in_the_window),
+        TEST(a_replay_header_that_is_no_number_is_ignored),
+        TEST(poison_is_answered_and_dead_lettered),
+        TEST(unreadable_poison_is_not_decoded),
+        TEST(too_many_dead_letters_stop_the_intake),
+    };
+
+    return cmocka_run_group_tests(tests, group_setup, group_teardown);
+}
