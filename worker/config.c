@@ -94,6 +94,8 @@ static bool choice_known(const char *choices, const char *value)
 {
     size_t size = strlen(value);
 
+    if (strchr(value, '|')) /* two of them are none */
+        return false;
     for (const char *at = choices; at; at = strchr(at, '|') ? strchr(at, '|') + 1 : NULL)
         if (!strncmp(at, value, size) && (at[size] == '|' || !at[size]))
             return size > 0;

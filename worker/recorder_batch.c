@@ -177,6 +177,8 @@ int recorder_batch_add(struct recorder_batch *b, const struct job_event *event, 
     struct recorder_row *row;
     uint8_t id[16];
 
+    if (b->event_count >= b->max_events)
+        return error_set(error, "the batch is full");
     if (uuid_parse(event->job_id, id))
         return error_set(error, "job_id is no UUID");
     state.rank = state_find(event->state, &state.status);
