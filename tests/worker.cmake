@@ -3,4 +3,12 @@ if(TARGET pgpt_worker)
   foreach(module ledger ledger_metadata duplicates assignment delivery_model settle takeover scheduler log metrics health dead_letter admission control config recorder_batch)
     pgpt_unit_test(${module} pgpt_worker)
   endforeach()
+
+  # On a PostgreSQL of their own, with the migrations deployed.
+  add_executable(test_recorder_store unit/test_recorder_store.c)
+  set_target_properties(test_recorder_store PROPERTIES
+    RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
+  target_link_libraries(test_recorder_store PRIVATE pgpt_worker PkgConfig::CMOCKA)
+  add_test(NAME recorder_store
+    COMMAND "${CMAKE_SOURCE_DIR}/migrations/test" $<TARGET_FILE:test_recorder_store>)
 endif()
