@@ -107,12 +107,12 @@ bool ledger_take_over(struct ledger *l, int32_t bound, int64_t log_end)
         int64_t last = l->highest_finished < l->base ? l->base - 1 : l->highest_finished;
         int64_t end = last + 1 + l->bound;
 
-        l->takeovers++;
+        l->takeovers += l->takeovers < LEDGER_COUNT_MAX;
         if (end > log_end) /* what comes later was never in its hands */
             end = log_end;
         if (l->suspect_end < end)
             l->suspect_end = end;
-        if (l->alone_running)
+        if (l->alone_running && l->alone_deaths < LEDGER_COUNT_MAX)
             l->alone_deaths++;
     }
     l->open = true;

@@ -16,7 +16,10 @@
 #include <stdint.h>
 
 enum { LEDGER_ENGINE_ID_SIZE = 17 };
-enum { LEDGER_SPAN = 16384 }; /* bits; a power of two */
+enum {
+    LEDGER_SPAN = 16384,       /* bits; a power of two */
+    LEDGER_COUNT_MAX = 1000000 /* where the counts of deaths stand still */
+};
 
 struct ledger {
     int64_t base;                    /* committed as the partition's offset */

@@ -138,11 +138,11 @@ int ledger_metadata_read(const char *text, size_t size, int64_t base, struct led
     if (size == 0)
         return 0;
     if (number_read(&at, end, 1, 1, &version) || number_read(&at, end, 0, 2, &open) ||
-        number_read(&at, end, 0, INT_MAX - 1, &takeovers) ||
+        number_read(&at, end, 0, LEDGER_COUNT_MAX, &takeovers) ||
         number_read(&at, end, 0, INT_MAX, &bound) ||
         number_read(&at, end, 0, INT64_MAX / 2, &suspect_end) ||
         number_read(&at, end, -1, INT64_MAX / 2, &alone) ||
-        number_read(&at, end, 0, INT_MAX - 1, &deaths) || tail_read(at, end, base, l)) {
+        number_read(&at, end, 0, LEDGER_COUNT_MAX, &deaths) || tail_read(at, end, base, l)) {
         ledger_init(l, base, 0);
         return error_set(error,
                          "the commit metadata at offset %lld is not a worker's (%.*s...); "

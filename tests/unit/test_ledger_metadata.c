@@ -94,7 +94,7 @@ static void the_longest_fits(void **state)
     ledger_init(&written, base, INT32_MAX);
     for (int64_t o = base + 1; o < base + LEDGER_SPAN; o++)
         ledger_finish(&written, o);
-    written.takeovers = written.alone_deaths = INT32_MAX - 1;
+    written.takeovers = written.alone_deaths = LEDGER_COUNT_MAX;
     written.suspect_end = INT64_MAX / 2;
     written.alone_offset = base;
     written.open = written.alone_running = true;
