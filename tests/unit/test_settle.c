@@ -240,13 +240,14 @@ static void a_refused_record_aborts(void **state)
 
 static void a_lost_partition_drops_its_jobs_when_they_are_tried_again(void **state)
 {
+    struct job *first = outcome_of(0, 0, JOB_COMPLETED), *second = outcome_of(1, 0, JOB_COMPLETED);
     struct ledger ledger;
 
     (void)state;
     rd_kafka_mock_broker_push_request_error_rtts(k.cluster, 1, API_TXN_OFFSET_COMMIT, 1,
                                                  RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION, 600);
-    settle_push(settle, outcome_of(0, 0, JOB_COMPLETED));
-    settle_push(settle, outcome_of(1, 0, JOB_COMPLETED));
+    settle_push(settle, first);
+    settle_push(settle, second);
     usleep(300000);
     assert_false(assignment_give_up(k.pipeline.assignment, 1, 0, &ledger)); /* it is in there */
     assert_true(settles_within(15000));
@@ -303,10 +304,13 @@ static void slow_commit(void)
 
 static void a_timeout_makes_a_new_producer_and_publishes_again(void **state)
 {
+    /* Both are in the worker before the first may commit: one transaction. */
+    struct job *completed = outcome_of(0, 0, JOB_COMPLETED), *failed = outcome_of(2, 0, JOB_FAILED);
+
     (void)state;
     slow_commit();
-    settle_push(settle, outcome_of(0, 0, JOB_COMPLETED));
-    settle_push(settle, outcome_of(2, 0, JOB_FAILED));
+    settle_push(settle, completed);
+    settle_push(settle, failed);
     assert_true(settles_within(20000));
     assert_int_equal(grown(METRIC_TRANSACTIONS_INDETERMINATE), 1);
     assert_true(kafka_fixture_requests(&k, API_INIT_PRODUCER_ID) >= 1); /* a new epoch */
@@ -324,15 +328,18 @@ static void what_was_committed_is_not_published_again(void **state)
 {
     struct takeover *takeover = takeover_create(&k.pipeline, &error);
     const int32_t partition = 0;
+    struct job *jobs[3];
     struct ledger ledger;
 
     (void)state;
     assert_non_null(takeover);
     slow_commit();
-    settle_push(settle, outcome_of(0, 0, JOB_COMPLETED));
+    jobs[0] = outcome_of(0, 0, JOB_COMPLETED);
     assert_int_equal(kafka_fixture_ask(&k, 0, 1), LEDGER_ADMIT); /* it still runs */
-    settle_push(settle, outcome_of(0, 2, JOB_COMPLETED));
-    settle_push(settle, outcome_of(3, 0, JOB_COMPLETED)); /* of this one they show nothing */
+    jobs[1] = outcome_of(0, 2, JOB_COMPLETED);
+    jobs[2] = outcome_of(3, 0, JOB_COMPLETED); /* of this one they show nothing */
+    for (int i = 0; i < 3; i++) /* all in the worker before the first may commit: one transaction */
+        settle_push(settle, jobs[i]);
     ledger_init(&ledger, 0, 16);
     ledger_finish(&ledger, 0);
     ledger_finish(&ledger, 2);
