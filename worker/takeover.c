@@ -281,6 +281,19 @@ static bool mark_is_ours(const struct takeover *t, int32_t partition, const stru
     return tried && tried->base == ledger->base && !strcmp(tried->text, text);
 }
 
+static void death_log(int32_t partition, const struct ledger *ledger)
+{
+    if (ledger->suspect_end)
+        log_write(LOG_WARN, "intake", NULL,
+                  "partition %d was left by a worker that died (takeover %d); unfinished offsets "
+                  "below %lld are suspects",
+                  partition, ledger->takeovers, (long long)ledger->suspect_end);
+    else
+        log_write(LOG_WARN, "intake", NULL,
+                  "partition %d was left by a worker that died; it had nothing unfinished",
+                  partition);
+}
+
 static int marks_set(struct takeover *t, rd_kafka_t *consumer, const int32_t *partitions,
                      struct ledger *ledgers, int count, struct error *error)
 {
@@ -308,10 +321,7 @@ static int marks_set(struct takeover *t, rd_kafka_t *consumer, const int32_t *pa
         if (!unclean)
             continue;
         metrics_add(METRIC_TAKEOVERS_UNCLEAN, 1);
-        log_write(LOG_WARN, "intake", NULL,
-                  "partition %d was left by a worker that died (takeover %d); unfinished offsets "
-                  "below %lld are suspects",
-                  partitions[i], ledgers[i].takeovers, (long long)ledgers[i].suspect_end);
+        death_log(partitions[i], &ledgers[i]);
     }
     return 0;
 }
