@@ -9,7 +9,7 @@
 #include "kernels/cpu/product_kernel.h"
 
 /* Inputs of one block stay in a core's second-level cache beside the panels that pass by. */
-enum { BLOCK_BYTES = 1 << 16, BLOCK_ROWS = 96 };
+enum { BLOCK_BYTES = 1 << 17, BLOCK_ROWS = 96 }; /* PRODUCT_K_MAX: one row fits */
 
 struct product_weight {
     enum product_format format;
@@ -44,6 +44,21 @@ static void row_pack_f32(struct product_weight *w, int32_t n, const float *row)
         to[(int64_t)k * PRODUCT_PANEL] = row[k];
 }
 
+/* out (K4 * 4), zeros past K; returns the scale. */
+static float weight_quantise(int32_t K, const float *row, int8_t *out)
+{
+    int32_t length = product_groups(K) * PRODUCT_GROUP;
+    float most = 0.0f, factor;
+
+    for (int32_t k = 0; k < K; k++)
+        most = fabsf(row[k]) > most ? fabsf(row[k]) : most;
+    factor = most > 0.0f ? 127.0f / most : 0.0f;
+    for (int32_t k = 0; k < K; k++)
+        out[k] = (int8_t)rintf(row[k] * factor);
+    memset(out + K, 0, (size_t)(length - K));
+    return most / 127.0f;
+}
+
 static void row_pack_int8(struct product_weight *w, int32_t n, const float *row, int8_t *work)
 {
     int32_t groups = product_groups(w->K), total = 0;
@@ -51,7 +66,7 @@ static void row_pack_int8(struct product_weight *w, int32_t n, const float *row,
         w->i8 +
         ((int64_t)(n / PRODUCT_PANEL) * groups * PRODUCT_PANEL + n % PRODUCT_PANEL) * PRODUCT_GROUP;
 
-    w->scale[n] = product_kernel_plain.quantise(w->K, row, work);
+    w->scale[n] = weight_quantise(w->K, row, work);
     for (int32_t g = 0; g < groups; g++)
         memcpy(to + (int64_t)g * PRODUCT_PANEL * PRODUCT_GROUP, work + g * PRODUCT_GROUP,
                PRODUCT_GROUP);
@@ -167,7 +182,7 @@ static void call_run(const struct product_call *call, int64_t begin, int64_t end
     const struct product_kernel *kernel = kernel_current();
     const struct product_weight *w = call->w;
     const int32_t length = product_groups(w->K) * PRODUCT_GROUP;
-    int32_t most = w->format == PRODUCT_INT8 ? BLOCK_BYTES / length : BLOCK_ROWS;
+    int32_t most = w->format == PRODUCT_INT8 ? BLOCK_BYTES / (2 * length) : BLOCK_ROWS;
     _Alignas(64) int8_t q[BLOCK_BYTES];
     float scales[BLOCK_ROWS];
     struct product_block b = {.K = w->K,
@@ -194,7 +209,8 @@ static void call_run(const struct product_call *call, int64_t begin, int64_t end
             continue;
         }
         for (int32_t i = 0; i < b.rows; i++)
-            scales[i] = kernel->quantise(w->K, b.x + (int64_t)i * w->K, q + (int64_t)i * length);
+            scales[i] =
+                kernel->quantise(w->K, b.x + (int64_t)i * w->K, q + 2 * (int64_t)i * length);
         kernel->run_int8(&b);
     }
 }

@@ -5,12 +5,18 @@
  *
  * The bits of an output depend on its row of x and its row of W alone, never on M, tiles, threads
  * or the instruction set:
- *   PRODUCT_F32   sum = 0; for k = 0..K-1: sum = fmaf(x[m][k], w[n][k], sum); y = sum + b[n].
- *   PRODUCT_INT8  scale_w[n] = max_k |w[n][k]| / 127, q_w = rint(w / scale_w), the same for each
- * row of x (a row of zeros: scale 0, all 0); sum in int32, exact for K <= 65,536; y =
- * fmaf((float)sum, scale_x[m] * scale_w[n], b[n]). then y = activation(y), then y += add[m][n]. No
- * b: b[n] = 0. Activations are those of math.h. rint is to nearest even; q = rint(v * (127 / max))
- * with 127 / max computed once a row.
+ *
+ *   PRODUCT_F32: sum = 0; for k = 0..K-1: sum = fmaf(x[m][k], w[n][k], sum); y = sum + b[n].
+ *
+ *   PRODUCT_INT8: scale_w[n] = max_k |w[n][k]| / 127, q_w = rint(w * (127 / max)). A row of x is
+ *   cut into two digits of 8 bits: q = rint(x * (16256 / max)) = 128 high + low with high =
+ *   floor((q + 64) / 128), scale_x[m] = max / 16256; a row of zeros has scale 0 and digits 0. The
+ *   sums of both digits are exact in int32 for K <= 65,536;
+ *   y = fmaf(fmaf(128, sum_high, sum_low), scale_x[m] * scale_w[n], b[n]).
+ *
+ * Then y = activation(y), then y += add[m][n]. No b: b[n] = 0. Activations are those of math.h,
+ * rint is to nearest even. One digit alone would make most of the format's error; the second costs
+ * nothing where weights are waited for.
  */
 #ifndef PGPT_KERNELS_CPU_PRODUCT_H
 #define PGPT_KERNELS_CPU_PRODUCT_H

@@ -10,12 +10,19 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { TILE_ROWS = 6, TILE_ROWS_INT8 = 2 };
+enum { TILE_ROWS = 6 };
+
+static void eight_store(int8_t *out, __m256i q)
+{
+    __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+
+    _mm_storel_epi64((__m128i *)out, _mm_packs_epi16(words, words));
+}
 
 static float avx2_quantise(int32_t K, const float *row, int8_t *out)
 {
     const __m256 sign = _mm256_set1_ps(-0.0f);
-    int32_t whole = K & ~7, k;
+    int32_t whole = K & ~7, length = product_groups(K) * PRODUCT_GROUP, k;
     __m256 most = _mm256_setzero_ps(), factors;
     float lanes[8], top = 0.0f, factor;
 
@@ -26,19 +33,22 @@ static float avx2_quantise(int32_t K, const float *row, int8_t *out)
         top = lanes[i] > top ? lanes[i] : top;
     for (k = whole; k < K; k++)
         top = fabsf(row[k]) > top ? fabsf(row[k]) : top;
-    factor = top > 0.0f ? 127.0f / top : 0.0f;
+    factor = top > 0.0f ? PRODUCT_Q_MAX / top : 0.0f;
     factors = _mm256_set1_ps(factor);
     for (k = 0; k < whole; k += 8) {
         __m256i q = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(row + k), factors));
-        __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+        __m256i high = _mm256_srai_epi32(_mm256_add_epi32(q, _mm256_set1_epi32(64)), 7);
 
-        _mm_storel_epi64((__m128i *)(out + k), _mm_packs_epi16(words, words));
+        eight_store(out + k, high);
+        eight_store(out + length + k, _mm256_sub_epi32(q, _mm256_slli_epi32(high, 7)));
     }
-    for (k = whole; k < K; k++)
-        out[k] = (int8_t)rintf(row[k] * factor);
-    for (k = K; k < product_groups(K) * PRODUCT_GROUP; k++)
-        out[k] = 0;
-    return top / 127.0f;
+    for (k = whole; k < length; k++) {
+        int32_t q = k < K ? (int32_t)rintf(row[k] * factor) : 0;
+
+        out[k] = (int8_t)product_high(q);
+        out[length + k] = (int8_t)(q - 128 * product_high(q));
+    }
+    return top / PRODUCT_Q_MAX;
 }
 
 static void panel_store(const struct product_block *b, int32_t row, int32_t panel, __m256 low,
@@ -149,38 +159,27 @@ static void avx2_run_f32(const struct product_block *b)
         }
 }
 
-/* sum[0..3] hold, for 4 columns each, two partial sums a column. */
-INLINE void int8_finish(const struct product_block *b, int32_t m, int32_t p, const __m256i *sum)
+/* The sums of 8 columns from two registers with two partial sums a column, as floats. */
+INLINE __m256 sums_join(__m256i first, __m256i second)
 {
-    __m256 x_scale = _mm256_set1_ps(b->x_scale[m]);
-    __m256 y[2];
+    __m256i pairs = _mm256_hadd_epi32(first, second);
 
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; half++) {
-        int32_t at = p * PRODUCT_PANEL + half * 8;
-        __m256i pairs = _mm256_hadd_epi32(sum[2 * half], sum[2 * half + 1]);
-        __m256i whole = _mm256_permute4x64_epi64(pairs, 0xd8); /* 0 2 1 3: hadd works in lanes */
-
-        y[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole),
-                                  _mm256_mul_ps(x_scale, _mm256_load_ps(b->scale + at)),
-                                  _mm256_load_ps(b->bias + at));
-    }
-    panel_store(b, m, p, y[0], y[1]);
+    return _mm256_cvtepi32_ps(_mm256_permute4x64_epi64(pairs, 0xd8)); /* hadd works in lanes */
 }
 
-INLINE void tile_int8(const struct product_block *b, int32_t m, int32_t p, const int R)
+/* One row by one panel: its two digits share the weights. */
+static void row_int8(const struct product_block *b, int32_t m, int32_t p)
 {
     const int64_t groups = product_groups(b->K);
     const int64_t length = groups * PRODUCT_GROUP;
-    const int8_t *q = b->q + m * length;
+    const int8_t *q = b->q + 2 * m * length;
     const int8_t *w = b->i8 + p * length * PRODUCT_PANEL;
-    __m256i sum[TILE_ROWS_INT8][4];
+    __m256i sum[2][4]; /* digits, 4 columns each */
+    __m256 y[2];
 
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-        for (int j = 0; j < 4; j++)
-            sum[r][j] = _mm256_setzero_si256();
+    for (int j = 0; j < 4; j++)
+        sum[0][j] = sum[1][j] = _mm256_setzero_si256();
     for (int64_t g = 0; g < groups; g++) {
         __m256i column[4];
 
@@ -188,33 +187,38 @@ INLINE void tile_int8(const struct product_block *b, int32_t m, int32_t p, const
         for (int j = 0; j < 4; j++)
             column[j] = _mm256_cvtepi8_epi16(
                 _mm_load_si128((const __m128i *)(w + (g * 4 + j) * PRODUCT_PANEL)));
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
+#pragma GCC unroll 2
+        for (int digit = 0; digit < 2; digit++) {
             int32_t four;
             __m256i value;
 
-            memcpy(&four, q + r * length + g * PRODUCT_GROUP, sizeof four);
+            memcpy(&four, q + digit * length + g * PRODUCT_GROUP, sizeof four);
             value = _mm256_cvtepi8_epi16(_mm_set1_epi32(four));
 #pragma GCC unroll 8
             for (int j = 0; j < 4; j++)
-                sum[r][j] = _mm256_add_epi32(sum[r][j], _mm256_madd_epi16(value, column[j]));
+                sum[digit][j] =
+                    _mm256_add_epi32(sum[digit][j], _mm256_madd_epi16(value, column[j]));
         }
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-        int8_finish(b, m + r, p, sum[r]);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+        int32_t at = p * PRODUCT_PANEL + half * 8;
+        __m256 high = sums_join(sum[0][2 * half], sum[0][2 * half + 1]);
+        __m256 low = sums_join(sum[1][2 * half], sum[1][2 * half + 1]);
+
+        y[half] = _mm256_fmadd_ps(
+            _mm256_fmadd_ps(_mm256_set1_ps(128.0f), high, low),
+            _mm256_mul_ps(_mm256_set1_ps(b->x_scale[m]), _mm256_load_ps(b->scale + at)),
+            _mm256_load_ps(b->bias + at));
+    }
+    panel_store(b, m, p, y[0], y[1]);
 }
 
 static void avx2_run_int8(const struct product_block *b)
 {
-    for (int32_t p = b->first; p < b->end; p++) {
-        int32_t m = 0;
-
-        for (; m + 1 < b->rows; m += 2)
-            tile_int8(b, m, p, 2);
-        if (m < b->rows)
-            tile_int8(b, m, p, 1);
-    }
+    for (int32_t p = b->first; p < b->end; p++)
+        for (int32_t m = 0; m < b->rows; m++)
+            row_int8(b, m, p);
 }
 
 const struct product_kernel product_kernel_avx2 = {"avx2", avx2_quantise, avx2_run_f32,

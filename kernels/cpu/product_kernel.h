@@ -15,6 +15,14 @@
  * consecutive k of a column side by side, K4 = ceil(K / 4), filled up with zeros. */
 enum { PRODUCT_PANEL = 16, PRODUCT_GROUP = 4 };
 
+#define PRODUCT_Q_MAX 16256.0f /* 128 * 127 */
+
+/* The high digit of q = 128 high + low. */
+static inline int32_t product_high(int32_t q)
+{
+    return (q + 64) >> 7;
+}
+
 static inline int32_t product_groups(int32_t K)
 {
     return (K + PRODUCT_GROUP - 1) / PRODUCT_GROUP;
@@ -25,7 +33,7 @@ struct product_block {
     int32_t K, N, rows;
     int32_t first, end;   /* panels */
     const float *x;       /* (rows, K), float32 only */
-    const int8_t *q;      /* (rows, K4 * 4) as this set's quantise() leaves them, int8 only */
+    const int8_t *q;      /* (rows, 2, K4 * 4) as quantise() of the set leaves them, int8 only */
     const float *x_scale; /* (rows), int8 only */
     const float *f32;     /* packed panels, one of the two */
     const int8_t *i8;
@@ -39,7 +47,8 @@ struct product_block {
 
 struct product_kernel {
     const char *name;
-    /* out (K4 * 4), zeros (as the set writes them) past K; returns the row's scale. */
+    /* out (2, K4 * 4): high digits, then low ones, zeros (as the set writes them) past K; returns
+     * the row's scale. */
     float (*quantise)(int32_t K, const float *row, int8_t *out);
     void (*run_f32)(const struct product_block *block);
     void (*run_int8)(const struct product_block *block);

@@ -4,17 +4,20 @@
 
 static float plain_quantise(int32_t K, const float *row, int8_t *out)
 {
+    int32_t length = product_groups(K) * PRODUCT_GROUP;
     float most = 0.0f;
     float factor;
 
     for (int32_t k = 0; k < K; k++)
         most = fabsf(row[k]) > most ? fabsf(row[k]) : most;
-    factor = most > 0.0f ? 127.0f / most : 0.0f;
-    for (int32_t k = 0; k < K; k++)
-        out[k] = (int8_t)rintf(row[k] * factor);
-    for (int32_t k = K; k < product_groups(K) * PRODUCT_GROUP; k++)
-        out[k] = 0;
-    return most / 127.0f;
+    factor = most > 0.0f ? PRODUCT_Q_MAX / most : 0.0f;
+    for (int32_t k = 0; k < length; k++) {
+        int32_t q = k < K ? (int32_t)rintf(row[k] * factor) : 0;
+
+        out[k] = (int8_t)product_high(q);
+        out[length + k] = (int8_t)(q - 128 * product_high(q));
+    }
+    return most / PRODUCT_Q_MAX;
 }
 
 static void panel_f32(int32_t K, const float *restrict x, const float *restrict w,
@@ -33,15 +36,18 @@ static void panel_int8(int32_t groups, const int8_t *restrict q, float x_scale,
                        const int8_t *restrict w, const float *restrict scale,
                        const float *restrict bias, float *restrict y)
 {
-    int32_t sum[PRODUCT_PANEL] = {0};
+    int32_t high[PRODUCT_PANEL] = {0}, low[PRODUCT_PANEL] = {0};
 
-    for (int32_t g = 0; g < groups; g++)
-        for (int32_t j = 0; j < PRODUCT_PANEL; j++)
-            for (int32_t i = 0; i < PRODUCT_GROUP; i++)
-                sum[j] += (int32_t)q[g * PRODUCT_GROUP + i] *
-                          (int32_t)w[((int64_t)g * PRODUCT_PANEL + j) * PRODUCT_GROUP + i];
+    for (int32_t k = 0; k < groups * PRODUCT_GROUP; k++)
+        for (int32_t j = 0; j < PRODUCT_PANEL; j++) {
+            int32_t weight = w[((int64_t)(k / PRODUCT_GROUP) * PRODUCT_PANEL + j) * PRODUCT_GROUP +
+                               k % PRODUCT_GROUP];
+
+            high[j] += (int32_t)q[k] * weight;
+            low[j] += (int32_t)q[groups * PRODUCT_GROUP + k] * weight;
+        }
     for (int32_t j = 0; j < PRODUCT_PANEL; j++)
-        y[j] = fmaf((float)sum[j], x_scale * scale[j], bias[j]);
+        y[j] = fmaf(fmaf(128.0f, (float)high[j], (float)low[j]), x_scale * scale[j], bias[j]);
 }
 
 static void plain_store(const struct product_block *b, int32_t row, int32_t panel, float *y)
@@ -74,8 +80,9 @@ static void plain_run_int8(const struct product_block *b)
 
     for (int32_t p = b->first; p < b->end; p++)
         for (int32_t m = 0; m < b->rows; m++) {
-            panel_int8(groups, b->q + m * length, b->x_scale[m], b->i8 + p * length * PRODUCT_PANEL,
-                       b->scale + p * PRODUCT_PANEL, b->bias + p * PRODUCT_PANEL, y);
+            panel_int8(groups, b->q + 2 * m * length, b->x_scale[m],
+                       b->i8 + p * length * PRODUCT_PANEL, b->scale + p * PRODUCT_PANEL,
+                       b->bias + p * PRODUCT_PANEL, y);
             plain_store(b, m, p, y);
         }
 }

@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +13,6 @@ enum { SPINS = 2000 }; /* about 30 us of pause instructions */
 struct worker {
     struct threads *threads;
     pthread_t handle;
-    int32_t part;
 };
 
 struct threads {
@@ -20,8 +20,8 @@ struct threads {
     int32_t started; /* workers to join */
     void (*work)(void *arg, int32_t part, int32_t parts);
     void *arg;
-    _Atomic uint32_t generation; /* one up for each job */
-    _Atomic int32_t remaining;   /* workers that still work on it */
+    _Atomic uint64_t ticket; /* number of the job << 32 | the next part of it; count = none left */
+    _Atomic int32_t remaining; /* parts of the job that are not done */
     _Atomic int32_t sleepers;
     _Atomic int owner_sleeps;
     _Atomic int stopping;
@@ -40,23 +40,28 @@ static inline void spin_pause(void)
 #endif
 }
 
-/* Returns once the generation differs from seen. */
-static void worker_wait(struct threads *threads, uint32_t seen)
+static bool parts_left(const struct threads *threads, uint64_t ticket)
+{
+    return (uint32_t)ticket < (uint32_t)threads->count;
+}
+
+/* Returns once there is something to do. */
+static void worker_wait(struct threads *threads)
 {
     for (int i = 0; i < SPINS; i++) {
-        if (atomic_load_explicit(&threads->generation, memory_order_acquire) != seen)
+        if (parts_left(threads, atomic_load_explicit(&threads->ticket, memory_order_acquire)))
             return;
         spin_pause();
     }
     pthread_mutex_lock(&threads->lock);
     atomic_fetch_add(&threads->sleepers, 1);
-    while (atomic_load(&threads->generation) == seen)
+    while (!parts_left(threads, atomic_load(&threads->ticket)) && !atomic_load(&threads->stopping))
         pthread_cond_wait(&threads->job_came, &threads->lock);
     atomic_fetch_sub(&threads->sleepers, 1);
     pthread_mutex_unlock(&threads->lock);
 }
 
-static void worker_done(struct threads *threads)
+static void part_done(struct threads *threads)
 {
     if (atomic_fetch_sub(&threads->remaining, 1) != 1 || !atomic_load(&threads->owner_sleeps))
         return;
@@ -65,23 +70,35 @@ static void worker_done(struct threads *threads)
     pthread_mutex_unlock(&threads->lock);
 }
 
+/* Takes parts of the job at hand until none is left. A part that is taken keeps the job from
+ * ending, so work and arg are those of its job. */
+static void parts_run(struct threads *threads)
+{
+    uint64_t ticket = atomic_load(&threads->ticket);
+
+    while (parts_left(threads, ticket)) {
+        if (!atomic_compare_exchange_weak(&threads->ticket, &ticket, ticket + 1))
+            continue;
+        threads->work(threads->arg, (int32_t)(uint32_t)ticket, threads->count);
+        part_done(threads);
+        ticket = atomic_load(&threads->ticket);
+    }
+}
+
 static void *worker_main(void *arg)
 {
     struct worker *worker = arg;
     struct threads *threads = worker->threads;
 
-    for (uint32_t seen = 0;; seen++) {
-        worker_wait(threads, seen);
-        if (atomic_load(&threads->stopping))
-            return NULL;
-        threads->work(threads->arg, worker->part, threads->count);
-        worker_done(threads);
+    while (!atomic_load(&threads->stopping)) {
+        worker_wait(threads);
+        parts_run(threads);
     }
+    return NULL;
 }
 
-static void generation_next(struct threads *threads)
+static void sleepers_wake(struct threads *threads)
 {
-    atomic_fetch_add(&threads->generation, 1);
     if (!atomic_load(&threads->sleepers))
         return;
     pthread_mutex_lock(&threads->lock);
@@ -92,15 +109,18 @@ static void generation_next(struct threads *threads)
 void threads_run(struct threads *threads, void (*work)(void *arg, int32_t part, int32_t parts),
                  void *arg)
 {
+    uint64_t job = (atomic_load(&threads->ticket) >> 32) + 1;
+
     if (threads->count == 1) {
         work(arg, 0, 1);
         return;
     }
     threads->work = work;
     threads->arg = arg;
-    atomic_store(&threads->remaining, threads->count - 1);
-    generation_next(threads);
-    work(arg, 0, threads->count);
+    atomic_store(&threads->remaining, threads->count);
+    atomic_store(&threads->ticket, job << 32);
+    sleepers_wake(threads);
+    parts_run(threads);
     for (int i = 0; i < SPINS; i++) {
         if (!atomic_load_explicit(&threads->remaining, memory_order_acquire))
             return;
@@ -128,6 +148,7 @@ struct threads *threads_create(int32_t count, struct error *error)
         return NULL;
     }
     threads->count = count;
+    threads->ticket = (uint64_t)count; /* nothing to do */
     pthread_mutex_init(&threads->lock, NULL);
     pthread_cond_init(&threads->job_came, NULL);
     pthread_cond_init(&threads->job_done, NULL);
@@ -137,7 +158,6 @@ struct threads *threads_create(int32_t count, struct error *error)
         int failed;
 
         worker->threads = threads;
-        worker->part = i + 1;
         failed = pthread_create(&worker->handle, NULL, worker_main, worker);
         if (failed) {
             error_set(error, "threads: cannot start thread %d of %d: %s", (int)i + 2, (int)count,
@@ -157,7 +177,7 @@ void threads_destroy(struct threads *threads)
     if (!threads)
         return;
     atomic_store(&threads->stopping, 1);
-    generation_next(threads);
+    sleepers_wake(threads);
     for (int32_t i = 0; i < threads->started; i++)
         pthread_join(threads->workers[i].handle, NULL);
     pthread_cond_destroy(&threads->job_done);

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
  * threads: a small fork-join pool. The owner calls threads_run() from one thread at a time; that
- * thread works as part 0. Workers spin for some tens of microseconds after a job, then sleep, so a
- * decode step pays no system call and an idle engine no processor time.
- * What a part computes must not depend on the number of parts: only who computes it may.
+ * thread works too. A job has as many parts as there are threads; whoever is free takes the next
+ * one, so a worker that the system keeps waiting delays nobody. Workers spin for some tens of
+ * microseconds after a job, then sleep, so a decode step pays no system call and an idle engine no
+ * processor time. What a part computes must not depend on the number of parts: only who computes it
+ * may.
  */
 #ifndef PGPT_KERNELS_CPU_THREADS_H
 #define PGPT_KERNELS_CPU_THREADS_H

@@ -165,7 +165,7 @@ static void golden_ids_are_equal(void **unused)
     json_decref(cases);
 }
 
-/* int8 keeps most of the ids; the quality on texts is measured elsewhere. */
+/* int8 keeps at least 94 % of the ids; the quality on texts is measured elsewhere. */
 static void int8_formats_keep_most_ids(void **unused)
 {
     static const char *const formats[] = {"int8", "dynamic"};
@@ -182,7 +182,7 @@ static void int8_formats_keep_most_ids(void **unused)
         cases_run(engine, cases, 300, &settings, 4, outcomes);
         equal = equal_count(cases, "greedy_ids", 300, outcomes);
         print_message("%s: %d of 300 golden ids equal\n", formats[i], (int)equal);
-        assert_true(equal >= 255);
+        assert_true(equal >= 282);
         engine_close(engine);
     }
     json_decref(cases);
