@@ -29,7 +29,8 @@ struct engine_batch {
     double source, target; /* positions attended to, mean over rows and steps */
 };
 
-/* compute: "fp32", "int8", ...; cuda: caches are 2 bytes a number (1 with cache_int8), else 4. */
+/* compute: "fp32", "int8", ...; caches are float32 with fp32, else halves, or bytes with
+ * cache_int8; cuda: where "dynamic" keeps halves instead of float32. */
 void engine_work_step(const struct model_config *config, const char *compute, bool cuda,
                       bool cache_int8, const struct engine_batch *batch, struct engine_work *work);
 

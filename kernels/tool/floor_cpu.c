@@ -7,13 +7,14 @@
 #include <string.h>
 
 #include "kernels/base/clock.h"
+#include "kernels/cpu/math.h"
 #include "kernels/cpu/product.h"
 #include "kernels/cpu/threads.h"
 #include "kernels/tool/floor.h"
 
 enum {
-    TRY_US = 20000, /* of reading and of products */
-    TRIES = 5,
+    TRY_US = 5000, /* of reading and of products */
+    TRIES = 20,
     BARRIER_TRY_US = 200, /* short: a thread that was put off the processor spoils one try */
     BARRIER_TRIES = 200,
     READ_BYTES_MIN = 1 << 16,
@@ -54,6 +55,7 @@ struct reading {
     uint32_t sums[THREADS_MAX][16]; /* a cache line a thread */
 };
 
+MATH_CLONES
 static void read_part(void *arg, int32_t part, int32_t parts)
 {
     struct reading *reading = arg;
