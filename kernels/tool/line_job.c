@@ -36,6 +36,8 @@ static void finish(struct line_job *job, const struct line_setup *setup,
     job->failed = strcmp(result->status, "completed") != 0;
     job->out = result_json_write(result, &job->out_size);
     job->state = LINE_DONE;
+    if (job->arena) /* nothing of the request is needed any more */
+        arena_reset(job->arena);
 }
 
 static void fail(struct line_job *job, const struct line_setup *setup, const char *error_class,
@@ -222,8 +224,6 @@ void line_job_free(struct line_job *job)
     free(job->out);
     job->out = NULL;
     job->state = LINE_FREE;
-    if (job->arena)
-        arena_reset(job->arena);
 }
 
 void line_job_destroy(struct line_job *job)

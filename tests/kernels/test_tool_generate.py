@@ -3,6 +3,7 @@
 import json
 import random
 import subprocess
+import sys
 import time
 import uuid
 
@@ -189,10 +190,11 @@ def test_lines_that_are_no_json():
 
 def test_bytes_that_are_no_utf8():
     done = subprocess.run([ENGINE, "generate", "--model", MODEL],
-                          input=b'{"prompt": "\xff\xfe"}\n\x00\x01{\xc3\n{"prompt":"Hi."',
+                          input=b'{"prompt": "\xff\xfe"}\n\x00\x01{\xc3\n{"prompt":"Hi."\n'
+                          b'{"s":"a\\\xde\x9a+\xd9u"}\n',
                           timeout=60, capture_output=True)
     results = [json.loads(line) for line in done.stdout.decode().splitlines()]
-    assert [r["status"] for r in results] == ["failed"] * 3 and done.returncode == 1
+    assert [r["status"] for r in results] == ["failed"] * 4 and done.returncode == 1
     assert all(f"line {n}: it is no JSON" in r["error"]["message"]
                for n, r in enumerate(results, 1))
 
@@ -228,24 +230,30 @@ def test_a_pipe_gets_each_result_before_the_next_request():
         worker.wait()
 
 
-def test_memory_does_not_grow_with_the_input(tmp_path):
-    def peak(count):
-        path = tmp_path / f"{count}.jsonl"
-        with open(path, "w", encoding="utf-8") as file:
-            for i in range(count):
-                file.write(json.dumps({"source_tokens": SOURCE, "max_length": 1} if i % 50 == 0
-                                      else {"prompt": "x" * 2000, "top_p": 2}) + "\n")
-        script = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=False); "
-                  "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
-        done = subprocess.run(
-            ["python3", "-c", script, ENGINE, "generate", "--model", MODEL, "--rows", "8",
-             "--input", path, "--output", tmp_path / "out"], capture_output=True, text=True,
-            timeout=300)
-        assert (tmp_path / "out").read_text().count("\n") == count
-        return int(done.stdout.split()[-1])
+def peak_memory(tmp_path, lines, *arguments):
+    """KiB that generate takes at most; every line must give a result."""
+    count = 0
+    with open(tmp_path / "in", "w", encoding="utf-8") as file:
+        for count, line in enumerate(lines, 1):
+            file.write(json.dumps(line) + "\n")
+    script = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=False); "
+              "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
+    done = subprocess.run(
+        [sys.executable, "-c", script, ENGINE, "generate", "--model", MODEL, *arguments,
+         "--input", tmp_path / "in", "--output", tmp_path / "out"], capture_output=True,
+        text=True, timeout=300, check=True)
+    assert (tmp_path / "out").read_text().count("\n") == count
+    return int(done.stdout.split()[-1])
 
-    small, large = peak(500), peak(20000)
-    assert large < small + 40 * 1024, (small, large)  # KiB; the input has 40 MB
+
+def test_memory_does_not_grow_with_the_number_of_lines(tmp_path):
+    def lines(count):
+        for i in range(count):
+            yield ({"source_tokens": SOURCE, "max_length": 1} if i % 50 == 0
+                   else {"prompt": "x" * 2000, "top_p": 2})
+
+    small, large = (peak_memory(tmp_path, lines(n), "--rows", "8") for n in (500, 20000))
+    assert large < small + 20 * 1024, (small, large)  # the input has 40 MB
 
 
 def test_output_that_cannot_be_written_is_told():
