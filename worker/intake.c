@@ -349,9 +349,12 @@ static void takeover_step(struct intake *in, int64_t now)
 
     if (!in->untaken_count || now < in->takeover_at_us || atomic_load(&in->draining))
         return;
-    for (int32_t p = 0; p < in->partition_end && count < AT_ONCE; p++)
+    /* Those without counterparts wait: there is no index to read for them yet. */
+    for (int32_t p = 0; p < in->partition_end && p < in->output_partitions && count < AT_ONCE; p++)
         if (in->assigned[p] && in->reasons[p] & PAUSE_UNTAKEN)
             partitions[count++] = p;
+    if (!count)
+        return;
     if (takeover_run(in->takeover, in->consumer, partitions, offsets, count, &error)) {
         log_write(LOG_WARN, "intake", NULL, "%d partitions not taken over yet: %s", count,
                   error.message);
@@ -482,9 +485,9 @@ static void *intake_main(void *argument)
         rd_kafka_message_t *message;
 
         health_beat(in->pipeline->health, HEALTH_BEAT_INTAKE, now);
+        topics_review(in, now);
         takeover_step(in, now);
         seeks_retry(in, now);
-        topics_review(in, now);
         alone_step(in);
         pauses_review(in);
         assignment_report(in);
