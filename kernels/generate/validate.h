@@ -21,8 +21,8 @@ struct validate_problems {
     int32_t count;
 };
 
-/* Adds one problem: "FIELD: value and range". For readers of other formats than Avro, whose fields can
- * have wrong types. */
+/* Adds one problem: "FIELD: value and range". For readers of other formats than Avro, whose fields
+ * can have wrong types. */
 void validate_problem(struct validate_problems *problems, const char *format, ...)
     PGPT_PRINTF(2, 3);
 
@@ -32,8 +32,8 @@ void generation_validate(const struct generation_request *request,
                          const struct engine_limits *limits, const struct prompt_codec *codec,
                          const char *model_name, struct validate_problems *problems);
 
-/* Validates and makes the encoder input: *source (arena, or the request's source_tokens). Returns its
- * length; -1 when the request is invalid (problems->count > 0) or memory is out (count == 0,
+/* Validates and makes the encoder input: *source (arena, or the request's source_tokens). Returns
+ * its length; -1 when the request is invalid (problems->count > 0) or memory is out (count == 0,
  * the message says so). */
 int32_t generation_prepare(const struct generation_request *request,
                            const struct engine_limits *limits, const struct prompt_codec *codec,

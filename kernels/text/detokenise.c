@@ -94,8 +94,8 @@ static int text_store(struct detokeniser *detokeniser, struct reading *reading, 
     return 0;
 }
 
-static int reading_fill(struct detokeniser *detokeniser, const struct spm *sp,
-                        struct text piece, struct reading *reading, struct error *error)
+static int reading_fill(struct detokeniser *detokeniser, const struct spm *sp, struct text piece,
+                        struct reading *reading, struct error *error)
 {
     struct spm_reading from;
     int rc = 0;
@@ -105,10 +105,10 @@ static int reading_fill(struct detokeniser *detokeniser, const struct spm *sp,
     reading->byte = from.byte;
     reading->kind = from.kind == SPM_CONTROL ? READING_NOTHING
                     : from.kind == SPM_BYTE  ? READING_BYTE
-                                                       : READING_TEXT;
+                                             : READING_TEXT;
     if (from.surface && text_store(detokeniser, reading, from.surface, from.surface_size))
-        rc = error_set(error, "piece \"%.64s\": its text is too long, or memory is out",
-                       piece.data);
+        rc =
+            error_set(error, "piece \"%.64s\": its text is too long, or memory is out", piece.data);
     free(from.surface);
     return rc;
 }
@@ -123,8 +123,8 @@ static bool piece_is_special(struct text piece)
     return false;
 }
 
-struct detokeniser *detokeniser_create(const struct vocabulary *vocabulary,
-                                       const struct spm *sp, struct error *error)
+struct detokeniser *detokeniser_create(const struct vocabulary *vocabulary, const struct spm *sp,
+                                       struct error *error)
 {
     struct detokeniser *detokeniser = calloc(1, sizeof *detokeniser);
 
@@ -166,8 +166,8 @@ size_t detokeniser_room(const struct detokeniser *detokeniser)
     return (HELD_MAX + 1) * (sizeof replacement - 1) + (detokeniser ? detokeniser->longest : 0);
 }
 
-static size_t write_text(struct detokenise_state *state, const char *text, size_t size,
-                         size_t lead, size_t trail, char *out)
+static size_t write_text(struct detokenise_state *state, const char *text, size_t size, size_t lead,
+                         size_t trail, char *out)
 {
     if (!state->started) {
         text += lead;

@@ -2,9 +2,9 @@
  *
  * detokenise: token ids in, bytes of UTF-8 out, a token at a time. What a sequence's calls wrote,
  * without the `trailing` white space at its end, is exactly what Hugging Face's
- * MarianTokenizer.decode(ids, skip_special_tokens=True) gives: pieces by the source .spm, white space
- * stripped at both ends. Characters spelt by byte pieces come out whole; bytes that form none come
- * out as U+FFFD. The table is immutable after detokeniser_create(): any thread may read it.
+ * MarianTokenizer.decode(ids, skip_special_tokens=True) gives: pieces by the source .spm, white
+ * space stripped at both ends. Characters spelt by byte pieces come out whole; bytes that form none
+ * come out as U+FFFD. The table is immutable after detokeniser_create(): any thread may read it.
  */
 #ifndef PGPT_KERNELS_TEXT_DETOKENISE_H
 #define PGPT_KERNELS_TEXT_DETOKENISE_H
@@ -19,8 +19,7 @@ extern "C" {
 struct detokeniser; /* opaque */
 
 /* sp: the .spm whose readings count. Both are read during the call only. */
-struct detokeniser *detokeniser_create(const struct vocabulary *vocabulary,
-                                       const struct spm *sp,
+struct detokeniser *detokeniser_create(const struct vocabulary *vocabulary, const struct spm *sp,
                                        struct error *error) PGPT_MUST_CHECK;
 void detokeniser_destroy(struct detokeniser *detokeniser); /* NULL is allowed */
 

@@ -11,7 +11,7 @@ struct prompt_codec {
     struct spm *source;
     struct vocabulary *vocabulary;
     struct detokeniser *detokeniser;
-    int32_t *piece_ids; /* (pieces of source) vocabulary id of each; -1 = not there */
+    int32_t *piece_ids;    /* (pieces of source) vocabulary id of each; -1 = not there */
     int32_t eos, unk, pad; /* pad -1 = none */
 };
 
@@ -226,14 +226,13 @@ static int prompt_text_encode(struct token_list *list, struct text prompt, struc
                : 0;
 }
 
-static int control_push(struct token_list *list, const char *field, struct text name,
-                        int32_t token, struct error *error)
+static int control_push(struct token_list *list, const char *field, struct text name, int32_t token,
+                        struct error *error)
 {
     if (!name.size)
         return 0;
     if (token < 0)
-        return error_set(error, "%s: \"%.64s\" is no control token of the model", field,
-                         name.data);
+        return error_set(error, "%s: \"%.64s\" is no control token of the model", field, name.data);
     return token_push(list, token) ? error_set(error, "%s: out of the job's memory", field) : 0;
 }
 
@@ -246,8 +245,8 @@ int32_t prompt_encode(const struct prompt_codec *codec, const struct generation_
         return error_set(error, "prompt: this engine works on token ids alone, give source_tokens");
     if (control_push(&list, "target_language", request->target_language,
                      prompt_codec_language(codec, request->target_language), error) ||
-        control_push(&list, "author", request->author,
-                     prompt_codec_author(codec, request->author), error) ||
+        control_push(&list, "author", request->author, prompt_codec_author(codec, request->author),
+                     error) ||
         prompt_text_encode(&list, request->prompt, error))
         return -1;
     if (token_push(&list, codec->eos))

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
  * prompt: everything that turns a model directory's texts into token ids and back. A request's
- * encoder input is: language token, author token, the prompt as Hugging Face's MarianTokenizer cuts it,
- * EOS. So "</s>", "<unk>" and "<pad>" inside a prompt are those tokens, and a prompt (or what follows
- * such a token) may open with a language code of its own, ">>ru<< text".
- * Immutable after prompt_codec_open(): any thread may call.
+ * encoder input is: language token, author token, the prompt as Hugging Face's MarianTokenizer cuts
+ * it, EOS. So "</s>", "<unk>" and "<pad>" inside a prompt are those tokens, and a prompt (or what
+ * follows such a token) may open with a language code of its own, ">>ru<< text". Immutable after
+ * prompt_codec_open(): any thread may call.
  */
 #ifndef PGPT_KERNELS_TEXT_PROMPT_H
 #define PGPT_KERNELS_TEXT_PROMPT_H
@@ -30,7 +30,7 @@ const struct detokeniser *prompt_codec_detokeniser(const struct prompt_codec *co
 
 /* Control tokens by their names without brackets; -1 = the model has no such token. */
 int32_t prompt_codec_language(const struct prompt_codec *codec, struct text name); /* "en" */
-int32_t prompt_codec_author(const struct prompt_codec *codec, struct text name); /* "author_3" */
+int32_t prompt_codec_author(const struct prompt_codec *codec, struct text name);   /* "author_3" */
 
 /* Encodes prompt, target_language and author into *tokens (arena). Returns the count, which is not
  * limited here; -1 with the reason when a control token is unknown or memory is out. */
