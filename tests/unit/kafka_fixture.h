@@ -17,7 +17,7 @@
 #include "worker/health.h"
 #include "worker/pipeline.h"
 
-enum { KAFKA_FIXTURE_PARTITIONS = 4, KAFKA_FIXTURE_CALL_MS = 1000 };
+enum { KAFKA_FIXTURE_PARTITIONS = 4, KAFKA_FIXTURE_CALL_MS = 2000 };
 /* Numbers of the protocol's requests. */
 enum {
     API_PRODUCE = 0,
@@ -69,7 +69,8 @@ __attribute__((unused)) static struct config *kafka_fixture_config(const char *b
     setenv("PGPT_RECORDER_ENABLED", "false", 1);
     setenv("PGPT_WORKER_NAME", "worker-1", 1);
     setenv("PGPT_KAFKA_CALL_TIMEOUT_MS", call, 1);
-    setenv("PGPT_TRANSACTION_TIMEOUT_MS", "4000", 1);
+    setenv("PGPT_TRANSACTION_TIMEOUT_MS", "6000", 1);
+    setenv("PGPT_COMMIT_INTERVAL_MS", "200", 1); /* jobs that are pushed together go together */
     config = config_load(NULL, stderr);
     assert_non_null(config);
     return config;

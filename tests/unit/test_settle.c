@@ -245,10 +245,10 @@ static void a_lost_partition_drops_its_jobs_when_they_are_tried_again(void **sta
 
     (void)state;
     rd_kafka_mock_broker_push_request_error_rtts(k.cluster, 1, API_TXN_OFFSET_COMMIT, 1,
-                                                 RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION, 600);
+                                                 RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION, 1500);
     settle_push(settle, first);
     settle_push(settle, second);
-    usleep(300000);
+    usleep(700000);
     assert_false(assignment_give_up(k.pipeline.assignment, 1, 0, &ledger)); /* it is in there */
     assert_true(settles_within(15000));
     assert_int_equal(grown(METRIC_STALE_DROPPED), 1);
@@ -264,9 +264,9 @@ static void a_partition_lost_before_the_commit_aborts(void **state)
     (void)state;
     rd_kafka_mock_start_request_tracking(k.cluster);
     rd_kafka_mock_broker_push_request_error_rtts(k.cluster, 1, API_TXN_OFFSET_COMMIT, 1,
-                                                 RD_KAFKA_RESP_ERR_NO_ERROR, 600);
+                                                 RD_KAFKA_RESP_ERR_NO_ERROR, 1500);
     settle_push(settle, outcome_of(1, 0, JOB_COMPLETED));
-    usleep(300000);
+    usleep(700000);
     assert_false(assignment_give_up(k.pipeline.assignment, 1, 0, &ledger));
     assert_true(settles_within(15000));
     assert_int_equal(grown(METRIC_TRANSACTIONS_ABORTED), 1);
