@@ -52,7 +52,7 @@ INT(kafka_call_timeout_ms, "kafka_call.timeout_ms", 8000, 500, 600000,
 INT(chunk_linger_ms, "chunk.linger_ms", 0, 0, 1000, "linger.ms of the chunk producer")
 
 INT(commit_interval_ms, "commit.interval_ms", 5, 0, 60000,
-    "commit when the oldest finished job is this old")
+    "commit when the oldest finished job is this old, or nothing else is in the worker")
 INT(commit_max_jobs, "commit.max_jobs", 500, 1, 16384, "or when this many are finished")
 INT(ledger_max_ahead, "ledger.max_ahead", 16384, 64, 16384,
     "offsets past the oldest unfinished one that a partition may run ahead")

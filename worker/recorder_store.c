@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "kernels/base/clock.h"
+#include "worker/fault.h"
 #include "worker/recorder_columns.h"
 
 enum { WAIT_LIMIT_MS = 40000, STOPPING_WAIT_MS = 3000, DAYS_KNOWN = 64 };
@@ -596,7 +597,10 @@ enum recorder_store_status recorder_store_write(struct recorder_store *s, const 
         error_set(error, "another recorder has written these events");
         return RECORDER_CONFLICT;
     }
-    if (!rows_write(s, b, error) && !run(s, "commit", "commit", error))
+    if (rows_write(s, b, error))
+        goto failed;
+    FAULT_POINT("sql_commit");
+    if (!run(s, "commit", "commit", error))
         return RECORDER_STORED;
 failed:
     recorder_store_disconnect(s); /* a new connection knows where it stands */
