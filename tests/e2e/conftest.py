@@ -102,10 +102,9 @@ def pytest_runtest_makereport(item, call):
     setattr(item, f"failed_{report.when}", report.failed)
     if report.failed:
         item.config.any_failed = True
-        for value in getattr(item, "funcargs", {}).values():
-            for realm in getattr(value, "realms", [value]):
-                for worker in getattr(realm, "workers", []):
-                    report.sections.append((f"{worker.log}, its end", worker.tail(25)))
+        realms = {id(r): r for value in getattr(item, "funcargs", {}).values() for r in getattr(value, "realms", [value])}
+        for worker in (w for r in realms.values() for w in getattr(r, "workers", [])):
+            report.sections.append((f"{worker.log}, its end", worker.tail(12)))
     return report
 
 

@@ -57,7 +57,7 @@ def test_a_stall_longer_than_a_call_may_take(point, new_realm, generate):
 def test_death_at_a_point(point, new_realm, generate):
     realm = new_realm(partitions=2)
     realm.send(*work(20))
-    victim = realm.worker("victim", faults=point, wait=False)
+    victim = realm.worker("victim", faults=point, wait=False, commit_max_jobs=2, engine_max_rows=8)
     deadline = time.time() + 30
     while victim.alive and time.time() < deadline:
         realm.reader.poll()

@@ -104,8 +104,11 @@ def test_options_have_their_effect(main):
     assert text(do_sample=True, seed=3, top_k=1) == greedy
     assert text(do_sample=True, seed=3, top_p=1e-6) == greedy
     assert len(set(text(do_sample=True, seed=3, temperature=1.5, num_return_sequences=8))) > 1
-    assert text(author="author_4") != text(author="author_1") or text(author="author_0") != text(author="author_3")
-    assert text(target_language="en") != greedy
+    plain, *authors = main.run(*[request(prompt, author=a) for a in ("", "author_0", "author_1", "author_MagistrTheOne")])
+    assert len({r["sequences"][0]["score"] for r in [plain, *authors]}) == 4
+    assert [r["usage"]["prompt_tokens"] - plain["usage"]["prompt_tokens"] for r in authors] == [1, 1, 1]
+    languages = main.run(*[request("2025", target_language=t) for t in ("en", "ru", "")])
+    assert len({r["sequences"][0]["score"] for r in languages}) == 3
     beams = main.run(request(prompt, num_beams=6, num_return_sequences=6))[0]["sequences"]
     assert [s["score"] for s in beams] == sorted((s["score"] for s in beams), reverse=True)
     assert len({s["text"] for s in beams}) > 1
