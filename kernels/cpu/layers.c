@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "kernels/cpu/layers.h"
 
+/* From here on work is worth sharing: some microseconds of it. */
+enum { MULTIPLY_BYTES = 1 << 19, NORM_ROWS = 16, ENCODE_QUERIES = 8, DECODE_HEADS = 32 };
+
 static const float NORM_EPS = 1e-5f; /* PyTorch's LayerNorm */
 
 static int64_t pages_for(int64_t positions)
@@ -66,12 +69,12 @@ static void each_part(void *arg, int32_t part, int32_t parts)
         each->work(each->arg, share.begin, share.end, &each->crew->frames[part]);
 }
 
-void crew_each(const struct crew *crew, int64_t count,
+void crew_each(const struct crew *crew, int64_t count, int64_t enough,
                void (*work)(void *arg, int64_t begin, int64_t end, struct frame *frame), void *arg)
 {
     struct each each = {crew, count, work, arg};
 
-    if (crew->threads && count > 1)
+    if (crew->threads && count >= enough)
         threads_run(crew->threads, each_part, &each);
     else if (count > 0)
         work(arg, 0, count, &crew->frames[0]);
@@ -81,7 +84,7 @@ void crew_each(const struct crew *crew, int64_t count,
 static void multiply(const struct crew *crew, const struct product_weight *weight, int32_t M,
                      const float *x, enum product_activation activation, const float *add, float *y)
 {
-    if (crew->threads)
+    if (crew->threads && product_bytes(weight) * (size_t)M >= MULTIPLY_BYTES)
         product_run(weight, M, x, activation, add, y, NULL, crew->threads);
     else
         product_columns(weight, M, x, activation, add, y, 0, 1);
@@ -112,7 +115,7 @@ static void residual(const struct crew *crew, const struct product_weight *weigh
     struct normalise n = {crew, norm};
 
     multiply(crew, weight, M, input, PRODUCT_NONE, frame->x, frame->y);
-    crew_each(crew, M, normalise_rows, &n);
+    crew_each(crew, M, NORM_ROWS, normalise_rows, &n);
 }
 
 static void feed_forward(const struct crew *crew, const struct weights_layer *layer, int32_t M)
@@ -174,7 +177,7 @@ static void encode_self_attention(const struct crew *crew, int32_t count)
             crew->ops->keep(&cache, qkv + w->D, qkv + 2 * w->D, frame->pages[i / OPS_PAGE],
                             i % OPS_PAGE);
         }
-        crew_each(crew, e.length, encode_attend, &e);
+        crew_each(crew, e.length, ENCODE_QUERIES, encode_attend, &e);
     }
 }
 
@@ -261,7 +264,7 @@ static void decode_self_attention(const struct crew *crew, const struct weights_
         crew->ops->keep(&crew->cache, qkv + D, qkv + 2 * D,
                         row->pages[row->position / OPS_PAGE] + offset, row->position % OPS_PAGE);
     }
-    crew_each(crew, (int64_t)M * crew->cache.heads, decode_attend, &d);
+    crew_each(crew, (int64_t)M * crew->cache.heads, DECODE_HEADS, decode_attend, &d);
     residual(crew, layer->out, M, frame->context, &layer->norm);
 }
 
@@ -272,7 +275,7 @@ static void decode_cross_attention(const struct crew *crew, const struct weights
     struct decode_attention d = {crew, offset, true};
 
     multiply(crew, layer->cross_q, M, frame->x, PRODUCT_NONE, NULL, frame->qkv);
-    crew_each(crew, (int64_t)M * crew->cache.heads, decode_attend, &d);
+    crew_each(crew, (int64_t)M * crew->cache.heads, DECODE_HEADS, decode_attend, &d);
     residual(crew, layer->cross_out, M, frame->context, &layer->cross_norm);
 }
 

@@ -56,8 +56,9 @@ struct crew {
     struct frame *frames;    /* (threads, or 1): activations in the first, work space in each */
 };
 
-/* Runs work over 0..count-1, cut among the crew; frame is the work space of who runs it. */
-void crew_each(const struct crew *crew, int64_t count,
+/* Runs work over 0..count-1, cut among the crew when there are at least `enough`: waking others
+ * costs about a microsecond. frame is the work space of who runs it. */
+void crew_each(const struct crew *crew, int64_t count, int64_t enough,
                void (*work)(void *arg, int64_t begin, int64_t end, struct frame *frame), void *arg);
 
 /* frames[0].sources (count), at most capacity tokens together, to frames[0].x (tokens, D). */

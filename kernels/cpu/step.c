@@ -249,7 +249,7 @@ static void decode_share(struct shares *shares, const struct crew *crew, int32_t
         }
         layers_decode(crew, count);
         layers_logits(crew, count);
-        crew_each(crew, count, choose_rows, &choosing);
+        crew_each(crew, count, 2, choose_rows, &choosing);
         atomic_fetch_add(&shares->row_steps, count);
         count = rows_running(step->rows + begin, count);
     }

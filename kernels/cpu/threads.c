@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SPINS = 2000 }; /* about 30 us of pause instructions */
+#include "kernels/base/clock.h"
+
+enum { SPIN_US = 50, SPINS_A_LOOK = 32 }; /* looks at the clock are rare */
 
 struct worker {
     struct threads *threads;
@@ -48,11 +50,15 @@ static bool parts_left(const struct threads *threads, uint64_t ticket)
 /* Returns once there is something to do. */
 static void worker_wait(struct threads *threads)
 {
-    for (int i = 0; i < SPINS; i++) {
-        if (parts_left(threads, atomic_load_explicit(&threads->ticket, memory_order_acquire)))
-            return;
-        spin_pause();
-    }
+    int64_t until = clock_mono_us() + SPIN_US;
+
+    do
+        for (int i = 0; i < SPINS_A_LOOK; i++) {
+            if (parts_left(threads, atomic_load_explicit(&threads->ticket, memory_order_acquire)))
+                return;
+            spin_pause();
+        }
+    while (clock_mono_us() < until);
     pthread_mutex_lock(&threads->lock);
     atomic_fetch_add(&threads->sleepers, 1);
     while (!parts_left(threads, atomic_load(&threads->ticket)) && !atomic_load(&threads->stopping))
@@ -106,6 +112,26 @@ static void sleepers_wake(struct threads *threads)
     pthread_mutex_unlock(&threads->lock);
 }
 
+/* Returns once every part is done. */
+static void job_wait(struct threads *threads)
+{
+    int64_t until = clock_mono_us() + SPIN_US;
+
+    do
+        for (int i = 0; i < SPINS_A_LOOK; i++) {
+            if (!atomic_load_explicit(&threads->remaining, memory_order_acquire))
+                return;
+            spin_pause();
+        }
+    while (clock_mono_us() < until);
+    pthread_mutex_lock(&threads->lock);
+    atomic_store(&threads->owner_sleeps, 1);
+    while (atomic_load(&threads->remaining))
+        pthread_cond_wait(&threads->job_done, &threads->lock);
+    atomic_store(&threads->owner_sleeps, 0);
+    pthread_mutex_unlock(&threads->lock);
+}
+
 void threads_run(struct threads *threads, void (*work)(void *arg, int32_t part, int32_t parts),
                  void *arg)
 {
@@ -121,17 +147,7 @@ void threads_run(struct threads *threads, void (*work)(void *arg, int32_t part, 
     atomic_store(&threads->ticket, job << 32);
     sleepers_wake(threads);
     parts_run(threads);
-    for (int i = 0; i < SPINS; i++) {
-        if (!atomic_load_explicit(&threads->remaining, memory_order_acquire))
-            return;
-        spin_pause();
-    }
-    pthread_mutex_lock(&threads->lock);
-    atomic_store(&threads->owner_sleeps, 1);
-    while (atomic_load(&threads->remaining))
-        pthread_cond_wait(&threads->job_done, &threads->lock);
-    atomic_store(&threads->owner_sleeps, 0);
-    pthread_mutex_unlock(&threads->lock);
+    job_wait(threads);
 }
 
 struct threads *threads_create(int32_t count, struct error *error)
