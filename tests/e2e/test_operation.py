@@ -100,6 +100,7 @@ def test_not_ready_until_topics_exist(new_realm):
     assert realm.run(request())[0]["status"] == "completed"
 
 
+@pytest.mark.release_only
 def test_a_partition_without_counterparts_stays_paused(new_realm):
     """Requests grown before the outputs: unready, with the reason; after the outputs grew it runs."""
     from confluent_kafka.admin import NewPartitions

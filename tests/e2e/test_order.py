@@ -88,11 +88,12 @@ def test_a_bounded_queue_pauses_and_goes_on(new_realm):
     realm.wait_lag_zero()
 
 
+@pytest.mark.release_only
 @pytest.mark.parametrize("setting", [{"queue_max_jobs": 1}, {"ledger_max_ahead": 64}, {"commit_max_jobs": 1, "commit_interval_ms": 0}],
                          ids=["queue", "ahead", "commit"])
 def test_smallest_bounds_lose_nothing(new_realm, setting):
     realm = new_realm(partitions=1)
-    realm.send(request(**SLOW), *[request(f"Number {n}", **SHORT) for n in range(150)])
+    realm.send(request(**SLOW), *[request(f"Number {n}", **SHORT) for n in range(80)])
     realm.worker(**setting)
     realm.check_exactly_once()
     realm.wait_lag_zero()
