@@ -12,6 +12,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernels/search/device.h"
+
 enum { MATH_LANES = 16 };
 
 /* Versions for the vector sets of the machine, chosen when the program is loaded. fmaf is one
@@ -24,7 +26,7 @@ enum { MATH_LANES = 16 };
 #define MATH_CLONES
 #endif
 
-static inline float math_from_bits(uint32_t bits)
+PGPT_DEVICE static inline float math_from_bits(uint32_t bits)
 {
     float value;
 
@@ -34,7 +36,7 @@ static inline float math_from_bits(uint32_t bits)
 
 /* e^x, relative error below 1.2e-7; 0 below -87, e^88 above 88. Reduction by n ln 2 in two parts,
  * then a polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2] (Cephes' coefficients for expf). */
-static inline float math_exp(float x)
+PGPT_DEVICE static inline float math_exp(float x)
 {
     float clamped = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
     float n = rintf(clamped * 1.44269504088896341f);

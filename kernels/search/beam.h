@@ -93,6 +93,8 @@ PGPT_DEVICE static inline int32_t beam_insert(struct beam_candidate *list, int32
 
 PGPT_DEVICE static inline float beam_divisor(int32_t length, float length_penalty)
 {
+    if (length_penalty == 1.0f) /* what pow() would say, at once */
+        return (float)length;
     return (float)pow((double)length, (double)length_penalty);
 }
 

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: MIT */
+#include "kernels/cuda/backend_state.h"
+#include "kernels/cuda/check.h"
+
+const int32_t graph_lengths[GRAPH_LENGTHS] = {8, 4, 1};
+
+/* Bounds of active rows that have graphs of their own: a step costs what its bucket costs. */
+static const int32_t buckets[] = {1,   2,    4,    8,    16,   32,   48,   64,
+                                  96,  128,  192,  256,  384,  512,  640,  768,
+                                  896, 1024, 1280, 1536, 1792, 2048, 3072, 4096};
+
+static struct network_step step_of(const struct backend *backend, int32_t n_most, bool full)
+{
+    const struct backend_memory *m = &backend->memory;
+    struct network_step step;
+
+    step.n = m->n;
+    step.active = m->active;
+    step.n_most = n_most;
+    step.rows = m->rows;
+    step.rules = backend->rules;
+    step.space = m->step_space;
+    step.self = m->self;
+    step.cross = m->cross;
+    step.units = m->units;
+    step.special = m->special;
+    step.logits = full ? m->logits : NULL;
+    return step;
+}
+
+cudaError_t backend_enqueue_step(struct backend *backend, int32_t n_most, bool full, bool first)
+{
+    struct backend_memory *m = &backend->memory;
+    struct network_step step = step_of(backend, n_most, full);
+
+    CUDA_PASS(network_step(backend->network, &step, backend->pdl, !first, backend->decode));
+    CUDA_PASS(step_choose_enqueue(m->rows, backend->rules, m->units, m->special, m->active, m->n,
+                                  n_most, backend->pdl, backend->decode));
+    if (!full)
+        return cudaSuccess;
+    CUDA_PASS(choose_full(m->rows, backend->choose_rules, m->logits, m->active, m->n, n_most,
+                          backend->pdl, backend->decode));
+    return choose_beams(m->rows, backend->choose_rules, m->logits, m->groups, m->n + 1,
+                        (n_most + 1) / 2, m->place, m->choose_work, backend->pdl, backend->decode);
+}
+
+static int graph_capture(struct backend *backend, int32_t n_most, bool full, int32_t steps,
+                         cudaGraphExec_t *exec, struct error *error)
+{
+    cudaGraph_t graph = NULL;
+    cudaError_t status = cudaSuccess;
+    int result = -1;
+
+    CUDA_TRY(cudaStreamBeginCapture(backend->decode, cudaStreamCaptureModeThreadLocal), error, out);
+    for (int32_t i = 0; i < steps && status == cudaSuccess; i++)
+        status = backend_enqueue_step(backend, n_most, full, i == 0);
+    CUDA_TRY(cudaStreamEndCapture(backend->decode, &graph), error, out);
+    CUDA_TRY(status, error, out);
+    CUDA_TRY(cudaGraphInstantiate(exec, graph, 0), error, out);
+    CUDA_TRY(cudaGraphUpload(*exec, backend->decode), error, out);
+    result = 0;
+out:
+    if (graph)
+        (void)cudaGraphDestroy(graph);
+    return result;
+}
+
+int backend_graphs_open(struct backend *backend, struct error *error)
+{
+    struct backend_graphs *graphs = &backend->graphs;
+    int32_t most = backend->limits.max_rows;
+
+    for (size_t i = 0; i < sizeof buckets / sizeof buckets[0] && buckets[i] < most; i++)
+        graphs->n_most[graphs->bucket_count++] = buckets[i];
+    graphs->n_most[graphs->bucket_count++] = most;
+    for (int32_t b = 0; b < graphs->bucket_count; b++)
+        for (int full = 0; full < 2; full++)
+            for (int l = 0; l < GRAPH_LENGTHS; l++)
+                if (graph_capture(backend, graphs->n_most[b], full, graph_lengths[l],
+                                  &graphs->exec[b][full][l], error))
+                    return -1;
+    CUDA_TRY(cudaStreamSynchronize(backend->decode), error, fail);
+    return 0;
+fail:
+    return -1;
+}
+
+void backend_graphs_close(struct backend *backend)
+{
+    for (int32_t b = 0; b < backend->graphs.bucket_count; b++)
+        for (int full = 0; full < 2; full++)
+            for (int l = 0; l < GRAPH_LENGTHS; l++)
+                if (backend->graphs.exec[b][full][l])
+                    (void)cudaGraphExecDestroy(backend->graphs.exec[b][full][l]);
+}
+
+cudaError_t backend_graphs_run(struct backend *backend, int32_t n, bool full, int32_t steps)
+{
+    const struct backend_graphs *graphs = &backend->graphs;
+    int32_t b = 0;
+
+    if (!full && n <= fused_rows_most(&backend->fused)) {
+        struct network_step step = step_of(backend, n, false);
+
+        return fused_enqueue(backend->network, &step, n, steps, &backend->fused, backend->decode);
+    }
+    while (graphs->n_most[b] < n)
+        b++;
+    for (int l = 0; l < GRAPH_LENGTHS; l++)
+        for (; steps >= graph_lengths[l]; steps -= graph_lengths[l])
+            CUDA_PASS(cudaGraphLaunch(graphs->exec[b][full][l], backend->decode));
+    return cudaSuccess;
+}

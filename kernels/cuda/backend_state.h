@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * backend_state: the CUDA back end's own state, shared by its files alone: backend_cuda.cu
+ * (opening, admission, slots), backend_step.cu (steps and their results) and backend_graph.cu
+ * (captured steps). Used by the engine's one calling thread.
+ */
+#ifndef PGPT_KERNELS_CUDA_BACKEND_STATE_H
+#define PGPT_KERNELS_CUDA_BACKEND_STATE_H
+
+#include "kernels/backend.h"
+#include "kernels/cuda/backend_memory.h"
+#include "kernels/cuda/fused.h"
+
+enum slot_state { SLOT_FREE, SLOT_PENDING, SLOT_RUNNING };
+
+struct backend_slot {
+    enum slot_state state;
+    uint32_t
+        generation; /* counts the slot's uses, so that an old encoding cannot wake a new request */
+    uint64_t tag;
+    int32_t row_count;
+    int32_t sequences; /* asked for */
+    int32_t num_beams;
+    int32_t max_new;
+    int32_t rows[BEAM_MAX];
+    bool reported;         /* beams: its hypotheses were given out */
+    struct cuda_row start; /* what its rows begin with */
+    bool early_stopping;
+    float length_penalty;
+};
+
+/* The host's view of a row. */
+struct backend_row {
+    int32_t slot;
+    int32_t sequence;
+    int32_t position; /* tokens the host has seen */
+    int32_t max_new;
+    bool full;
+    bool running;
+};
+
+/* One encoding: packed when its requests are admitted, enqueued behind the next decode steps (so
+ * that the host's work for it costs them no time), or at once when nothing decodes. */
+struct backend_batch {
+    bool enqueued;
+    cudaEvent_t done;
+    int32_t count, tokens, longest;
+    int32_t *slots;        /* (max_rows) */
+    uint32_t *generations; /* (max_rows) of these slots when they were admitted */
+};
+
+/* A captured run of `steps` steps for at most n_most rows. */
+enum { GRAPH_BUCKETS = 32, GRAPH_LENGTHS = 3 };
+struct backend_graphs {
+    int32_t bucket_count;
+    int32_t n_most[GRAPH_BUCKETS];
+    cudaGraphExec_t exec[GRAPH_BUCKETS][2][GRAPH_LENGTHS]; /* by bucket, full rows or not, length */
+};
+extern const int32_t graph_lengths[GRAPH_LENGTHS]; /* longest first */
+
+struct backend {
+    int32_t device;
+    bool spin;
+    int capability; /* 90 for 9.0 */
+    bool pdl;
+    struct network *network;
+    struct engine_limits limits;
+    struct backend_memory memory;
+    struct cuda_rules rules;          /* for plain rows */
+    struct choose_rules choose_rules; /* for full rows */
+    void *rule_tables;                /* device memory of both */
+    cudaStream_t decode, encode;
+    cudaEvent_t stepped;
+    struct backend_graphs graphs;
+    struct fused_limits fused;
+
+    struct backend_slot *slots; /* (max_rows) */
+    struct backend_row *rows;   /* (max_rows) */
+    int32_t *free_rows;         /* (free_count) a stack */
+    int32_t free_count;
+    struct backend_batch batches[MEMORY_BATCHES];
+    int32_t batch_first, batch_count; /* a ring: encodings in the order they were begun */
+
+    int32_t *active; /* (active_count) rows that step */
+    int32_t active_count, active_groups;
+    bool active_changed;
+    int32_t join_count;        /* rows in memory.host_joins */
+    struct engine_item *items; /* (max_rows + max_rows) */
+    double step_us;            /* what a step took lately: how long a wait may sleep */
+    bool failed;               /* the device is lost: every further call fails */
+    char failure[1024];
+};
+
+/* Waits for an event: sleeps through most of `expected_us` (unless spinning is set), then polls; at
+ * most some seconds: a kernel that hangs is an error, not a silence. what: for the message. */
+int backend_wait(struct backend *backend, cudaEvent_t event, double expected_us, const char *what,
+                 struct error *error);
+/* Remembers the first failure and fills error; returns -1. */
+int backend_fail(struct backend *backend, cudaError_t status, const char *what,
+                 struct error *error);
+
+int backend_graphs_open(struct backend *backend, struct error *error) PGPT_MUST_CHECK;
+void backend_graphs_close(struct backend *backend);
+/* Enqueues `steps` steps for the n active rows. */
+cudaError_t backend_graphs_run(struct backend *backend, int32_t n, bool full, int32_t steps);
+/* One step as launches; first: nothing of the chain stands in front. */
+cudaError_t backend_enqueue_step(struct backend *backend, int32_t n_most, bool full, bool first);
+
+/* Enqueues the encodings that were packed since. */
+cudaError_t backend_encode(struct backend *backend);
+/* The oldest encoding's rows join; waits for it. There is one under way. */
+int backend_join_first(struct backend *backend, int64_t *waited_us, struct error *error);
+int backend_step(struct backend *backend, int32_t k, struct engine_output *out,
+                 struct error *error);
+
+#endif

@@ -1,0 +1,464 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Sampled and greedy rows, one block a row. Kept rows hold their scores in registers: 8 a thread.
+ */
+#include "kernels/cuda/choose.h"
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/choose_few.cuh"
+#include "kernels/cuda/choose_row.cuh"
+#include "kernels/cuda/launch.cuh"
+
+struct choose_full_args {
+    struct cuda_rows rows;
+    struct choose_rules rules;
+    float *logits; /* (n, V) */
+    const int32_t *active, *n;
+    float *probabilities; /* (V) wanted of row r instead of a step; NULL = a step */
+    int32_t r;
+};
+
+/* One thread: the row has its next token. */
+static __device__ void choose_advance(const struct cuda_rows &rows, const struct choose_row &c,
+                                      int32_t token, float logprob)
+{
+    struct cuda_row *row = &rows.row[c.r];
+    int64_t at = (int64_t)c.r * rows.P + c.at.length;
+
+    rows.tokens[at] = token;
+    rows.logprobs[at] = logprob;
+    row->token = token;
+    row->position = c.at.length + 1;
+    if (rules_after(&c.rules, &c.at, token) != RULES_RUNNING)
+        row->finished = 1;
+}
+
+/* First warp: the unit in which the running sum of weights passes the target. */
+static __device__ void choose_kept_unit(struct block *b, const struct choose_row &c)
+{
+    struct block_shared *shared = b->shared;
+    int units = b->warps * 8, part = (units + 31) / 32, first = b->lane * part;
+    uint64_t sum = 0, before, target;
+
+    for (int u = first; u < first + part && u < units; u++)
+        sum += shared->sums[u];
+    before = few_scan(sum, b->lane);
+    target = sampling_target(c.row.seed, (uint32_t)c.row.sequence, (uint32_t)c.at.length,
+                             __shfl_sync(BLOCK_ALL, before, 31));
+    if (target >= before || target < before - sum)
+        return;
+    before -= sum;
+    for (int u = first; u < first + part && u < units; u++) {
+        if (before + shared->sums[u] > target) {
+            shared->unit = u;
+            shared->rest = target - before;
+            return;
+        }
+        before += shared->sums[u];
+    }
+}
+
+/* The draw, in the order of ids; the thread that finds the token returns it, others -1. Merges the
+ * units of the row on the way. */
+static __device__ int32_t choose_kept_draw(struct block *b, const struct choose_row &c,
+                                           const struct block_kept &scores, uint32_t threshold)
+{
+    struct block_shared *shared = b->shared;
+    int32_t unit = threadIdx.x >> 2;
+    uint64_t sum = 0;
+    uint32_t hit;
+
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        sum += scores.key[i] >= threshold ? block_weight_long(scores.weight[i]) : 0;
+    sum += __shfl_xor_sync(BLOCK_ALL, sum, 1);
+    sum += __shfl_xor_sync(BLOCK_ALL, sum, 2);
+    if ((threadIdx.x & 3) == 0)
+        shared->sums[unit] = sum;
+    __syncthreads();
+    if (b->warp == 0)
+        choose_kept_unit(b, c);
+    if (b->warp == 1)
+        choose_kept_total(b, c);
+    __syncthreads();
+    if (b->warp != (int)shared->unit >> 3)
+        return -1;
+    if (unit == (int32_t)shared->unit)
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            shared->weights[block_kept::token(i) & 31] =
+                scores.key[i] >= threshold ? scores.weight[i] : 0;
+    __syncwarp();
+    sum = few_scan(block_weight_long(shared->weights[b->lane]), b->lane);
+    hit = __ballot_sync(BLOCK_ALL, sum > shared->rest);
+    return b->lane == __ffs(hit) - 1 ? (int32_t)shared->unit * 32 + b->lane : -1;
+}
+
+/* Greedy: the best token, in one thread. */
+static __device__ int32_t choose_kept_best(struct block *b, const struct choose_row &c,
+                                           struct block_best best)
+{
+    if (b->warp == 0)
+        choose_kept_total(b, c);
+    return threadIdx.x == 0 ? (int32_t)best.token : -1;
+}
+
+/* The short way's last part: top-k, top-p and the draw over few->found. The lane that finds the
+ * token returns it, all others -1. total(): called by the second warp, for work of its own. */
+template <typename Total>
+static __device__ __forceinline__ int32_t choose_few_draw(struct block *b,
+                                                          const struct choose_row &c,
+                                                          struct few_shared *few, Total total)
+{
+    int32_t token = -1;
+    uint32_t count = few->count;
+
+    few_sort(few, count);
+    if (b->warp == 0) {
+        few_weigh(few, count, (uint32_t)c.row.top_k, c.row.top_p, c.row.temperature, b->lane);
+        token = few_draw(few, count, c.row.seed, (uint32_t)c.row.sequence, (uint32_t)c.at.length,
+                         b->lane);
+    }
+    if (b->warp == 1)
+        total();
+    __syncthreads();
+    return token;
+}
+
+/* Scores a little below the floor's, whose quotients by the temperature may round to the same. */
+static __device__ __forceinline__ float choose_few_guard(uint32_t floor)
+{
+    float value = block_value(floor);
+
+    return value - fabsf(value) * 1e-6f - 1e-30f;
+}
+
+/* v: the thread's processed scores. False: nothing was found, take the long way. */
+static __device__ __forceinline__ bool choose_kept_few(struct block *b, const struct choose_row &c,
+                                                       struct few_shared *few, const float v[8])
+{
+    int k = c.row.top_k;
+    float most = v[0], guard;
+    uint32_t mine, floor, n = 0;
+
+#pragma unroll
+    for (int i = 1; i < 8; i++)
+        most = fmaxf(most, v[i]);
+    mine = sampling_key(most);
+    if (!block_floor(mine, block_greatest_key(b, mine), k, k + k / 4 + 16, &floor))
+        return false;
+    guard = choose_few_guard(floor);
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        n += v[i] >= guard;
+    if (n) {
+        uint32_t at = atomicAdd(&few->count, n);
+
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            if (v[i] >= guard)
+                few_put(few, at++, sampling_key(v[i]), block_kept::token(i));
+    }
+    __syncthreads();
+    return few->count <= FEW_MOST;
+}
+
+static __device__ __forceinline__ bool choose_few_allowed(const struct choose_row &c)
+{
+    return c.row.top_k > 0 && c.row.top_k <= FEW_TOP_K && c.row.top_k < c.rules.vocabulary &&
+           c.row.temperature > 1e-6f; /* quotients stay finite */
+}
+
+/* The key from which scores may be drawn. lowest: nothing below it weighs anything. */
+template <typename Scores>
+static __device__ uint32_t choose_threshold(struct block *b, const struct choose_row &c,
+                                            const Scores &scores, uint32_t lowest,
+                                            uint32_t greatest)
+{
+    uint32_t threshold = lowest;
+
+    if (c.row.top_k > 0 && c.row.top_k < c.rules.vocabulary)
+        threshold = block_top_k(b, scores, (uint32_t)c.row.top_k, threshold, greatest);
+    if (c.row.top_p < 1.0f)
+        threshold = block_top_p(b, scores, c.row.top_p, threshold, greatest);
+    return threshold;
+}
+
+template <typename Scores>
+static __device__ void choose_write_probabilities(struct block *b, const Scores &scores,
+                                                  uint32_t threshold, uint32_t V, float *out)
+{
+    uint64_t total = 0;
+
+    scores.each([&](uint32_t key, uint32_t, auto weight) {
+        total += key >= threshold ? block_weight_long(weight()) : 0;
+    });
+    total = block_add(b, 0, total).b;
+    scores.each([&](uint32_t key, uint32_t token, auto weight) {
+        if (token < V)
+            out[token] = key >= threshold
+                             ? (float)((double)block_weight_long(weight()) / (double)total)
+                             : 0.0f;
+    });
+}
+
+/* No weights to draw by: one token alone. out may be NULL. */
+static __device__ void choose_write_certain(uint32_t token, uint32_t V, float *out)
+{
+    for (uint32_t t = threadIdx.x; out && t < V; t += blockDim.x)
+        out[t] = t == token ? 1.0f : 0.0f;
+}
+
+template <int THREADS, int BLOCKS>
+static __global__ void __launch_bounds__(THREADS, BLOCKS)
+    choose_full_kept(const __grid_constant__ struct choose_full_args a)
+{
+    __shared__ struct block_shared shared;
+    __shared__ struct few_shared few;
+    const int32_t V = a.rules.rules.vocabulary;
+    const float *logits = a.logits + (int64_t)blockIdx.x * V;
+    struct block b = block_start(&shared);
+    struct block_kept scores;
+    struct block_best best;
+    struct choose_row c;
+    struct logsum sum;
+    bool sample, found = false;
+    int32_t r, token;
+    float v[8];
+
+    if (threadIdx.x == 0)
+        few.count = 0;
+    launch_wait();
+    launch_next();
+    choose_load(logits, V, threadIdx.x >> 2, v); /* before anything says that the row exists */
+    r = a.probabilities ? a.r : a.active[blockIdx.x];
+    if (!a.probabilities && blockIdx.x >= *a.n)
+        return;
+    c = choose_row_start(a.rows, a.rules, r);
+    sample = a.probabilities || c.row.flags & CUDA_ROW_SAMPLE;
+    if (!a.probabilities &&
+        (c.row.finished || c.row.flags & CUDA_ROW_BEAM || !(c.row.flags & CUDA_ROW_FULL)))
+        return;
+    choose_kept_sets(&b, c);
+    sum = logsum_unit(v);
+    if ((threadIdx.x & 3) == 0)
+        shared.units[0][threadIdx.x >> 2] = sum;
+    if (sample && !a.probabilities && choose_few_allowed(c)) {
+        choose_kept_rules(&b, c, v);
+        found = choose_kept_few(&b, c, &few, v);
+    }
+    if (found) {
+        token = choose_few_draw(&b, c, &few, [&] { choose_kept_total(&b, c); });
+    } else {
+        choose_load(logits, V, threadIdx.x >> 2, v); /* not kept: that would cost registers */
+        choose_kept_rules(&b, c, v);
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            v[i] = sample ? __fdiv_rn(v[i], c.row.temperature) : v[i] + 0.0f;
+        best = choose_kept_keys(&b, v, V, &scores);
+        if (sample && isfinite(block_value(best.key))) {
+            uint32_t threshold;
+
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                scores.weight[i] = scores.key[i] ? block_weight(v[i], block_value(best.key)) : 0;
+            threshold = choose_threshold(&b, c, scores, block_kept::lowest(block_value(best.key)),
+                                         best.key);
+            if (a.probabilities) {
+                choose_write_probabilities(&b, scores, threshold, V, a.probabilities);
+                return;
+            }
+            token = choose_kept_draw(&b, c, scores, threshold);
+        } else {
+            choose_write_certain(best.token, V, a.probabilities);
+            token = choose_kept_best(&b, c, best);
+        }
+    }
+    if (token >= 0 && !a.probabilities)
+        choose_advance(a.rows, c, token, choose_logprob(shared.total, logits[token]));
+}
+
+/* The best score; *mine: the key of the thread's own. */
+static __device__ struct block_best choose_read_best(struct block *b, const float *scores,
+                                                     int32_t V, bool sample, uint32_t *mine)
+{
+    struct block_best best = {0, UINT32_MAX};
+
+#pragma unroll 4
+    for (int32_t t = threadIdx.x; t < V; t += blockDim.x) {
+        uint32_t key = sampling_key(sample ? scores[t] : scores[t] + 0.0f);
+
+        if (best.token == UINT32_MAX || key > best.key) {
+            best.key = key;
+            best.token = (uint32_t)t;
+        }
+    }
+    *mine = best.key;
+    return block_find_best(b, best);
+}
+
+/* False: nothing was found, take the long way. */
+static __device__ bool choose_read_few(const struct choose_row &c, struct few_shared *few,
+                                       const float *scores, uint32_t mine, uint32_t greatest)
+{
+    int k = c.row.top_k;
+    uint32_t floor;
+    float guard;
+
+    if (!block_floor(mine, greatest, k, k + k / 4 + 16, &floor))
+        return false;
+    guard = choose_few_guard(floor);
+#pragma unroll 4
+    for (int32_t t = threadIdx.x; t < c.rules.vocabulary; t += blockDim.x)
+        if (scores[t] >= guard)
+            few_put(few, atomicAdd(&few->count, 1u), sampling_key(scores[t]), (uint32_t)t);
+    __syncthreads();
+    return few->count <= FEW_MOST;
+}
+
+/* The draw in the order of ids: each round a 32nd of the range is left, by the sums of the warps.
+ */
+static __device__ int32_t choose_read_draw(struct block *b, const struct choose_row &c,
+                                           const struct block_read &scores, uint32_t threshold)
+{
+    int32_t from = 0, to = c.rules.vocabulary;
+    uint64_t target = 0, mine;
+    bool first = true;
+
+    for (;;) {
+        int32_t part = (to - from + BLOCK_WARPS - 1) / BLOCK_WARPS;
+        int32_t start = from + b->warp * part, stop = start + part < to ? start + part : to;
+        uint32_t hit;
+        uint4 all;
+
+        mine = 0;
+        for (int32_t t = start + b->lane; t < stop; t += 32) {
+            float s = scores.score[t];
+
+            if (sampling_key(s) >= threshold)
+                mine +=
+                    block_weight_long(block_weight(__fdiv_rn(s, scores.temperature), scores.max));
+        }
+        for (int mask = 16; mask; mask >>= 1)
+            mine += __shfl_xor_sync(BLOCK_ALL, mine, mask);
+        all = block_gather(b, make_uint4((uint32_t)mine, (uint32_t)(mine >> 32), 0, 0));
+        mine = (uint64_t)all.y << 32 | all.x;
+        mine = few_scan(mine, b->lane);
+        if (first)
+            target = sampling_target(c.row.seed, (uint32_t)c.row.sequence, (uint32_t)c.at.length,
+                                     __shfl_sync(BLOCK_ALL, mine, 31));
+        first = false;
+        hit = __ballot_sync(BLOCK_ALL, mine > target);
+        hit = hit ? __ffs(hit) - 1 : 0;
+        if (hit)
+            target -= __shfl_sync(BLOCK_ALL, mine, hit - 1);
+        from += (int32_t)hit * part;
+        to = from + part < to ? from + part : to;
+        if (part <= 1)
+            return from;
+    }
+}
+
+static __global__ void __launch_bounds__(1024, 1)
+    choose_full_read(const __grid_constant__ struct choose_full_args a)
+{
+    __shared__ struct block_shared shared;
+    __shared__ struct few_shared few;
+    const int32_t V = a.rules.rules.vocabulary;
+    float *logits = a.logits + (int64_t)blockIdx.x * V;
+    struct block b = block_start(&shared);
+    struct block_read scores;
+    struct block_best best;
+    struct choose_row c;
+    bool sample, writer = threadIdx.x == 0;
+    struct logsum sum;
+    int32_t token;
+    uint32_t mine;
+    float logit;
+
+    if (threadIdx.x == 0)
+        few.count = 0;
+    launch_wait();
+    launch_next();
+    if (!a.probabilities && blockIdx.x >= *a.n)
+        return;
+    c = choose_row_start(a.rows, a.rules, a.probabilities ? a.r : a.active[blockIdx.x]);
+    sample = a.probabilities || c.row.flags & CUDA_ROW_SAMPLE;
+    if (!a.probabilities &&
+        (c.row.finished || c.row.flags & CUDA_ROW_BEAM || !(c.row.flags & CUDA_ROW_FULL)))
+        return;
+    sum = choose_read_logsum(&b, logits, V);
+    choose_read_keep(c, logits);
+    scores.score = logits;
+    scores.V = V;
+    scores.temperature = sample ? c.row.temperature : 1.0f;
+    if (c.forced >= 0) {
+        token = rules_has(c.rules.suppressed, c.forced) ? 0 : c.forced;
+        choose_write_certain((uint32_t)token, V, a.probabilities);
+        logit = logits[token];
+    } else {
+        choose_read_rules(c, logits,
+                          [&](float x) { return sampling_penalise(x, c.row.repetition_penalty); });
+        best = choose_read_best(&b, logits, V, sample, &mine);
+        scores.max = __fdiv_rn(block_value(best.key), scores.temperature);
+        token = (int32_t)best.token;
+        if (sample && !a.probabilities && choose_few_allowed(c) &&
+            choose_read_few(c, &few, logits, mine, best.key)) {
+            token = choose_few_draw(&b, c, &few, [] {});
+            writer = token >= 0;
+        } else if (sample && isfinite(scores.max)) {
+            uint32_t threshold =
+                scores.with_equals(choose_threshold(&b, c, scores, scores.lowest(), best.key));
+
+            if (a.probabilities) {
+                choose_write_probabilities(&b, scores, threshold, V, a.probabilities);
+                return;
+            }
+            token = choose_read_draw(&b, c, scores, threshold);
+        } else {
+            choose_write_certain(best.token, V, a.probabilities);
+        }
+        logit = writer ? logits[token] : 0.0f;
+        for (int32_t i = 0; writer && c.penalty && i <= c.at.length; i++)
+            if (choose_history[i] == token)
+                logit = c.raw[i];
+    }
+    if (writer && !a.probabilities)
+        choose_advance(a.rows, c, token, choose_logprob(sum, logit));
+}
+
+/* A kernel and its block by the vocabulary alone: a row's bits do not depend on how many there are.
+ */
+static cudaError_t choose_launch(struct choose_full_args args, int32_t n_most, bool pdl,
+                                 cudaStream_t stream)
+{
+    int32_t V = args.rules.rules.vocabulary;
+    size_t shared = choose_history_bytes(args.rows.P);
+
+    if (n_most <= 0)
+        return cudaSuccess;
+    if (choose_kept_threads(V) <= 512)
+        return launch(choose_full_kept<512, 3>, dim3(n_most), choose_kept_threads(V), shared, pdl,
+                      stream, args);
+    if (V <= CHOOSE_KEPT)
+        return launch(choose_full_kept<1024, 1>, dim3(n_most), choose_kept_threads(V), shared, pdl,
+                      stream, args);
+    return launch(choose_full_read, dim3(n_most), CHOOSE_READ_THREADS, shared, pdl, stream, args);
+}
+
+cudaError_t choose_full(struct cuda_rows rows, struct choose_rules rules, float *logits,
+                        const int32_t *active, const int32_t *n, int32_t n_most, bool pdl,
+                        cudaStream_t stream)
+{
+    struct choose_full_args args = {rows, rules, logits, active, n, NULL, 0};
+
+    return choose_launch(args, n_most, pdl, stream);
+}
+
+cudaError_t choose_probabilities(struct cuda_rows rows, struct choose_rules rules, int32_t r,
+                                 float *logits, float *probabilities, cudaStream_t stream)
+{
+    struct choose_full_args args = {rows, rules, logits, NULL, NULL, probabilities, r};
+
+    return choose_launch(args, 1, false, stream);
+}

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * launch: how every kernel of this back end starts. With pdl a kernel may begin while the one
+ * before it drains: it prefetches what does not depend on that one, then calls launch_wait(). A
+ * kernel calls launch_next() only after its own launch_wait(), so whatever was written two kernels
+ * ago is visible even before launch_wait().
+ */
+#ifndef PGPT_KERNELS_CUDA_LAUNCH_CUH
+#define PGPT_KERNELS_CUDA_LAUNCH_CUH
+
+#include <cuda_runtime.h>
+
+static __device__ __forceinline__ void launch_wait(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+static __device__ __forceinline__ void launch_next(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+template <typename... Params, typename... Args>
+static cudaError_t launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared,
+                          bool pdl, cudaStream_t stream, Args... args)
+{
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attribute = {};
+
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &attribute;
+    config.numAttrs = pdl ? 1 : 0;
+    return cudaLaunchKernelEx(&config, kernel, Params(args)...);
+}
+
+#endif

@@ -1,0 +1,562 @@
+/* SPDX-License-Identifier: MIT */
+#include "kernels/cuda/network.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/check.h"
+
+enum { OWNED_MOST = 4096 };
+
+static int element_bytes(enum cuda_format activations)
+{
+    return activations == CUDA_F32 ? 4 : 2;
+}
+
+/* Device memory that lives as long as the network, filled from `data`. */
+static void *network_upload(struct network *network, const void *data, size_t bytes,
+                            struct error *error)
+{
+    void *device = NULL;
+    cudaError_t status;
+
+    if (network->owned_count == OWNED_MOST) {
+        error_set(error, "CUDA: the model has more than %d tensors", (int)OWNED_MOST);
+        return NULL;
+    }
+    status = cudaMalloc(&device, bytes);
+    if (status == cudaSuccess)
+        status = cudaMemcpy(device, data, bytes, cudaMemcpyHostToDevice);
+    if (status != cudaSuccess) {
+        size_t free_bytes = 0, total = 0;
+
+        (void)cudaMemGetInfo(&free_bytes, &total);
+        error_set(error, "CUDA: weights: %zu bytes: %s; %zu of %zu bytes of the device are free",
+                  bytes, cudaGetErrorString(status), free_bytes, total);
+        (void)cudaFree(device);
+        return NULL;
+    }
+    network->owned[network->owned_count++] = device;
+    network->bytes += bytes;
+    return device;
+}
+
+/* Where column n, input k lies in a packed weight, in units of `per` inputs a block: see
+ * format.cuh. */
+static size_t packed_at(int32_t n, int32_t k, int32_t K, int32_t per)
+{
+    int32_t column = n % 16, in = k % per, word = per / 16; /* inputs in 4 bytes: 2 or 4 */
+    int32_t q = in / (per / 4), rest = in % (per / 4), w = rest / word;
+
+    return ((size_t)(n / 16) * (size_t)(K / per) + (size_t)(k / per)) * (size_t)(16 * per) +
+           (size_t)((w / 2 * 32 + column % 8 * 4 + q) * 4 + w % 2 * 2 + column / 8) * (size_t)word +
+           (size_t)(rest % word);
+}
+
+static void pack_float(const float *weight, int32_t N, int32_t K, enum cuda_format format,
+                       void *packed)
+{
+    int32_t padded = product_padded(N);
+
+    for (int32_t n = 0; n < padded; n++)
+        for (int32_t k = 0; k < K; k++) {
+            float value = n < N ? weight[(size_t)n * K + k] : 0.0f;
+
+            if (format == CUDA_F32)
+                ((float *)packed)[((size_t)(n / 16) * (size_t)(K / 4) + (size_t)(k / 4)) * 64 +
+                                  (size_t)(n % 16 * 4 + k % 4)] = value;
+            else if (format == CUDA_F16)
+                ((__half *)packed)[packed_at(n, k, K, 32)] = __float2half_rn(value);
+            else
+                ((__nv_bfloat16 *)packed)[packed_at(n, k, K, 32)] = __float2bfloat16_rn(value);
+        }
+}
+
+static void pack_int8(const float *weight, int32_t N, int32_t K, int8_t *packed, float *scale)
+{
+    for (int32_t n = 0; n < product_padded(N); n++) {
+        float most = 0.0f, inverse;
+
+        for (int32_t k = 0; n < N && k < K; k++)
+            most = fmaxf(most, fabsf(weight[(size_t)n * K + k]));
+        scale[n] = most / 127.0f;
+        inverse = most > 0.0f ? 127.0f / most : 0.0f;
+        for (int32_t k = 0; k < K; k++)
+            packed[packed_at(n, k, K, 64)] =
+                n < N ? (int8_t)rintf(weight[(size_t)n * K + k] * inverse) : 0;
+    }
+}
+
+/* weight (N,K), bias (N) or NULL, both float on the host. */
+static int weight_upload(struct network *network, const float *weight, const float *bias, int32_t N,
+                         int32_t K, enum cuda_format format, struct cuda_weight *out,
+                         struct error *error)
+{
+    int32_t padded = product_padded(N);
+    size_t bytes = (size_t)padded * K * (format == CUDA_F32 ? 4 : format == CUDA_INT8 ? 1 : 2);
+    char *packed = (char *)malloc(bytes);
+    float *row = (float *)calloc((size_t)padded, sizeof *row);
+    int result = -1;
+
+    memset(out, 0, sizeof *out);
+    out->format = format;
+    out->N = N;
+    out->K = K;
+    if (!packed || !row) {
+        error_set(error, "out of memory packing a weight of %d x %d", N, K);
+        goto out;
+    }
+    if (format == CUDA_INT8) {
+        pack_int8(weight, N, K, (int8_t *)packed, row);
+        out->scale = (float *)network_upload(network, row, (size_t)padded * sizeof *row, error);
+        if (!out->scale)
+            goto out;
+    } else {
+        pack_float(weight, N, K, format, packed);
+    }
+    memset(row, 0, (size_t)padded * sizeof *row);
+    if (bias)
+        memcpy(row, bias, (size_t)N * sizeof *row);
+    out->packed = network_upload(network, packed, bytes, error);
+    if (!out->packed)
+        goto out;
+    out->bias = (float *)network_upload(network, row, (size_t)padded * sizeof *row, error);
+    result = out->bias ? 0 : -1;
+out:
+    free(packed);
+    free(row);
+    return result;
+}
+
+/* Up to three linear layers of the same input, one after the other in the output columns. */
+static int linear_upload(struct network *network, const struct model_linear *const *parts,
+                         int count, enum cuda_format format, struct cuda_weight *out,
+                         struct error *error)
+{
+    int32_t K = (int32_t)parts[0]->weight.cols, N = 0;
+    float *weight, *bias;
+    int result = -1;
+
+    for (int i = 0; i < count; i++)
+        N += (int32_t)parts[i]->weight.rows;
+    weight = (float *)malloc((size_t)N * K * sizeof *weight);
+    bias = (float *)malloc((size_t)N * sizeof *bias);
+    if (!weight || !bias) {
+        error_set(error, "out of memory reading a weight of %d x %d", N, K);
+        goto out;
+    }
+    N = 0;
+    for (int i = 0; i < count; i++) {
+        model_tensor_f32(&parts[i]->weight, weight + (size_t)N * K);
+        model_tensor_f32(&parts[i]->bias, bias + N);
+        N += (int32_t)parts[i]->weight.rows;
+    }
+    result = weight_upload(network, weight, bias, N, K, format, out, error);
+out:
+    free(weight);
+    free(bias);
+    return result;
+}
+
+static int tensor_upload(struct network *network, const struct model_tensor *tensor, float **out,
+                         struct error *error)
+{
+    size_t count = (size_t)(tensor->rows * tensor->cols);
+    float *values = (float *)malloc(count * sizeof *values);
+
+    if (!values)
+        return error_set(error, "out of memory reading a tensor of %zu values", count);
+    model_tensor_f32(tensor, values);
+    *out = (float *)network_upload(network, values, count * sizeof *values, error);
+    free(values);
+    return *out ? 0 : -1;
+}
+
+static int norm_upload(struct network *network, const struct model_norm *norm,
+                       struct network_norm *out, struct error *error)
+{
+    if (tensor_upload(network, &norm->weight, &out->gamma, error))
+        return -1;
+    return tensor_upload(network, &norm->bias, &out->beta, error);
+}
+
+static int layer_upload(struct network *network, const struct model_layer *layer, bool decoder,
+                        struct network_layer *out, struct error *error)
+{
+    const struct model_linear *qkv[] = {&layer->self.q, &layer->self.k, &layer->self.v};
+    const struct model_linear *self_out[] = {&layer->self.out}, *fc1[] = {&layer->fc1};
+    const struct model_linear *fc2[] = {&layer->fc2};
+    enum cuda_format format = network->format;
+
+    if (linear_upload(network, qkv, 3, format, &out->qkv, error) ||
+        linear_upload(network, self_out, 1, format, &out->out, error) ||
+        norm_upload(network, &layer->self.norm, &out->self_norm, error) ||
+        linear_upload(network, fc1, 1, format, &out->fc1, error) ||
+        linear_upload(network, fc2, 1, format, &out->fc2, error) ||
+        norm_upload(network, &layer->norm, &out->norm, error))
+        return -1;
+    if (decoder) {
+        const struct model_linear *q[] = {&layer->cross.q}, *o[] = {&layer->cross.out};
+        const struct model_linear *kv[] = {&layer->cross.k, &layer->cross.v};
+
+        if (linear_upload(network, q, 1, format, &out->cross_q, error) ||
+            linear_upload(network, kv, 2, format, &out->cross_kv, error) ||
+            linear_upload(network, o, 1, format, &out->cross_out, error) ||
+            norm_upload(network, &layer->cross.norm, &out->cross_norm, error))
+            return -1;
+    }
+    return 0;
+}
+
+static int embedding_upload(struct network *network, const struct model_tensor *tensor,
+                            const struct model_tensor *bias, enum cuda_format format,
+                            struct cuda_weight *out, struct error *error)
+{
+    size_t count = (size_t)(tensor->rows * tensor->cols);
+    float *weight = (float *)malloc(count * sizeof *weight);
+    float *add = bias && bias->data ? (float *)malloc((size_t)tensor->rows * sizeof *add) : NULL;
+    int result = -1;
+
+    if (!weight || (bias && bias->data && !add)) {
+        error_set(error, "out of memory reading embeddings of %zu values", count);
+        goto out;
+    }
+    model_tensor_f32(tensor, weight);
+    if (add)
+        model_tensor_f32(bias, add);
+    result = weight_upload(network, weight, add, (int32_t)tensor->rows, (int32_t)tensor->cols,
+                           format, out, error);
+out:
+    free(weight);
+    free(add);
+    return result;
+}
+
+static int positions_upload(struct network *network, const struct model *model, bool decoder,
+                            float **out, struct error *error)
+{
+    const struct model_config *config = &model->config;
+    float *table = (float *)malloc((size_t)config->positions * config->d_model * sizeof *table);
+
+    if (!table)
+        return error_set(error, "out of memory making %d positions", config->positions);
+    for (int32_t i = 0; i < config->positions; i++)
+        model_position_f32(model, decoder, i, table + (size_t)i * config->d_model);
+    *out = (float *)network_upload(
+        network, table, (size_t)config->positions * config->d_model * sizeof *table, error);
+    free(table);
+    return *out ? 0 : -1;
+}
+
+/* Embeddings are read from the output product's packed weights where the model ties them. */
+static int tables_upload(struct network *network, const struct model *model,
+                         enum cuda_format format, struct error *error)
+{
+    if (embedding_upload(network, &model->output, &model->logits_bias, format, &network->output,
+                         error))
+        return -1;
+    if (model->decoder_embedding.data == model->output.data)
+        network->decoder_embedding = network->output;
+    else if (embedding_upload(network, &model->decoder_embedding, NULL, format,
+                              &network->decoder_embedding, error))
+        return -1;
+    if (model->encoder_embedding.data == model->decoder_embedding.data)
+        network->encoder_embedding = network->decoder_embedding;
+    else if (embedding_upload(network, &model->encoder_embedding, NULL, format,
+                              &network->encoder_embedding, error))
+        return -1;
+    if (positions_upload(network, model, true, &network->decoder_positions, error))
+        return -1;
+    if (!model->encoder_positions.data && !model->decoder_positions.data) {
+        network->encoder_positions = network->decoder_positions;
+        return 0;
+    }
+    return positions_upload(network, model, false, &network->encoder_positions, error);
+}
+
+static int format_parse(struct network *network, const char *compute, enum cuda_format *tables,
+                        struct error *error)
+{
+    static const struct {
+        const char *name;
+        enum cuda_format layers, tables, activations;
+    } formats[] = {
+        {"fp32", CUDA_F32, CUDA_F32, CUDA_F32},     {"fp16", CUDA_F16, CUDA_F16, CUDA_F16},
+        {"bf16", CUDA_BF16, CUDA_BF16, CUDA_BF16},  {"int8", CUDA_INT8, CUDA_INT8, CUDA_F16},
+        {"dynamic", CUDA_INT8, CUDA_F16, CUDA_F16},
+    };
+
+    for (size_t i = 0; i < sizeof formats / sizeof formats[0]; i++)
+        if (!strcmp(compute, formats[i].name)) {
+            network->format = formats[i].layers;
+            network->activations = formats[i].activations;
+            *tables = formats[i].tables;
+            return 0;
+        }
+    return error_set(error, "compute %s: not one of fp32, fp16, bf16, int8, dynamic", compute);
+}
+
+struct network *network_open(const struct model *model, const char *compute, struct error *error)
+{
+    const struct model_config *config = &model->config;
+    struct network *network = (struct network *)calloc(1, sizeof *network);
+    enum cuda_format tables = CUDA_F16;
+
+    if (!network) {
+        error_set(error, "out of memory");
+        return NULL;
+    }
+    network->config = *config;
+    network->embedding_factor = config->scale_embedding ? sqrtf((float)config->d_model) : 1.0f;
+    network->activation = config->activation == MODEL_RELU    ? PRODUCT_ACT_RELU
+                          : config->activation == MODEL_SWISH ? PRODUCT_ACT_SWISH
+                                                              : PRODUCT_ACT_GELU;
+    network->owned = (void **)calloc(OWNED_MOST, sizeof *network->owned);
+    network->encoder =
+        (struct network_layer *)calloc((size_t)config->encoder_layers, sizeof *network->encoder);
+    network->decoder =
+        (struct network_layer *)calloc((size_t)config->decoder_layers, sizeof *network->decoder);
+    if (!network->owned || !network->encoder || !network->decoder) {
+        error_set(error, "out of memory");
+        goto fail;
+    }
+    if (format_parse(network, compute, &tables, error) ||
+        tables_upload(network, model, tables, error))
+        goto fail;
+    for (int32_t i = 0; i < config->encoder_layers; i++)
+        if (layer_upload(network, &model->encoder[i], false, &network->encoder[i], error))
+            goto fail;
+    for (int32_t i = 0; i < config->decoder_layers; i++)
+        if (layer_upload(network, &model->decoder[i], true, &network->decoder[i], error))
+            goto fail;
+    return network;
+fail:
+    network_close(network);
+    return NULL;
+}
+
+void network_close(struct network *network)
+{
+    if (!network)
+        return;
+    for (size_t i = 0; network->owned && i < network->owned_count; i++)
+        (void)cudaFree(network->owned[i]);
+    free(network->owned);
+    free(network->encoder);
+    free(network->decoder);
+    free(network);
+}
+
+static size_t aligned(size_t bytes)
+{
+    return (bytes + 255) / 256 * 256;
+}
+
+static size_t space_layout(const struct network *network, int32_t tokens, bool encoder,
+                           char *memory, struct network_space *space)
+{
+    const struct model_config *config = &network->config;
+    size_t D = (size_t)config->d_model, T = (size_t)tokens;
+    size_t F = (size_t)(encoder ? config->encoder_ffn : config->decoder_ffn);
+    size_t e = (size_t)element_bytes(network->activations), at = 0;
+
+    space->x = (float *)(memory + at);
+    at += aligned(T * D * sizeof(float));
+    space->y = (float *)(memory + at);
+    at += aligned(T * D * sizeof(float));
+    space->q = memory + at;
+    at += aligned(T * D * (encoder ? 3 : 1) * e);
+    space->o = memory + at;
+    at += aligned(T * D * e);
+    space->h = memory + at;
+    at += aligned(T * F * e);
+    return at;
+}
+
+size_t network_space_bytes(const struct network *network, int32_t tokens, bool encoder)
+{
+    struct network_space unused;
+
+    return space_layout(network, tokens, encoder, NULL, &unused);
+}
+
+void network_space_carve(const struct network *network, int32_t tokens, bool encoder, char *memory,
+                         struct network_space *space)
+{
+    (void)space_layout(network, tokens, encoder, memory, space);
+}
+
+static struct product product_of(const int32_t *n, const struct cuda_weight *weight,
+                                 enum product_input input, enum product_output output)
+{
+    struct product p;
+
+    memset(&p, 0, sizeof p);
+    p.n = n;
+    p.weight = *weight;
+    p.input = input;
+    p.output = output;
+    return p;
+}
+
+/* The layer norm in front: y is normed on the way in and kept as x for the next residual. */
+static void product_norm(struct product *p, const struct network_space *space,
+                         const struct network_norm *norm)
+{
+    p->x = space->y;
+    p->gamma = norm->gamma;
+    p->beta = norm->beta;
+    p->x_out = space->x;
+}
+
+/* y = x_in W^T + b + x */
+static cudaError_t residual_enqueue(const int32_t *n, const struct cuda_weight *weight,
+                                    const void *in, const struct network_space *space,
+                                    int32_t n_most, bool pdl, cudaStream_t stream)
+{
+    struct product p = product_of(n, weight, PRODUCT_ROWS, PRODUCT_RESIDUAL);
+
+    p.x = in;
+    p.residual = space->x;
+    p.out = space->y;
+    return product_enqueue(&p, n_most, pdl, stream);
+}
+
+static cudaError_t feed_forward(const struct network *network, const struct network_layer *layer,
+                                const struct network_norm *before, const int32_t *n,
+                                const struct network_space *space, int32_t n_most, bool pdl,
+                                cudaStream_t stream)
+{
+    struct product p = product_of(n, &layer->fc1, PRODUCT_NORM, PRODUCT_PLAIN);
+
+    product_norm(&p, space, before);
+    p.activation = network->activation;
+    p.out = space->h;
+    CUDA_PASS(product_enqueue(&p, n_most, pdl, stream));
+    return residual_enqueue(n, &layer->fc2, space->h, space, n_most, pdl, stream);
+}
+
+cudaError_t network_encode(const struct network *network, const struct network_sources *sources,
+                           const struct network_space *space, const struct network_cache *cross,
+                           float *output, cudaStream_t stream)
+{
+    const struct model_config *config = &network->config;
+    int32_t most = sources->token_count, heads = config->encoder_heads;
+    const struct network_norm *last = NULL;
+
+    for (int32_t i = 0; i < config->encoder_layers; i++) {
+        const struct network_layer *layer = &network->encoder[i];
+        struct product p =
+            product_of(sources->n, &layer->qkv, i ? PRODUCT_NORM : PRODUCT_EMBED, PRODUCT_PLAIN);
+
+        if (i) {
+            product_norm(&p, space, last);
+        } else {
+            p.embedding = network->encoder_embedding;
+            p.embedding_factor = network->embedding_factor;
+            p.position_table = network->encoder_positions;
+            p.tokens = sources->tokens;
+            p.positions = sources->positions;
+            p.x_out = space->x;
+        }
+        p.out = space->q;
+        CUDA_PASS(product_enqueue(&p, most, false, stream));
+        CUDA_PASS(attention_encoder_enqueue(space->q, space->o, sources->starts, sources->count,
+                                            sources->longest, heads, network->activations, stream));
+        CUDA_PASS(residual_enqueue(sources->n, &layer->out, space->o, space, most, false, stream));
+        CUDA_PASS(feed_forward(network, layer, &layer->self_norm, sources->n, space, most, false,
+                               stream));
+        last = &layer->norm;
+    }
+    for (int32_t i = 0; i < config->decoder_layers; i++) {
+        struct product p =
+            product_of(sources->n, &network->decoder[i].cross_kv, PRODUCT_NORM, PRODUCT_CROSS);
+
+        product_norm(&p, space, last);
+        p.x_out = i == 0 ? output : NULL;
+        p.positions = sources->positions;
+        p.cache_rows = sources->rows;
+        p.cache_k = cross->k + (size_t)i * cross->layer_stride;
+        p.cache_v = cross->v + (size_t)i * cross->layer_stride;
+        p.cache_positions = cross->positions;
+        CUDA_PASS(product_enqueue(&p, most, false, stream));
+    }
+    return cudaSuccess;
+}
+
+static cudaError_t step_attention(const struct network *network, const struct network_step *step,
+                                  int32_t layer, bool cross, bool pdl, cudaStream_t stream)
+{
+    const struct network_cache *cache = cross ? &step->cross : &step->self;
+    struct attention a;
+
+    memset(&a, 0, sizeof a);
+    a.n = step->n;
+    a.active = step->active;
+    a.rows = step->rows;
+    a.cross = cross;
+    a.heads = network->config.decoder_heads;
+    a.cache_positions = cache->positions;
+    a.q = step->space.q;
+    a.cache_k = cache->k + (size_t)layer * cache->layer_stride;
+    a.cache_v = cache->v + (size_t)layer * cache->layer_stride;
+    a.out = step->space.o;
+    return attention_enqueue(&a, network->activations, step->n_most, pdl, stream);
+}
+
+static cudaError_t step_layer(const struct network *network, const struct network_step *step,
+                              int32_t i, bool pdl, bool chained, cudaStream_t stream)
+{
+    const struct network_layer *layer = &network->decoder[i];
+    const struct network_space *space = &step->space;
+    struct product qkv =
+        product_of(step->n, &layer->qkv, i ? PRODUCT_NORM : PRODUCT_EMBED, PRODUCT_QKV);
+    struct product q = product_of(step->n, &layer->cross_q, PRODUCT_NORM, PRODUCT_PLAIN);
+
+    if (i) {
+        product_norm(&qkv, space, &network->decoder[i - 1].norm);
+    } else {
+        qkv.embedding = network->decoder_embedding;
+        qkv.embedding_factor = network->embedding_factor;
+        qkv.position_table = network->decoder_positions;
+        qkv.x_out = space->x;
+    }
+    qkv.active = step->active;
+    qkv.rows = step->rows;
+    qkv.out = space->q;
+    qkv.cache_k = step->self.k + (size_t)i * step->self.layer_stride;
+    qkv.cache_v = step->self.v + (size_t)i * step->self.layer_stride;
+    qkv.cache_positions = step->self.positions;
+    CUDA_PASS(product_enqueue(&qkv, step->n_most, pdl && (i || chained), stream));
+    CUDA_PASS(step_attention(network, step, i, false, pdl, stream));
+    CUDA_PASS(residual_enqueue(step->n, &layer->out, space->o, space, step->n_most, pdl, stream));
+    product_norm(&q, space, &layer->self_norm);
+    q.out = space->q;
+    CUDA_PASS(product_enqueue(&q, step->n_most, pdl, stream));
+    CUDA_PASS(step_attention(network, step, i, true, pdl, stream));
+    CUDA_PASS(
+        residual_enqueue(step->n, &layer->cross_out, space->o, space, step->n_most, pdl, stream));
+    return feed_forward(network, layer, &layer->cross_norm, step->n, space, step->n_most, pdl,
+                        stream);
+}
+
+cudaError_t network_step(const struct network *network, const struct network_step *step, bool pdl,
+                         bool chained, cudaStream_t stream)
+{
+    int32_t layers = network->config.decoder_layers;
+    struct product p = product_of(step->n, &network->output, PRODUCT_NORM, PRODUCT_LOGITS);
+
+    for (int32_t i = 0; i < layers; i++)
+        CUDA_PASS(step_layer(network, step, i, pdl, chained, stream));
+    product_norm(&p, &step->space, &network->decoder[layers - 1].norm);
+    p.x_out = NULL;
+    p.active = step->active;
+    p.rows = step->rows;
+    p.rules = step->rules;
+    p.units = step->units;
+    p.special = step->special;
+    p.logits = step->logits;
+    return product_enqueue(&p, step->n_most, pdl, stream);
+}

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * network: a Marian model's weights on a device, and the order in which products and attentions run
+ * for sources (encode) and for one decode step. It owns the weights alone: buffers, caches and rows
+ * come with each call. Enqueues only, but for opening.
+ */
+#ifndef PGPT_KERNELS_CUDA_NETWORK_H
+#define PGPT_KERNELS_CUDA_NETWORK_H
+
+#include "kernels/cuda/product.h"
+#include "kernels/model/model.h"
+
+struct network_norm {
+    float *gamma, *beta; /* (D) */
+};
+
+struct network_layer {
+    struct cuda_weight qkv; /* (3 D, D) self-attention */
+    struct cuda_weight out; /* (D, D) */
+    struct network_norm self_norm;
+    struct cuda_weight cross_q;   /* decoder only (D, D) */
+    struct cuda_weight cross_kv;  /* (2 D, D), of the encoder's output */
+    struct cuda_weight cross_out; /* (D, D) */
+    struct network_norm cross_norm;
+    struct cuda_weight fc1, fc2; /* (F, D), (D, F) */
+    struct network_norm norm;
+};
+
+struct network {
+    struct model_config config; /* sizes alone; the lists inside belong to the model */
+    enum cuda_format format;    /* of the layers' products */
+    enum cuda_format
+        activations; /* element type between kernels: CUDA_F32, CUDA_F16 or CUDA_BF16 */
+    struct network_layer *encoder, *decoder;
+    struct cuda_weight encoder_embedding, decoder_embedding,
+        output;                                   /* (V, D); may be one and the same */
+    float *encoder_positions, *decoder_positions; /* (positions, D) */
+    float embedding_factor;
+    enum product_act activation;
+    uint64_t bytes; /* of device memory */
+    void **owned;   /* device allocations */
+    size_t owned_count;
+};
+
+/* Work space of `tokens` packed source tokens or rows. Elements unless said otherwise. */
+struct network_space {
+    float *x, *y; /* (tokens, D) residual stream: normed, and not yet */
+    void *q;      /* (tokens, D); the encoder: (tokens, 3 D) */
+    void *o;      /* (tokens, D) attention's output */
+    void *h;      /* (tokens, F) */
+};
+size_t network_space_bytes(const struct network *network, int32_t tokens, bool encoder);
+void network_space_carve(const struct network *network, int32_t tokens, bool encoder, char *memory,
+                         struct network_space *space);
+
+/* One layer's cache starts `layer` strides after the first. */
+struct network_cache {
+    char *k, *v;         /* (layers, max_rows, heads, positions, 64) */
+    size_t layer_stride; /* bytes */
+    int32_t positions;
+};
+
+/* Packed sources on the device. */
+struct network_sources {
+    const int32_t *n;                    /* tokens, in device memory */
+    const int32_t *tokens;               /* (n) */
+    const int32_t *positions;            /* (n) in their source */
+    const int32_t *rows;                 /* (n) whose cross cache they fill */
+    const int32_t *starts;               /* (count + 1) */
+    int32_t token_count, count, longest; /* the same on the host */
+};
+
+struct network_step {
+    const int32_t *n;      /* device */
+    const int32_t *active; /* (n) */
+    int32_t n_most;
+    struct cuda_rows rows;
+    struct cuda_rules rules;
+    struct network_space space;
+    struct network_cache self, cross;
+    struct product_unit *units; /* (n_most, units) */
+    float *special;             /* (n_most, 2) */
+    float *logits;              /* (n_most, V) or NULL */
+};
+
+/* compute: "fp32", "fp16", "bf16", "int8", "dynamic". NULL with the reason. */
+struct network *network_open(const struct model *model, const char *compute,
+                             struct error *error) PGPT_MUST_CHECK;
+void network_close(struct network *network); /* NULL is allowed */
+
+/* output (tokens, D) float: the encoder's output when wanted, else NULL. */
+cudaError_t network_encode(const struct network *network, const struct network_sources *sources,
+                           const struct network_space *space, const struct network_cache *cross,
+                           float *output, cudaStream_t stream);
+/* Everything up to the logits' units. pdl: chain the kernels (the first never starts early unless
+ * chained says that a kernel of the same chain stands in front). */
+cudaError_t network_step(const struct network *network, const struct network_step *step, bool pdl,
+                         bool chained, cudaStream_t stream);
+
+#endif

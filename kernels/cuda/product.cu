@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: MIT */
+#include "kernels/cuda/product.h"
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/product_shape.h"
+
+enum { STATIC_SHARED = 4096, TILE_PAD = 64 };
+
+static const struct {
+    int32_t rows, columns, threads;
+    bool wide;
+} shapes[SHAPE_COUNT] = {
+    {16, 16, 128, false},
+    {16, 32, 256, false},
+    {32, WIDE_COLUMNS, 256, true},
+    {64, WIDE_COLUMNS, 256, true},
+};
+
+static const struct {
+    const product_kernel (*kernels)[SHAPE_COUNT];
+    int32_t element; /* bytes in a tile */
+} formats[] = {
+    {product_kernels_f32, 4},
+    {product_kernels_f16, 2},
+    {product_kernels_bf16, 2},
+    {product_kernels_int8, 1},
+};
+
+static int shared_most, multiprocessors;
+
+static size_t shape_shared(int shape, enum cuda_format format, int32_t K)
+{
+    size_t bytes = (size_t)shapes[shape].rows * ((size_t)K * formats[format].element + TILE_PAD);
+
+    if (K <= 1024)
+        bytes += (size_t)2 * K * sizeof(float); /* a layer norm's weights */
+    if (shapes[shape].wide)
+        return bytes + (size_t)wide_ring_bytes(shapes[shape].rows);
+    return bytes +
+           (size_t)FORMAT_PARTS * 4 * shapes[shape].rows * (shapes[shape].columns + NARROW_PAD);
+}
+
+cudaError_t product_prepare(int shared_bytes_most)
+{
+    int device;
+
+    CUDA_PASS(cudaGetDevice(&device));
+    CUDA_PASS(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    shared_most = shared_bytes_most - STATIC_SHARED;
+    for (int format = 0; format < 4; format++)
+        for (int c = 0; c < COMBINE_COUNT; c++)
+            for (int s = 0; s < SHAPE_COUNT; s++)
+                if (formats[format].kernels[c][s])
+                    CUDA_PASS(cudaFuncSetAttribute((const void *)formats[format].kernels[c][s],
+                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   shared_most));
+    return cudaSuccess;
+}
+
+bool product_fits(enum cuda_format format, int32_t K, int shared_bytes_most)
+{
+    int shape = format == CUDA_F32 ? SHAPE_WIDE_32 : SHAPE_NARROW_16;
+
+    return shape_shared(shape, format, K) + STATIC_SHARED <= (size_t)shared_bytes_most;
+}
+
+static enum product_combination combination(const struct product *p)
+{
+    switch (p->output) {
+    case PRODUCT_QKV:
+        return p->input == PRODUCT_EMBED ? COMBINE_EMBED_QKV : COMBINE_NORM_QKV;
+    case PRODUCT_RESIDUAL:
+        return COMBINE_ROWS_RESIDUAL;
+    case PRODUCT_LOGITS:
+        return COMBINE_NORM_LOGITS;
+    case PRODUCT_CROSS:
+        return COMBINE_NORM_CROSS;
+    default:
+        return p->input == PRODUCT_EMBED ? COMBINE_EMBED_PLAIN : COMBINE_NORM_PLAIN;
+    }
+}
+
+/* Bits are the same in every shape; only the time differs. */
+static int shape_choose(const struct product *p, enum product_combination combine, int32_t n)
+{
+    enum cuda_format format = p->weight.format;
+    const product_kernel *kernels = formats[format].kernels[combine];
+    int64_t tiles = (p->weight.N + WIDE_COLUMNS - 1) / WIDE_COLUMNS;
+    bool broad = combine == COMBINE_EMBED_QKV || combine == COMBINE_NORM_QKV ||
+                 combine == COMBINE_NORM_LOGITS;
+    int wanted;
+
+    if (combine == COMBINE_NORM_LOGITS && tiles > 2 * multiprocessors && n > 16)
+        wanted =
+            n <= 32 ? SHAPE_WIDE_32 : SHAPE_WIDE_64; /* norm the rows once a block, not a tile */
+    else if (n <= 128)
+        wanted = broad ? SHAPE_NARROW_32 : SHAPE_NARROW_16;
+    else if (tiles * ((n + 63) / 64) >= multiprocessors)
+        wanted = SHAPE_WIDE_64;
+    else
+        wanted = SHAPE_WIDE_32;
+    if (kernels[wanted] && shape_shared(wanted, format, p->weight.K) <= (size_t)shared_most)
+        return wanted;
+    /* another that exists and fits: wide ones first, for many rows may have to share a launch */
+    for (int s = SHAPE_COUNT - 1; s >= 0; s--)
+        if (kernels[s] && s < SHAPE_WIDE_64 &&
+            shape_shared(s, format, p->weight.K) <= (size_t)shared_most)
+            return s;
+    return wanted;
+}
+
+cudaError_t product_enqueue(const struct product *product, int32_t n_most, bool pdl,
+                            cudaStream_t stream)
+{
+    enum cuda_format format = product->weight.format;
+    enum product_combination combine = combination(product);
+    int shape = shape_choose(product, combine, n_most);
+    size_t shared = shape_shared(shape, format, product->weight.K);
+    int32_t rows = (n_most + shapes[shape].rows - 1) / shapes[shape].rows;
+    int32_t columns = (product->weight.N + shapes[shape].columns - 1) / shapes[shape].columns;
+
+    /* more tiles than fit at once: a block walks over several columns, so that rows are read once
+     */
+    if (shapes[shape].wide) {
+        int32_t each = (int32_t)((size_t)(shared_most + STATIC_SHARED) / (shared + 3072));
+        int32_t most = (each > 0 ? each : 1) * multiprocessors / rows;
+
+        if (most < 1)
+            most = 1;
+        if (columns > most) {
+            int32_t turns = (columns + most - 1) / most;
+
+            columns = (columns + turns - 1) / turns;
+        }
+    }
+    return launch(formats[format].kernels[combine][shape], dim3(columns, rows),
+                  shapes[shape].threads, shared, pdl, stream, *product);
+}

@@ -1,0 +1,4 @@
+/* SPDX-License-Identifier: MIT */
+#include "kernels/cuda/product_kernel.cuh"
+
+const product_kernel product_kernels_f16[COMBINE_COUNT][SHAPE_COUNT] = PRODUCT_KERNELS(format_f16);

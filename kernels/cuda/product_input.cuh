@@ -1,0 +1,371 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * product_input: the front of a product: a block's rows arrive in shared memory as the matrix
+ * instruction wants them, after the layer norm, the embedding or the quantisation that stands
+ * before the product.
+ *
+ * Tile: BM rows, K * TILE_BYTES + 64 bytes apart (so that 16-byte reads by lanes 4g + q of rows g
+ * meet no bank twice).
+ */
+#ifndef PGPT_KERNELS_CUDA_PRODUCT_INPUT_CUH
+#define PGPT_KERNELS_CUDA_PRODUCT_INPUT_CUH
+
+#include "kernels/cuda/product.h"
+
+enum { PRODUCT_TILE_PAD = 64 };
+#define PRODUCT_NORM_EPSILON 1e-5f
+
+/* Asynchronous copies of 16 bytes from global to shared memory; zeros when not `in`. */
+static __device__ __forceinline__ void copy_16(void *shared, const void *global, bool in)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                     (uint32_t)__cvta_generic_to_shared(shared)),
+                 "l"(global), "r"(in ? 16 : 0)
+                 : "memory");
+}
+static __device__ __forceinline__ void copy_commit(void)
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+/* All but the last `PENDING` committed groups have arrived (for this thread: a barrier follows). */
+template <int PENDING> static __device__ __forceinline__ void copy_wait(void)
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+static __device__ __forceinline__ float warp_sum(float v)
+{
+    for (int mask = 16; mask; mask >>= 1)
+        v += __shfl_xor_sync(0xffffffffu, v, mask);
+    return v;
+}
+
+static __device__ __forceinline__ float warp_max(float v)
+{
+    for (int mask = 16; mask; mask >>= 1)
+        v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, mask));
+    return v;
+}
+
+static __device__ __forceinline__ uint32_t quantise4(const float4 &v, float inverse)
+{
+    int a = __float2int_rn(v.x * inverse), b = __float2int_rn(v.y * inverse);
+    int c = __float2int_rn(v.z * inverse), d = __float2int_rn(v.w * inverse);
+
+    return (uint32_t)(a & 255) | (uint32_t)(b & 255) << 8 | (uint32_t)(c & 255) << 16 |
+           (uint32_t)(d & 255) << 24;
+}
+
+/* Four neighbours of a row into the tile. */
+template <class F>
+static __device__ __forceinline__ void tile_put4(char *row, int k, const float4 &v, float inverse)
+{
+    if constexpr (F::QUANTISED) {
+        *(uint32_t *)(row + k) = quantise4(v, inverse);
+    } else {
+        typename F::element *out = (typename F::element *)row + k;
+
+        format_set2(out, v.x, v.y);
+        format_set2(out + 2, v.z, v.w);
+    }
+}
+
+/* Four neighbours (k a multiple of 4) of a token's embedding, straight from the packed weights of
+ * the output product. */
+template <class F>
+static __device__ __forceinline__ float4 embedding_get4(const struct cuda_weight &w, int32_t token,
+                                                        int k)
+{
+    const char *tile = (const char *)w.packed;
+    const int column = token & 15, g = column & 7, high = column >> 3;
+
+    if (w.format == CUDA_INT8) { /* a word of 4 inputs: lane k / 16, half and place by k / 4 */
+        const char *block = tile + ((size_t)(token >> 4) * (w.K / 64) + k / 64) * 1024;
+        const int word = k >> 2 & 3;
+        char4 q = *(const char4 *)(block + (word >> 1) * 512 + (g * 4 + (k >> 4 & 3)) * 16 +
+                                   ((word & 1) * 2 + high) * 4);
+        float s = w.scale[token];
+
+        return make_float4(q.x * s, q.y * s, q.z * s, q.w * s);
+    }
+    if constexpr (sizeof(typename F::element) == 4) {
+        const char *block = tile + ((size_t)(token >> 4) * (w.K / 16) + k / 16) * 1024;
+
+        return *(const float4 *)(block + (k >> 2 & 3) * 256 + column * 16);
+    } else {
+        const char *block = tile + ((size_t)(token >> 4) * (w.K / 32) + k / 32) * 1024 +
+                            (k >> 2 & 1) * 512 + (g * 4 + (k >> 3 & 3)) * 16 + high * 4;
+        const typename F::element *low = (const typename F::element *)block;
+        const typename F::element *next = (const typename F::element *)(block + 8);
+
+        return make_float4(format_float(low[0]), format_float(low[1]), format_float(next[0]),
+                           format_float(next[1]));
+    }
+}
+
+/* What the epilogue and the embedding need to know of a block's rows. */
+struct tile_rows {
+    int32_t row; /* -1: past n, or finished: writes nothing */
+    int32_t position;
+    int32_t token;
+    int32_t no_eos; /* LOGITS: too short to end */
+};
+
+/* One row held by a warp, V float4 a lane (elements j * 128 + 4 lane ..), into the tile, quantised
+ * when the format is; into x_row when not NULL. */
+template <class F, int V>
+static __device__ __forceinline__ void tile_put_row(int K, char *tile_row, float *scale_out,
+                                                    float *x_row, const float4 (&v)[V], int lane)
+{
+    float inverse = 0.0f;
+
+    if constexpr (F::QUANTISED) {
+        float most = 0.0f;
+
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            if (j * 128 < K)
+                most = fmaxf(
+                    fmaxf(fmaxf(fabsf(v[j].x), fabsf(v[j].y)), fmaxf(fabsf(v[j].z), fabsf(v[j].w))),
+                    most);
+        most = warp_max(most);
+        inverse = most > 0.0f ? 127.0f / most : 0.0f;
+        if (lane == 0)
+            *scale_out = most / 127.0f;
+    }
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        int k = j * 128 + lane * 4;
+
+        if (j * 128 >= K)
+            break;
+        tile_put4<F>(tile_row, k, v[j], inverse);
+        if (x_row)
+            *(float4 *)(x_row + k) = v[j];
+    }
+}
+
+/* R rows at once by a warp, so that their loads overlap. K <= V * 128. rows: BM. */
+template <class F, enum product_input INPUT, int V, int R>
+static __device__ __forceinline__ void
+tile_fill_float(const struct product &p, int m0, int n, int r0, char *tile, int stride,
+                float *scales, const struct tile_rows *info, const float *norm, bool write_x)
+{
+    int lane = threadIdx.x & 31, K = p.weight.K;
+    float4 v[R][V];
+
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            int k = j * 128 + lane * 4;
+
+            v[r][j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (j * 128 >= K || m0 + r0 + r >= n)
+                continue;
+            if (INPUT == PRODUCT_NORM) {
+                v[r][j] =
+                    __ldcg((const float4 *)((const float *)p.x + (size_t)(m0 + r0 + r) * K + k));
+            } else {
+                float4 e = embedding_get4<F>(p.embedding, info[r0 + r].token, k);
+                float4 q =
+                    *(const float4 *)(p.position_table + (size_t)info[r0 + r].position * K + k);
+
+                v[r][j].x = __fadd_rn(__fmul_rn(e.x, p.embedding_factor), q.x);
+                v[r][j].y = __fadd_rn(__fmul_rn(e.y, p.embedding_factor), q.y);
+                v[r][j].z = __fadd_rn(__fmul_rn(e.z, p.embedding_factor), q.z);
+                v[r][j].w = __fadd_rn(__fmul_rn(e.w, p.embedding_factor), q.w);
+            }
+        }
+    }
+    if (INPUT == PRODUCT_NORM) {
+        float sum[R], square[R];
+
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            sum[r] = 0.0f;
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                sum[r] += (v[r][j].x + v[r][j].y) + (v[r][j].z + v[r][j].w);
+            sum[r] = warp_sum(sum[r]) / (float)K;
+            square[r] = 0.0f;
+#pragma unroll
+            for (int j = 0; j < V; j++) {
+                if (j * 128 >= K)
+                    continue;
+                v[r][j].x -= sum[r];
+                v[r][j].y -= sum[r];
+                v[r][j].z -= sum[r];
+                v[r][j].w -= sum[r];
+                square[r] = __fmaf_rn(v[r][j].x, v[r][j].x, square[r]);
+                square[r] = __fmaf_rn(v[r][j].y, v[r][j].y, square[r]);
+                square[r] = __fmaf_rn(v[r][j].z, v[r][j].z, square[r]);
+                square[r] = __fmaf_rn(v[r][j].w, v[r][j].w, square[r]);
+            }
+            square[r] = 1.0f / sqrtf(warp_sum(square[r]) / (float)K + PRODUCT_NORM_EPSILON);
+        }
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            int k = j * 128 + lane * 4;
+
+            if (j * 128 >= K)
+                break;
+            float4 g = *(const float4 *)(norm + k), b = *(const float4 *)(norm + K + k);
+
+#pragma unroll
+            for (int r = 0; r < R; r++) {
+                v[r][j].x = __fmaf_rn(v[r][j].x * square[r], g.x, b.x);
+                v[r][j].y = __fmaf_rn(v[r][j].y * square[r], g.y, b.y);
+                v[r][j].z = __fmaf_rn(v[r][j].z * square[r], g.z, b.z);
+                v[r][j].w = __fmaf_rn(v[r][j].w * square[r], g.w, b.w);
+            }
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < R; r++)
+        tile_put_row<F, V>(K, tile + (size_t)(r0 + r) * stride, scales + r0 + r,
+                           write_x && m0 + r0 + r < n ? p.x_out + (size_t)(m0 + r0 + r) * K : NULL,
+                           v[r], lane);
+}
+
+/* Rows of elements, as they are: asynchronous copies, awaited by the caller. */
+template <class F, int BM>
+static __device__ __forceinline__ void tile_fill_copy(const struct product &p, int m0, int n,
+                                                      char *tile, int stride)
+{
+    int chunks = p.weight.K * F::TILE_BYTES / 16;
+    const char *x = (const char *)p.x + (size_t)m0 * p.weight.K * F::TILE_BYTES;
+
+    for (int i = threadIdx.x; i < BM * chunks; i += blockDim.x) {
+        int r = i / chunks, c = i - r * chunks;
+        bool in = m0 + r < n;
+
+        copy_16(tile + (size_t)r * stride + c * 16, x + (in ? ((size_t)r * chunks + c) * 16 : 0),
+                in);
+    }
+    copy_commit();
+    copy_wait<0>();
+}
+
+/* Rows of elements into int8: a warp a row, twice over it (the second time it is in L1). */
+template <class F, int BM>
+static __device__ __forceinline__ void tile_fill_quantised(const struct product &p, int m0, int n,
+                                                           char *tile, int stride, float *scales)
+{
+    int lane = threadIdx.x & 31, K = p.weight.K;
+
+    for (int r = threadIdx.x >> 5; r < BM; r += blockDim.x >> 5) {
+        const typename F::element *x = (const typename F::element *)p.x + (size_t)(m0 + r) * K;
+        bool in = m0 + r < n;
+        float most = 0.0f, inverse;
+
+        for (int k = lane * 8; in && k < K; k += 256) {
+            float f[8];
+
+            format_unpack8(*(const uint4 *)(x + k), x, f);
+            for (int i = 0; i < 8; i++)
+                most = fmaxf(most, fabsf(f[i]));
+        }
+        most = warp_max(most);
+        inverse = most > 0.0f ? 127.0f / most : 0.0f;
+        if (lane == 0)
+            scales[r] = most / 127.0f;
+        for (int k = lane * 8; k < K; k += 256) {
+            float f[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+
+            if (in)
+                format_unpack8(*(const uint4 *)(x + k), x, f);
+            *(uint2 *)(tile + (size_t)r * stride + k) =
+                make_uint2(quantise4(make_float4(f[0], f[1], f[2], f[3]), inverse),
+                           quantise4(make_float4(f[4], f[5], f[6], f[7]), inverse));
+        }
+    }
+}
+
+/* A token's row may have been written by the kernel in front (the choice of the step before) only
+ * where the input is an embedding: everything else may be looked at before launch_wait(). */
+template <enum product_output OUTPUT, int BM>
+static __device__ __forceinline__ void tile_rows_load(const struct product &p, int m0, int n,
+                                                      struct tile_rows *info)
+{
+    int r = threadIdx.x;
+
+    if (r >= BM)
+        return;
+    info[r].row = -1;
+    info[r].position = 0;
+    info[r].token = 0;
+    info[r].no_eos = 0;
+    if (m0 + r >= n)
+        return;
+    if (OUTPUT == PRODUCT_CROSS) {
+        info[r].row = p.cache_rows[m0 + r];
+        info[r].position = p.positions[m0 + r];
+    } else if (p.tokens) {
+        info[r].row = m0 + r;
+        info[r].position = p.positions[m0 + r];
+        info[r].token = p.tokens[m0 + r];
+    } else if (p.active) {
+        const struct cuda_row *row = p.rows.row + p.active[m0 + r];
+
+        info[r].row = row->finished ? -1 : p.active[m0 + r];
+        info[r].position = row->finished ? 0 : row->position;
+        info[r].token = row->token;
+        info[r].no_eos = row->position < row->min_new;
+    } else {
+        info[r].row = m0 + r;
+    }
+}
+
+/* Before launch_wait(): what no kernel of the step writes. norm (2, K). One committed group. */
+template <enum product_input INPUT, enum product_output OUTPUT, int BM>
+static __device__ __forceinline__ void tile_prefetch(const struct product &p, int m0, int n,
+                                                     float *norm, struct tile_rows *info)
+{
+    int K = p.weight.K;
+
+    if (INPUT == PRODUCT_NORM)
+        for (int i = threadIdx.x * 4; i < 2 * K; i += blockDim.x * 4)
+            copy_16(norm + i, i < K ? p.gamma + i : p.beta + i - K, true);
+    copy_commit();
+    if (INPUT != PRODUCT_EMBED)
+        tile_rows_load<OUTPUT, BM>(p, m0, n, info);
+}
+
+/* After launch_wait(): everything in front of the product; ends with the block's threads in step.
+ * PENDING: groups committed since tile_prefetch() that need not be here yet. */
+template <class F, enum product_input INPUT, enum product_output OUTPUT, int BM, int THREADS,
+          int PENDING>
+static __device__ __forceinline__ void tile_fill(const struct product &p, int m0, int n, char *tile,
+                                                 int stride, float *scales, struct tile_rows *info,
+                                                 const float *norm)
+{
+    constexpr int WARPS = THREADS / 32, EACH = BM / WARPS, R = EACH < 4 ? EACH : 4;
+    const int warp = threadIdx.x >> 5;
+    const bool write_x = p.x_out && blockIdx.x == 0;
+
+    if (INPUT == PRODUCT_ROWS) {
+        if constexpr (F::QUANTISED)
+            tile_fill_quantised<F, BM>(p, m0, n, tile, stride, scales);
+        else
+            tile_fill_copy<F, BM>(p, m0, n, tile, stride);
+        __syncthreads();
+        return;
+    }
+    if (INPUT == PRODUCT_EMBED)
+        tile_rows_load<OUTPUT, BM>(p, m0, n, info);
+    else
+        copy_wait<PENDING>(); /* norm */
+    __syncthreads();
+    if (p.weight.K <= 512)
+#pragma unroll 1
+        for (int r = warp * R; r < BM; r += WARPS * R)
+            tile_fill_float<F, INPUT, 4, R>(p, m0, n, r, tile, stride, scales, info, norm, write_x);
+    else
+#pragma unroll 1
+        for (int r = warp; r < BM; r += WARPS)
+            tile_fill_float<F, INPUT, 8, 1>(p, m0, n, r, tile, stride, scales, info, norm, write_x);
+    __syncthreads();
+}
+
+#endif

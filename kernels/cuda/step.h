@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * step: the small kernels around a decode step: rows join, a plain row's token is chosen, the host
+ * learns what happened. Enqueues only.
+ */
+#ifndef PGPT_KERNELS_CUDA_STEP_H
+#define PGPT_KERNELS_CUDA_STEP_H
+
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/product.h"
+#include "kernels/cuda/rows.h"
+
+/* One row that joins. */
+struct step_join {
+    struct cuda_row row;
+    int32_t index; /* its place among the rows */
+};
+
+/* What the host reads after a call, in memory both see. */
+struct step_output {
+    int32_t *position; /* (n) tokens generated so far */
+    int32_t *finished; /* (n) */
+    int32_t *tokens;   /* (n, most) those of this call */
+    float *logprobs;   /* (n, most) */
+};
+
+/* joins (count) in device memory. collected (max_rows): tokens the host has. */
+cudaError_t step_join_enqueue(struct cuda_rows rows, int32_t *collected,
+                              const struct step_join *joins, int32_t count, cudaStream_t stream);
+
+/* Chooses for rows that are not full, from the logits product's units (n, units) and special (n,2).
+ */
+cudaError_t step_choose_enqueue(struct cuda_rows rows, struct cuda_rules rules,
+                                const struct product_unit *units, const float *special,
+                                const int32_t *active, const int32_t *n, int32_t n_most, bool pdl,
+                                cudaStream_t stream);
+
+cudaError_t step_collect_enqueue(struct cuda_rows rows, int32_t *collected, const int32_t *active,
+                                 int32_t n, int32_t most, struct step_output out,
+                                 cudaStream_t stream);
+
+#endif
