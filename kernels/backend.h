@@ -16,8 +16,8 @@ extern "C" {
 
 struct backend; /* opaque, each device defines its own */
 
-/* Looks inside the model, for `verify` and tests: teacher-forced, one sequence, apart from the slots
- * and at rest (no slot is occupied). Outputs that are NULL are not wanted. */
+/* Looks inside the model, for `verify` and tests: teacher-forced, one sequence, apart from the
+ * slots and at rest (no slot is occupied). Outputs that are NULL are not wanted. */
 struct backend_trace {
     const int32_t *source; /* (source_len) */
     int32_t source_len;
@@ -26,7 +26,7 @@ struct backend_trace {
     const struct engine_request *warp; /* its sampling fields; needed for probabilities only */
     float *encoder;                    /* (source_len, D) the encoder's output */
     float *logits;                     /* (prefix_len, V) logits_bias included, unprocessed */
-    float *probabilities; /* (V) after the whole prefix: what sampling draws from */
+    float *probabilities;              /* (V) after the whole prefix: what sampling draws from */
 };
 
 struct backend_ops {
@@ -41,8 +41,7 @@ struct backend_ops {
     /* slots[i] is chosen by engine.c (0..max_rows-1, unused). Returns how many were admitted. */
     int32_t (*admit)(struct backend *backend, int32_t n, const struct engine_request *requests,
                      const int32_t *slots, struct error *error);
-    int (*step)(struct backend *backend, int32_t k, struct engine_output *out,
-                struct error *error);
+    int (*step)(struct backend *backend, int32_t k, struct engine_output *out, struct error *error);
     void (*stop_sequence)(struct backend *backend, int32_t slot, int32_t sequence);
     void (*release)(struct backend *backend, int32_t slot);
     int (*trace)(struct backend *backend, const struct backend_trace *trace, struct error *error);

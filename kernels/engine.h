@@ -4,11 +4,11 @@
  * ids with continuous batching: requests are admitted while others decode, and one step advances
  * every occupied row by one token. It knows no text, Kafka, Avro or SQL.
  *
- * Words: a *row* is one sequence in the running batch; a *slot* is one admitted request, which holds
- * max(num_sequences, num_beams) rows from admission until it is released.
- * Threads: one thread at a time calls into an engine (threads inside are its own).
- * Batch invariance is a rule of this seam: a request's tokens and scores are the same bits alone or
- * in any batch, in any slot, with any number of threads and any k.
+ * Words: a *row* is one sequence in the running batch; a *slot* is one admitted request, which
+ * holds max(num_sequences, num_beams) rows from admission until it is released. Threads: one thread
+ * at a time calls into an engine (threads inside are its own). Batch invariance is a rule of this
+ * seam: a request's tokens and scores are the same bits alone or in any batch, in any slot, with
+ * any number of threads and any k.
  */
 #ifndef PGPT_KERNELS_ENGINE_H
 #define PGPT_KERNELS_ENGINE_H
@@ -26,49 +26,50 @@ extern "C" {
 struct engine; /* opaque */
 
 struct engine_options {
-    const char *device;   /* "cpu", "cuda:0", ... */
-    const char *compute;  /* "fp32", "fp16", "bf16", "int8", "dynamic"; NULL = the device's default */
-    int32_t threads;      /* CPU threads, 0 = all cores */
-    int32_t max_rows;     /* rows (sequences) held at once; 0 = the device's default */
-    int32_t max_source;   /* longest source in tokens; 0 = the model's positions */
-    int32_t max_new;      /* most new tokens a request may ask for; 0 = the model's positions */
-    uint64_t memory;      /* budget in bytes for caches and work space; 0 = what the above needs */
-    bool cache_int8;      /* attention caches in int8 (CUDA) */
-    bool spin;            /* busy-wait for the device instead of sleeping (CUDA) */
+    const char *device; /* "cpu", "cuda:0", ... */
+    const char
+        *compute;       /* "fp32", "fp16", "bf16", "int8", "dynamic"; NULL = the device's default */
+    int32_t threads;    /* CPU threads, 0 = all cores */
+    int32_t max_rows;   /* rows (sequences) held at once; 0 = the device's default */
+    int32_t max_source; /* longest source in tokens; 0 = the model's positions */
+    int32_t max_new;    /* most new tokens a request may ask for; 0 = the model's positions */
+    uint64_t memory;    /* budget in bytes for caches and work space; 0 = what the above needs */
+    bool cache_int8;    /* attention caches in int8 (CUDA) */
+    bool spin;          /* busy-wait for the device instead of sleeping (CUDA) */
 };
 void engine_options_init(struct engine_options *options); /* device "cpu", the rest 0 */
 
 struct engine_limits {
     int32_t max_rows;
-    int32_t max_source;     /* source tokens, control tokens and EOS included */
-    int32_t max_new;        /* new tokens, EOS included */
+    int32_t max_source; /* source tokens, control tokens and EOS included */
+    int32_t max_new;    /* new tokens, EOS included */
     int32_t vocabulary;
-    int32_t positions;      /* the model's max_position_embeddings */
-    int32_t max_beams;      /* 8 */
-    int32_t max_sequences;  /* 8 */
+    int32_t positions;     /* the model's max_position_embeddings */
+    int32_t max_beams;     /* 8 */
+    int32_t max_sequences; /* 8 */
     int32_t start_token, eos_token, pad_token, unk_token;
 };
 
 struct engine_info {
-    char device[128];        /* e.g. "cpu (AMD EPYC, avx512_vnni, 2 threads)" */
-    char compute[64];        /* format and, where bits depend on it, the path: "int8", "fp16" */
-    char model_version[17];  /* 16 hex digits: hash of config and weights */
-    char engine_id[17];      /* 16 hex digits: weights, build, compute format, device class */
-    uint64_t weight_bytes;   /* resident */
-    uint64_t cache_bytes;    /* attention caches, allocated */
+    char device[128];       /* e.g. "cpu (AMD EPYC, avx512_vnni, 2 threads)" */
+    char compute[64];       /* format and, where bits depend on it, the path: "int8", "fp16" */
+    char model_version[17]; /* 16 hex digits: hash of config and weights */
+    char engine_id[17];     /* 16 hex digits: weights, build, compute format, device class */
+    uint64_t weight_bytes;  /* resident */
+    uint64_t cache_bytes;   /* attention caches, allocated */
     uint64_t work_bytes;
 };
 
 struct engine_request {
-    uint64_t tag;           /* the caller's; comes back in each output */
-    const int32_t *source;  /* (source_len) encoder input, language token and EOS included */
+    uint64_t tag;          /* the caller's; comes back in each output */
+    const int32_t *source; /* (source_len) encoder input, language token and EOS included */
     int32_t source_len;
-    int32_t max_new;        /* 1..limits.max_new */
-    int32_t min_new;        /* 0..max_new: EOS is impossible before */
-    int32_t num_sequences;  /* 1..8; with beams 1..num_beams */
-    int32_t num_beams;      /* 1 = no beam search */
-    bool do_sample;         /* excludes beams */
-    bool early_stopping;    /* beams only */
+    int32_t max_new;       /* 1..limits.max_new */
+    int32_t min_new;       /* 0..max_new: EOS is impossible before */
+    int32_t num_sequences; /* 1..8; with beams 1..num_beams */
+    int32_t num_beams;     /* 1 = no beam search */
+    bool do_sample;        /* excludes beams */
+    bool early_stopping;   /* beams only */
     float temperature, top_p, repetition_penalty, length_penalty;
     int32_t top_k;
     uint64_t seed;
@@ -86,22 +87,22 @@ enum engine_finish {
 struct engine_item {
     uint64_t tag;
     int32_t slot;
-    int32_t sequence;       /* 0..num_sequences-1 */
-    int32_t token_count;    /* new in this call; the ending EOS is left out */
-    const int32_t *tokens;  /* (token_count) */
-    const float *logprobs;  /* (token_count + ended_with_eos) ln p by the model's own probabilities,
-                               before any warping, the EOS's last; NULL for beams */
+    int32_t sequence;      /* 0..num_sequences-1 */
+    int32_t token_count;   /* new in this call; the ending EOS is left out */
+    const int32_t *tokens; /* (token_count) */
+    const float *logprobs; /* (token_count + ended_with_eos) ln p by the model's own probabilities,
+                              before any warping, the EOS's last; NULL for beams */
     enum engine_finish finish;
-    bool ended_with_eos;    /* an EOS, free or forced, was generated in this call */
-    double beam_score;      /* beams: Hugging Face's sequences_scores */
+    bool ended_with_eos; /* an EOS, free or forced, was generated in this call */
+    double beam_score;   /* beams: Hugging Face's sequences_scores */
 };
 
 struct engine_output {
     const struct engine_item *items; /* owned by the engine, valid until the next call on it */
     int32_t item_count;
-    int32_t steps;          /* decode steps run by this call, <= k */
-    double rows_mean;       /* running rows a step, mean over the steps */
-    int64_t encode_us;      /* time of the encoding this call waited for */
+    int32_t steps;     /* decode steps run by this call, <= k */
+    double rows_mean;  /* running rows a step, mean over the steps */
+    int64_t encode_us; /* time of the encoding this call waited for */
     int64_t decode_us;
 };
 

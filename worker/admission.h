@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * admission: one record of the requests topic becomes a job and goes to the stage it belongs to:
- * prepare when it is to run; settle when it cannot be decoded, is poison or a duplicate. Intake thread
- * only.
+ * prepare when it is to run; settle when it cannot be decoded, is poison or a duplicate. Intake
+ * thread only.
  */
 #ifndef PGPT_WORKER_ADMISSION_H
 #define PGPT_WORKER_ADMISSION_H
@@ -19,7 +19,8 @@ void admission_destroy(struct admission *admission); /* NULL is allowed */
 
 enum admission_status {
     ADMISSION_OK,
-    ADMISSION_RETRY, /* no memory, or a registry that does not answer: the same record again later */
+    ADMISSION_RETRY, /* no memory, or a registry that does not answer: the same record again later
+                      */
     ADMISSION_LIMIT  /* done, but too many of the last records were dead letters */
 };
 enum admission_status admission_run(struct admission *admission, const rd_kafka_message_t *message,

@@ -25,8 +25,7 @@ CHOICE(engine_compute, "engine.compute", "auto", "auto|fp32|fp16|bf16|int8|dynam
 INT(engine_threads, "engine.threads", 0, 0, 1024, "CPU threads of the engine; 0 = all cores")
 INT(engine_max_rows, "engine.max_rows", 0, 0, 65536,
     "sequences in the running batch; 0 = the device's default")
-INT(engine_steps, "engine.steps", 0, 0, 64,
-    "decode steps a call; 0 = 1 on the CPU, 4 on CUDA")
+INT(engine_steps, "engine.steps", 0, 0, 64, "decode steps a call; 0 = 1 on the CPU, 4 on CUDA")
 INT(engine_memory_mb, "engine.memory_mb", 0, 0, 1048576,
     "budget for attention caches and work space; 0 = what max_rows needs")
 

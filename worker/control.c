@@ -26,8 +26,8 @@ struct control {
     bool started;
     _Atomic bool stopping;
     _Atomic bool caught_up;
-    int64_t end;     /* the log's end at start, -1 = not known yet */
-    int64_t read_to; /* where the last end of partition was seen */
+    int64_t end;          /* the log's end at start, -1 = not known yet */
+    int64_t read_to;      /* where the last end of partition was seen */
     pthread_mutex_t lock; /* guards cancelled */
     struct cancelled cancelled;
 };
@@ -122,8 +122,8 @@ static void record_apply(struct control *c, const rd_kafka_message_t *message)
     uint8_t id[16];
 
     arena_reset(c->arena);
-    if (codec_decode(c->codec, RECORD_JOB_CONTROL, message->payload, message->len, c->arena, &record,
-                     &error)) {
+    if (codec_decode(c->codec, RECORD_JOB_CONTROL, message->payload, message->len, c->arena,
+                     &record, &error)) {
         log_write(LOG_WARN, "control", NULL, "record at offset %lld ignored: %s",
                   (long long)message->offset, error.message);
         return;
@@ -137,7 +137,8 @@ static void record_apply(struct control *c, const rd_kafka_message_t *message)
     pthread_mutex_lock(&c->lock);
     cancelled_add(&c->cancelled, id);
     pthread_mutex_unlock(&c->lock);
-    /* Wherever the job is; a job on its way between two places asks control_is_cancelled() itself. */
+    /* Wherever the job is; a job on its way between two places asks control_is_cancelled() itself.
+     */
     if (!scheduler_cancel(c->pipeline->scheduler, id))
         engine_stage_cancel(c->pipeline->engine_stage, id);
 }
@@ -218,10 +219,19 @@ struct control *control_create(struct pipeline *pipeline, struct error *error)
 
 int control_start(struct control *c, struct error *error)
 {
-    const char *const settings[] = {"group.id", "unused-control-reader", "enable.auto.commit",
-                                    "false", "auto.offset.reset", "earliest",
-                                    "enable.partition.eof", "true", "fetch.wait.max.ms", "100",
-                                    "queued.min.messages", "1000", NULL};
+    const char *const settings[] = {"group.id",
+                                    "unused-control-reader",
+                                    "enable.auto.commit",
+                                    "false",
+                                    "auto.offset.reset",
+                                    "earliest",
+                                    "enable.partition.eof",
+                                    "true",
+                                    "fetch.wait.max.ms",
+                                    "100",
+                                    "queued.min.messages",
+                                    "1000",
+                                    NULL};
     struct kafka_client_options options = {c->pipeline->config, c->pipeline->health, "control",
                                            settings, c};
     rd_kafka_conf_t *conf = kafka_client_conf(&options, error);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * control: reads all of pgpt.control (every worker does, without a group) and remembers cancelled job
- * ids, at most cancel.max_ids, oldest out and counted. It has read to the end before intake admits
- * its first job, so a cancel sent before its request, or while no worker ran, counts.
+ * control: reads all of pgpt.control (every worker does, without a group) and remembers cancelled
+ * job ids, at most cancel.max_ids, oldest out and counted. It has read to the end before intake
+ * admits its first job, so a cancel sent before its request, or while no worker ran, counts.
  */
 #ifndef PGPT_WORKER_CONTROL_H
 #define PGPT_WORKER_CONTROL_H

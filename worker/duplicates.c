@@ -54,7 +54,8 @@ void duplicates_destroy(struct duplicates *d)
     free(d);
 }
 
-/* Ids are UUIDs, but upstream chooses them: mix, so that chosen ones cannot fill one bucket easily. */
+/* Ids are UUIDs, but upstream chooses them: mix, so that chosen ones cannot fill one bucket easily.
+ */
 static size_t bucket_of(const struct duplicates *d, const uint8_t id[16])
 {
     uint64_t a, b;
@@ -154,7 +155,8 @@ void duplicates_finish(struct duplicates *d, const uint8_t id[16], int64_t offse
     struct entry *e = find(d, id);
 
     if (!e)
-        e = add(d, id, offset); /* rebuilt from the index; without memory only a retry slips through */
+        e = add(d, id,
+                offset); /* rebuilt from the index; without memory only a retry slips through */
     if (!e || e->finished_us)
         return;
     e->offset = offset;

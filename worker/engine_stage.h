@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
  * engine_stage: where jobs run. Two threads: the engine's takes jobs from the scheduler while rows
- * are free, admits and steps, and looks at deadlines, cancels and assignments; the text thread turns
- * the steps' tokens into texts and chunks and finishes jobs. Between them a bounded ring of batches goes down;
- * back come only numbers (a stop string was found: slot and sequence). A running job belongs to the
- * stage; the engine thread lets go of it with its last word about the slot.
+ * are free, admits and steps, and looks at deadlines, cancels and assignments; the text thread
+ * turns the steps' tokens into texts and chunks and finishes jobs. Between them a bounded ring of
+ * batches goes down; back come only numbers (a stop string was found: slot and sequence). A running
+ * job belongs to the stage; the engine thread lets go of it with its last word about the slot.
  */
 #ifndef PGPT_WORKER_ENGINE_STAGE_H
 #define PGPT_WORKER_ENGINE_STAGE_H

@@ -25,12 +25,9 @@ struct health {
 static const char *const beat_names[HEALTH_BEAT_COUNT] = {"intake", "engine", "settle"};
 
 static const enum metric gate_metrics[HEALTH_GATE_COUNT] = {
-    [HEALTH_ENGINE] = METRIC_NOT_READY_ENGINE,
-    [HEALTH_CONTROL] = METRIC_NOT_READY_CONTROL,
-    [HEALTH_ASSIGNMENT] = METRIC_NOT_READY_ASSIGNMENT,
-    [HEALTH_TOPICS] = METRIC_NOT_READY_TOPICS,
-    [HEALTH_DLQ_LIMIT] = METRIC_NOT_READY_DLQ_LIMIT,
-    [HEALTH_OFFSETS] = METRIC_NOT_READY_OFFSETS,
+    [HEALTH_ENGINE] = METRIC_NOT_READY_ENGINE,         [HEALTH_CONTROL] = METRIC_NOT_READY_CONTROL,
+    [HEALTH_ASSIGNMENT] = METRIC_NOT_READY_ASSIGNMENT, [HEALTH_TOPICS] = METRIC_NOT_READY_TOPICS,
+    [HEALTH_DLQ_LIMIT] = METRIC_NOT_READY_DLQ_LIMIT,   [HEALTH_OFFSETS] = METRIC_NOT_READY_OFFSETS,
     [HEALTH_DRAINING] = METRIC_NOT_READY_DRAINING,
 };
 
@@ -101,8 +98,7 @@ bool health_ready(struct health *h, char *reasons, size_t reasons_size)
             continue;
         ready = false;
         if (size < reasons_size)
-            size += (size_t)snprintf(reasons + size, reasons_size - size, "%s\n",
-                                     h->reasons[gate]);
+            size += (size_t)snprintf(reasons + size, reasons_size - size, "%s\n", h->reasons[gate]);
     }
     pthread_mutex_unlock(&h->lock);
     return ready;

@@ -514,8 +514,8 @@ static void *intake_main(void *argument)
                 rd_kafka_message_destroy(message);
         }
     }
-    /* Closing revokes: everything is given up in order. After a failure it must not be: the `open` marks
-     * tell the next owner that jobs may have killed this one. */
+    /* Closing revokes: everything is given up in order. After a failure it must not be: the `open`
+     * marks tell the next owner that jobs may have killed this one. */
     if (!health_failed(in->pipeline->health, reason, sizeof reason))
         rd_kafka_consumer_close(in->consumer);
     return NULL;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * intake: the consumer of requests. One thread polls, takes partitions over and gives them up, turns
- * records into jobs and pushes them to prepare (or, when there is nothing to run, to settle). It never
- * stops polling: when the worker is full it pauses partitions, with hysteresis.
+ * intake: the consumer of requests. One thread polls, takes partitions over and gives them up,
+ * turns records into jobs and pushes them to prepare (or, when there is nothing to run, to settle).
+ * It never stops polling: when the worker is full it pauses partitions, with hysteresis.
  */
 #ifndef PGPT_WORKER_INTAKE_H
 #define PGPT_WORKER_INTAKE_H

@@ -6,8 +6,8 @@
 
 enum {
     ARENA_FIRST = 2048,
-    ARENA_BASE_MAX = 4 << 20,   /* token ids and texts of 8 sequences at the model's positions */
-    ARENA_PAYLOAD_FACTOR = 16   /* decoded strings and arrays against their encoded size */
+    ARENA_BASE_MAX = 4 << 20, /* token ids and texts of 8 sequences at the model's positions */
+    ARENA_PAYLOAD_FACTOR = 16 /* decoded strings and arrays against their encoded size */
 };
 
 static struct job_identity identity = {"", "", "", ""};
@@ -116,11 +116,14 @@ void job_finish(struct job *job, enum job_outcome outcome, const char *error_cla
 
 const char *job_outcome_name(enum job_outcome outcome)
 {
-    static const char *const names[] = {
-        [JOB_OPEN] = "open",           [JOB_COMPLETED] = "completed",
-        [JOB_FAILED] = "failed",       [JOB_CANCELLED] = "cancelled",
-        [JOB_EXPIRED] = "expired",     [JOB_POISON] = "poison",
-        [JOB_DEAD_LETTER] = "dead_letter", [JOB_DUPLICATE] = "duplicate"};
+    static const char *const names[] = {[JOB_OPEN] = "open",
+                                        [JOB_COMPLETED] = "completed",
+                                        [JOB_FAILED] = "failed",
+                                        [JOB_CANCELLED] = "cancelled",
+                                        [JOB_EXPIRED] = "expired",
+                                        [JOB_POISON] = "poison",
+                                        [JOB_DEAD_LETTER] = "dead_letter",
+                                        [JOB_DUPLICATE] = "duplicate"};
 
     return names[outcome];
 }

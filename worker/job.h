@@ -18,14 +18,14 @@
 #include "worker/log.h"
 
 enum job_outcome {
-    JOB_OPEN = 0,      /* still on its way */
-    JOB_COMPLETED,     /* result: completed */
-    JOB_FAILED,        /* result: failed, with an error of class invalid or internal */
-    JOB_CANCELLED,     /* result: cancelled */
-    JOB_EXPIRED,       /* result: expired */
-    JOB_POISON,        /* DLQ record and a failed result of class poison */
-    JOB_DEAD_LETTER,   /* DLQ record only: undecodable, or no UUID as job_id */
-    JOB_DUPLICATE      /* nothing is published; its offset is finished */
+    JOB_OPEN = 0,    /* still on its way */
+    JOB_COMPLETED,   /* result: completed */
+    JOB_FAILED,      /* result: failed, with an error of class invalid or internal */
+    JOB_CANCELLED,   /* result: cancelled */
+    JOB_EXPIRED,     /* result: expired */
+    JOB_POISON,      /* DLQ record and a failed result of class poison */
+    JOB_DEAD_LETTER, /* DLQ record only: undecodable, or no UUID as job_id */
+    JOB_DUPLICATE    /* nothing is published; its offset is finished */
 };
 
 /* Why and how a record goes to the DLQ. */
@@ -36,10 +36,10 @@ struct job_dead_letter {
 
 /* A queued job's places inside the scheduler, which alone touches them. */
 struct scheduler_links {
-    TAILQ_ENTRY(job) of_class;   /* jobs of one priority, oldest first */
-    TAILQ_ENTRY(job) of_tenant;  /* of these, one tenant's */
+    TAILQ_ENTRY(job) of_class;    /* jobs of one priority, oldest first */
+    TAILQ_ENTRY(job) of_tenant;   /* of these, one tenant's */
     TAILQ_ENTRY(job) unannounced; /* jobs without an `accepted` event, oldest first */
-    LIST_ENTRY(job) same_bucket; /* hash table by id */
+    LIST_ENTRY(job) same_bucket;  /* hash table by id */
     struct scheduler_tenant *tenant;
     struct job *child, *sibling, *previous; /* heap by deadline */
     int64_t queued_mono_us;
@@ -61,12 +61,12 @@ struct job {
     struct text tracestate;
 
     /* Identity and attempts. */
-    bool has_id;      /* request decoded and job_id is a UUID */
+    bool has_id; /* request decoded and job_id is a UUID */
     uint8_t id[16];
-    char job_id[37];  /* as the request wrote it */
-    int32_t attempt;  /* 1 = first run */
-    bool run_alone;   /* a suspect after unclean takeovers: nothing else may run beside it */
-    bool replayed;    /* carries dlq.attempt: no duplicate by definition */
+    char job_id[37]; /* as the request wrote it */
+    int32_t attempt; /* 1 = first run */
+    bool run_alone;  /* a suspect after unclean takeovers: nothing else may run beside it */
+    bool replayed;   /* carries dlq.attempt: no duplicate by definition */
 
     struct generation_request request;
     const int32_t *source; /* (source_count) encoder input, made by prepare */
@@ -121,7 +121,7 @@ struct job_list {
 };
 void job_list_init(struct job_list *list);
 void job_list_push(struct job_list *list, struct job *job);
-struct job *job_list_pop(struct job_list *list); /* NULL when empty */
+struct job *job_list_pop(struct job_list *list);                  /* NULL when empty */
 void job_list_splice(struct job_list *to, struct job_list *from); /* from is empty after */
 
 #endif

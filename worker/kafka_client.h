@@ -17,8 +17,8 @@
  * pass-through. NULL with the reason. */
 struct kafka_client_options {
     const struct config *config;
-    struct health *health;   /* fatal errors go here */
-    const char *role;        /* "intake", "settle", ...; a literal */
+    struct health *health; /* fatal errors go here */
+    const char *role;      /* "intake", "settle", ...; a literal */
     const char *const *settings;
     void *opaque;
 };
@@ -39,7 +39,8 @@ enum kafka_class {
 /* Takes the error (NULL is KAFKA_OK), logs it with the call's name. */
 enum kafka_class kafka_client_classify(rd_kafka_error_t *error, const char *call);
 
-/* traceparent and tracestate as headers of a record; NULL when both are empty (or without memory). */
+/* traceparent and tracestate as headers of a record; NULL when both are empty (or without memory).
+ */
 rd_kafka_headers_t *kafka_client_trace_headers(struct text traceparent, struct text tracestate);
 
 /* Partitions of a topic, or -1 when it is missing or the brokers do not answer. */

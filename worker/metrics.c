@@ -21,12 +21,12 @@ static const struct {
 };
 
 /* Upper bounds in microseconds, about 2.2 apart: from a decode step to minutes in a queue. */
-static const int64_t bounds[] = {10,     25,     50,      100,     250,     500,     1000,
-                                 2500,   5000,   10000,   25000,   50000,   100000,  250000,
+static const int64_t bounds[] = {10,     25,      50,      100,     250,      500,      1000,
+                                 2500,   5000,    10000,   25000,   50000,    100000,   250000,
                                  500000, 1000000, 2500000, 5000000, 15000000, 60000000, 300000000};
 enum { BOUND_COUNT = sizeof bounds / sizeof *bounds };
 
-static _Atomic int64_t values[METRIC_COUNT];  /* histograms: sum in microseconds */
+static _Atomic int64_t values[METRIC_COUNT]; /* histograms: sum in microseconds */
 static _Atomic uint64_t buckets[METRIC_COUNT][BOUND_COUNT + 1]; /* not cumulative */
 
 void metrics_add(enum metric metric, uint64_t n)

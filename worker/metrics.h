@@ -17,10 +17,10 @@ enum metric {
     METRIC_COUNT
 };
 
-void metrics_add(enum metric metric, uint64_t n);        /* counters */
-void metrics_set(enum metric metric, int64_t value);     /* gauges */
+void metrics_add(enum metric metric, uint64_t n);         /* counters */
+void metrics_set(enum metric metric, int64_t value);      /* gauges */
 void metrics_observe(enum metric metric, int64_t micros); /* histograms */
-uint64_t metrics_value(enum metric metric);              /* counter or gauge, for tests */
+uint64_t metrics_value(enum metric metric);               /* counter or gauge, for tests */
 
 /* Prometheus text format 0.0.4 into a malloc'ed string (caller frees); NULL without memory. */
 char *metrics_render(size_t *size);

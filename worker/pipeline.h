@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * pipeline: what the stages may call on one another; data flows down the list, only numbers flow up.
- * main.c creates each stage, hands every stage this table, starts them from the bottom up and stops
- * them from the top down. The table is constant while threads run; each stage guards itself.
+ * pipeline: what the stages may call on one another; data flows down the list, only numbers flow
+ * up. main.c creates each stage, hands every stage this table, starts them from the bottom up and
+ * stops them from the top down. The table is constant while threads run; each stage guards itself.
  */
 #ifndef PGPT_WORKER_PIPELINE_H
 #define PGPT_WORKER_PIPELINE_H
@@ -43,9 +43,9 @@ struct pipeline {
 };
 
 /* Down. Each takes ownership of the job. */
-void prepare_push(struct prepare *prepare, struct job *job);      /* intake -> prepare */
-/* Any stage; the outcome is set, unless the job's partition was given up: such a job is dropped once its
- * chunks are acknowledged. */
+void prepare_push(struct prepare *prepare, struct job *job); /* intake -> prepare */
+/* Any stage; the outcome is set, unless the job's partition was given up: such a job is dropped
+ * once its chunks are acknowledged. */
 void settle_push(struct settle *settle, struct job *job);
 
 /* Settle waits for chunks_unacked == 0: called by the delivery report that reached 0. */

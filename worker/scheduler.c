@@ -28,9 +28,10 @@ struct scheduler_tenant {
 TAILQ_HEAD(tenant_ring, scheduler_tenant);
 LIST_HEAD(tenant_bucket, scheduler_tenant);
 
-struct class {
-    struct job_queue jobs;   /* oldest first */
-    struct tenant_ring ring; /* whose turn it is, first */
+struct class
+{
+    struct job_queue jobs;             /* oldest first */
+    struct tenant_ring ring;           /* whose turn it is, first */
     struct scheduler_tenant *overflow; /* shared by tenants for which memory was out */
 };
 
@@ -39,13 +40,13 @@ struct scheduler {
     pthread_cond_t changed;
     int64_t ageing_us;
     uint64_t hash_key;
-    size_t buckets; /* a power of two */
-    struct job_bucket *ids;         /* (buckets) */
-    struct tenant_bucket *tenants;  /* (buckets) */
+    size_t buckets;                /* a power of two */
+    struct job_bucket *ids;        /* (buckets) */
+    struct tenant_bucket *tenants; /* (buckets) */
     struct class classes[CLASSES];
-    struct job *soonest;            /* heap by deadline, its root */
+    struct job *soonest; /* heap by deadline, its root */
     struct job_queue unannounced;
-    struct job_list cancelled;      /* taken out of the classes, wait for a sweep */
+    struct job_list cancelled; /* taken out of the classes, wait for a sweep */
     size_t depth;
     bool woken;
 };
@@ -159,9 +160,9 @@ static struct scheduler_tenant *tenant_get(struct scheduler *scheduler, int32_t 
     struct scheduler_tenant *tenant;
 
     LIST_FOREACH(tenant, bucket, same_bucket)
-        if (tenant->class_index == class_index && tenant->name_size == name.size &&
-            memcmp(tenant->name, name.data, name.size) == 0)
-            return tenant;
+    if (tenant->class_index == class_index && tenant->name_size == name.size &&
+        memcmp(tenant->name, name.data, name.size) == 0)
+        return tenant;
     tenant = tenant_new(class_index, name);
     if (!tenant)
         return scheduler->classes[class_index].overflow;
@@ -235,8 +236,8 @@ static void job_remove(struct scheduler *scheduler, struct job *job)
     scheduler->depth--;
 }
 
-/* The class to serve: the least arrival time of its oldest job, moved one ageing_us earlier for each
- * level of priority. The order does not depend on the time it is asked for. */
+/* The class to serve: the least arrival time of its oldest job, moved one ageing_us earlier for
+ * each level of priority. The order does not depend on the time it is asked for. */
 static struct class *class_best(struct scheduler *scheduler)
 {
     struct class *best = NULL;

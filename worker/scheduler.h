@@ -21,9 +21,9 @@ void scheduler_destroy(struct scheduler *scheduler); /* destroys the jobs still 
 void scheduler_push(struct scheduler *scheduler, struct job *job, int64_t now_mono_us);
 
 /* Moves up to max_jobs jobs, best first, whose rows (max(num_return_sequences, num_beams)) fit into
- * max_rows, to `out`; stops at the first that does not fit, which so gets its rows in the end. A job
- * with run_alone comes alone and only when engine_idle; until then nothing else is taken either.
- * Waits up to wait_us when the queue is empty. */
+ * max_rows, to `out`; stops at the first that does not fit, which so gets its rows in the end. A
+ * job with run_alone comes alone and only when engine_idle; until then nothing else is taken
+ * either. Waits up to wait_us when the queue is empty. */
 void scheduler_take(struct scheduler *scheduler, int32_t max_jobs, int32_t max_rows,
                     bool engine_idle, int64_t wait_us, struct job_list *out);
 
@@ -36,8 +36,9 @@ bool scheduler_cancel(struct scheduler *scheduler, const uint8_t id[16]);
 /* Destroys the queued jobs of a partition whose epoch is not `epoch` (it was revoked or lost). */
 void scheduler_drop_stale(struct scheduler *scheduler, int32_t partition, uint32_t epoch);
 
-/* Calls `announce` for at most max_jobs queued jobs that were pushed before `before_mono_us` and have
- * no `accepted` event yet, oldest first, each once; sets accepted_sent. Under the lock: be brief. */
+/* Calls `announce` for at most max_jobs queued jobs that were pushed before `before_mono_us` and
+ * have no `accepted` event yet, oldest first, each once; sets accepted_sent. Under the lock: be
+ * brief. */
 typedef void (*scheduler_announce_fn)(void *user, struct job *job);
 void scheduler_announce(struct scheduler *scheduler, int64_t before_mono_us, int32_t max_jobs,
                         scheduler_announce_fn announce, void *user);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
  * stream: the producer outside transactions: chunks and live events. Idempotent, retries without
- * end; a fatal error of the client fails the worker. Never waits: when the client's queue is full the
- * caller keeps its chunk and tries again.
- * stream_chunk() and stream_event() are called by one thread at a time (the engine stage's text
- * thread); delivery reports come on a thread of the stream's own.
+ * end; a fatal error of the client fails the worker. Never waits: when the client's queue is full
+ * the caller keeps its chunk and tries again. stream_chunk() and stream_event() are called by one
+ * thread at a time (the engine stage's text thread); delivery reports come on a thread of the
+ * stream's own.
  */
 #ifndef PGPT_WORKER_STREAM_H
 #define PGPT_WORKER_STREAM_H
@@ -24,8 +24,8 @@ enum stream_status {
 };
 
 /* Sends one chunk of the job, to its request's partition number with its key and trace headers.
- * Adds 1 to job->chunks_unacked; its delivery report takes 1 off and pokes settle at 0. The job must
- * live until then. */
+ * Adds 1 to job->chunks_unacked; its delivery report takes 1 off and pokes settle at 0. The job
+ * must live until then. */
 enum stream_status stream_chunk(struct stream *stream, struct job *job,
                                 const struct generation_chunk *chunk) PGPT_MUST_CHECK;
 

@@ -13,14 +13,15 @@ extern "C" {
 #endif
 
 #define PGPT_MUST_CHECK __attribute__((warn_unused_result))
-#define PGPT_PRINTF(format_index, first_arg)                                                      \
+#define PGPT_PRINTF(format_index, first_arg)                                                       \
     __attribute__((format(printf, format_index, first_arg)))
 
 struct error {
     char message[1024]; /* UTF-8, always NUL-terminated, cut when longer */
 };
 
-/* Formats the message; error may be NULL. Returns -1, so that `return error_set(...)` reads well. */
+/* Formats the message; error may be NULL. Returns -1, so that `return error_set(...)` reads well.
+ */
 int error_set(struct error *error, const char *format, ...) PGPT_PRINTF(2, 3);
 
 #ifdef __cplusplus

@@ -36,7 +36,8 @@ size_t generation_run_memory(const struct generation_request *request,
 {
     size_t tokens = (size_t)request->max_length + 1;
     size_t sequences = (size_t)request->num_return_sequences;
-    /* Doubling blocks stay behind in the arena: all of them together take under 4 times the need. */
+    /* Doubling blocks stay behind in the arena: all of them together take under 4 times the need.
+     */
     size_t sequence = 4 * (tokens * (sizeof(int32_t) + detokeniser_room(detokeniser) + 1 +
                                      sizeof(struct assemble_chunk)) +
                            1024);
@@ -91,8 +92,7 @@ void generation_run_request(const struct generation_request *request, const int3
     };
 }
 
-enum generation_took generation_run_take(struct generation_run *run,
-                                         const struct engine_item *item)
+enum generation_took generation_run_take(struct generation_run *run, const struct engine_item *item)
 {
     struct assembly *assembly = &run->sequences[item->sequence];
     bool ended = item->finish != ENGINE_RUNNING;

@@ -75,8 +75,8 @@ static int token_list_read(const struct source *from, const char *key, const jso
 
         if (!json_is_integer(value) || json_integer_value(value) < 0 ||
             json_integer_value(value) >= limit)
-            return error_set(error, "%s: %s holds something that is no token id (0..%d)", from->file,
-                             key, (int)limit - 1);
+            return error_set(error, "%s: %s holds something that is no token id (0..%d)",
+                             from->file, key, (int)limit - 1);
         out[(*count)++] = (int32_t)json_integer_value(value);
     }
     return 0;
@@ -106,7 +106,8 @@ static int bad_words_read(const struct source *from, struct model_config *config
     if (!list || json_is_null(list))
         return 0;
     if (!json_is_array(list) || json_array_size(list) > TOKEN_LIST_MAX)
-        return error_set(error, "%s: bad_words_ids must be a list of lists of token ids", from->file);
+        return error_set(error, "%s: bad_words_ids must be a list of lists of token ids",
+                         from->file);
     config->bad_words = calloc(TOKEN_LIST_MAX, sizeof(int32_t));
     config->bad_word_lengths = calloc(json_array_size(list) + 1, sizeof(int32_t));
     if (!config->bad_words || !config->bad_word_lengths)
@@ -133,8 +134,8 @@ static int activation_read(const struct source *from, struct model_config *confi
     static const struct {
         const char *name;
         enum model_activation activation;
-    } names[] = {{"relu", MODEL_RELU}, {"swish", MODEL_SWISH}, {"silu", MODEL_SWISH},
-                 {"gelu", MODEL_GELU}};
+    } names[] = {
+        {"relu", MODEL_RELU}, {"swish", MODEL_SWISH}, {"silu", MODEL_SWISH}, {"gelu", MODEL_GELU}};
     const char *name = json_string_value(json_object_get(from->object, "activation_function"));
 
     for (size_t i = 0; name && i < sizeof names / sizeof names[0]; i++)
@@ -142,7 +143,8 @@ static int activation_read(const struct source *from, struct model_config *confi
             config->activation = names[i].activation;
             return 0;
         }
-    return error_set(error, "%s: activation_function is %.100s, supported are relu, swish, silu, gelu",
+    return error_set(error,
+                     "%s: activation_function is %.100s, supported are relu, swish, silu, gelu",
                      from->file, name ? name : "missing");
 }
 
@@ -168,13 +170,17 @@ static int sizes_read(const struct source *from, struct model_config *config, st
             return -1;
     if (config->d_model % 2 || config->d_model % config->encoder_heads ||
         config->d_model % config->decoder_heads)
-        return error_set(error, "%s: d_model %d must be even and a multiple of the attention heads "
-                         "(%d encoder, %d decoder)", from->file, (int)config->d_model,
-                         (int)config->encoder_heads, (int)config->decoder_heads);
+        return error_set(error,
+                         "%s: d_model %d must be even and a multiple of the attention heads "
+                         "(%d encoder, %d decoder)",
+                         from->file, (int)config->d_model, (int)config->encoder_heads,
+                         (int)config->decoder_heads);
     if (json_is_integer(target) && json_integer_value(target) != config->vocabulary)
-        return error_set(error, "%s: decoder_vocab_size %lld differs from vocab_size %d; two "
-                         "vocabularies are not supported", from->file,
-                         (long long)json_integer_value(target), (int)config->vocabulary);
+        return error_set(error,
+                         "%s: decoder_vocab_size %lld differs from vocab_size %d; two "
+                         "vocabularies are not supported",
+                         from->file, (long long)json_integer_value(target),
+                         (int)config->vocabulary);
     return 0;
 }
 
@@ -205,9 +211,10 @@ static int tokens_read(const struct source *generation, const struct source *bas
         token_read(generation, "forced_bos_token_id", limit, &config->forced_bos_token, error))
         return -1;
     if (config->forced_eos_token >= 0 && config->forced_eos_token != config->eos_token)
-        return error_set(error, "%s: forced_eos_token_id %d differs from eos_token_id %d; that is not "
-                         "supported", generation->file, (int)config->forced_eos_token,
-                         (int)config->eos_token);
+        return error_set(error,
+                         "%s: forced_eos_token_id %d differs from eos_token_id %d; that is not "
+                         "supported",
+                         generation->file, (int)config->forced_eos_token, (int)config->eos_token);
     return suppress_read(generation, config, error) || bad_words_read(generation, config, error)
                ? -1
                : 0;

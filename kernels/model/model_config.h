@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * model_config: config.json and generation_config.json of a Marian directory, as text, into model_config.
- * Every number is checked against a range; messages name file, key, value and range.
+ * model_config: config.json and generation_config.json of a Marian directory, as text, into
+ * model_config. Every number is checked against a range; messages name file, key, value and range.
  */
 #ifndef PGPT_KERNELS_MODEL_MODEL_CONFIG_H
 #define PGPT_KERNELS_MODEL_MODEL_CONFIG_H

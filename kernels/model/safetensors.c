@@ -24,7 +24,7 @@ struct entry {
 struct safetensors {
     const unsigned char *bytes;
     size_t size;
-    void *mapping; /* NULL when the bytes are the caller's */
+    void *mapping;         /* NULL when the bytes are the caller's */
     struct entry *entries; /* (count) by name */
     size_t count;
 };
@@ -82,10 +82,13 @@ static int entry_parse(const struct safetensors *file, size_t data_start, const 
         return error_set(error, "%s: tensor %.200s: dtype, shape or data_offsets is missing", where,
                          name);
     if (dtype_parse(dtype, &entry->tensor.dtype))
-        return error_set(error, "%s: tensor %.200s: dtype %s is not supported; convert to F32, F16 or "
-                                "BF16", where, name, dtype);
+        return error_set(error,
+                         "%s: tensor %.200s: dtype %s is not supported; convert to F32, F16 or "
+                         "BF16",
+                         where, name, dtype);
     if (shape_parse(json_object_get(value, "shape"), &entry->tensor))
-        return error_set(error, "%s: tensor %.200s: its shape must have 1 or 2 dimensions of 1..2^31-1",
+        return error_set(error,
+                         "%s: tensor %.200s: its shape must have 1 or 2 dimensions of 1..2^31-1",
                          where, name);
     entry->begin = (uint64_t)json_integer_value(first);
     entry->end = (uint64_t)json_integer_value(last);
@@ -93,12 +96,14 @@ static int entry_parse(const struct safetensors *file, size_t data_start, const 
             dtype_size(entry->tensor.dtype);
     if (json_integer_value(first) < 0 || entry->end < entry->begin ||
         entry->end > file->size - data_start)
-        return error_set(error, "%s: tensor %.200s: data_offsets lie outside the file of %zu bytes; it "
-                                "is truncated or damaged", where, name, file->size);
+        return error_set(error,
+                         "%s: tensor %.200s: data_offsets lie outside the file of %zu bytes; it "
+                         "is truncated or damaged",
+                         where, name, file->size);
     if (entry->end - entry->begin != bytes)
-        return error_set(error, "%s: tensor %.200s: data_offsets span %llu bytes, its shape needs %llu",
-                         where, name, (unsigned long long)(entry->end - entry->begin),
-                         (unsigned long long)bytes);
+        return error_set(
+            error, "%s: tensor %.200s: data_offsets span %llu bytes, its shape needs %llu", where,
+            name, (unsigned long long)(entry->end - entry->begin), (unsigned long long)bytes);
     entry->tensor.data = file->bytes + data_start + entry->begin;
     entry->name = strdup(name);
     if (!entry->name)
@@ -127,8 +132,10 @@ static int coverage_check(struct safetensors *file, size_t data_size, const char
     qsort(file->entries, file->count, sizeof *file->entries, entry_by_begin);
     for (size_t i = 0; i < file->count; at = file->entries[i++].end)
         if (file->entries[i].begin != at)
-            return error_set(error, "%s: tensor %.200s overlaps another or leaves a hole before it; "
-                             "the file is damaged", where, file->entries[i].name);
+            return error_set(error,
+                             "%s: tensor %.200s overlaps another or leaves a hole before it; "
+                             "the file is damaged",
+                             where, file->entries[i].name);
     if (at != data_size)
         return error_set(error, "%s: %zu bytes at the end belong to no tensor; the file is damaged",
                          where, data_size - (size_t)at);
@@ -150,19 +157,20 @@ static int table_read(struct safetensors *file, const char *where, struct error 
     for (int i = 7; i >= 0; i--)
         header_size = header_size << 8 | file->bytes[i];
     if (header_size > HEADER_MAX || header_size > file->size - 8)
-        return error_set(error, "%s: a header of %llu bytes does not fit (file %zu bytes, limit %d); "
-                                "it is truncated or no safetensors file", where,
-                         (unsigned long long)header_size, file->size, HEADER_MAX);
-    header = json_loadb((const char *)file->bytes + 8, header_size, JSON_REJECT_DUPLICATES,
-                        &problem);
+        return error_set(error,
+                         "%s: a header of %llu bytes does not fit (file %zu bytes, limit %d); "
+                         "it is truncated or no safetensors file",
+                         where, (unsigned long long)header_size, file->size, HEADER_MAX);
+    header =
+        json_loadb((const char *)file->bytes + 8, header_size, JSON_REJECT_DUPLICATES, &problem);
     if (!json_is_object(header)) {
         error_set(error, "%s: the header is not a JSON object: %s", where,
                   header ? "wrong type" : problem.text);
         goto done;
     }
     if (json_object_size(header) > TENSORS_MAX) {
-        error_set(error, "%s: %zu tensors exceed the limit of %d", where,
-                  json_object_size(header), TENSORS_MAX);
+        error_set(error, "%s: %zu tensors exceed the limit of %d", where, json_object_size(header),
+                  TENSORS_MAX);
         goto done;
     }
     file->entries = calloc(json_object_size(header) + 1, sizeof *file->entries);
@@ -246,8 +254,7 @@ void safetensors_close(struct safetensors *file)
     free(file);
 }
 
-bool safetensors_find(const struct safetensors *file, const char *name,
-                      struct model_tensor *tensor)
+bool safetensors_find(const struct safetensors *file, const char *name, struct model_tensor *tensor)
 {
     struct entry key = {.name = (char *)name};
     const struct entry *found =

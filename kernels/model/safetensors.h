@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * safetensors: a mapped weights file and its checked table of tensors. The header is bounded and
- * every offset, shape and type is verified before a byte of data is used (inside the file, no overlap,
- * no hole), so a hostile file gives an error and nothing else. One file: models sharded over several
- * with an index are not read. Immutable after opening; any thread may read it.
+ * every offset, shape and type is verified before a byte of data is used (inside the file, no
+ * overlap, no hole), so a hostile file gives an error and nothing else. One file: models sharded
+ * over several with an index are not read. Immutable after opening; any thread may read it.
  */
 #ifndef PGPT_KERNELS_MODEL_SAFETENSORS_H
 #define PGPT_KERNELS_MODEL_SAFETENSORS_H

@@ -8,8 +8,8 @@ enum { FIRST_TOKENS = 64, FIRST_TEXT = 256, FIRST_CHUNKS = 8 };
 const char *assemble_finish_name(enum assemble_finish finish)
 {
     static const char *const names[] = {
-        [ASSEMBLE_RUNNING] = NULL,    [ASSEMBLE_EOS] = "eos",
-        [ASSEMBLE_LENGTH] = "length", [ASSEMBLE_STOP] = "stop",
+        [ASSEMBLE_RUNNING] = NULL,          [ASSEMBLE_EOS] = "eos",
+        [ASSEMBLE_LENGTH] = "length",       [ASSEMBLE_STOP] = "stop",
         [ASSEMBLE_CANCELLED] = "cancelled", [ASSEMBLE_EXPIRED] = "expired",
     };
 

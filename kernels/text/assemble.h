@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
  * assemble: one sequence's tokens into its text, chunks, finish reason and score. Stop strings are
- * looked for in the text as decoding gives it; the text ends before the first of them, the token ids
- * keep the token that completed it, and what comes later is ignored. Chunk borders lie after every
- * stream_interval tokens and nowhere else, so they depend on the request alone, never on how tokens
- * arrive; a chunk's text is whole characters and holds back what may become a stop string.
+ * looked for in the text as decoding gives it; the text ends before the first of them, the token
+ * ids keep the token that completed it, and what comes later is ignored. Chunk borders lie after
+ * every stream_interval tokens and nowhere else, so they depend on the request alone, never on how
+ * tokens arrive; a chunk's text is whole characters and holds back what may become a stop string.
  * Memory: the arena given; bounded by the sequence's own length. One thread at a time.
  */
 #ifndef PGPT_KERNELS_TEXT_ASSEMBLE_H
@@ -77,8 +77,8 @@ void assembly_init(struct assembly *assembly, const struct assemble_rules *rules
 int assembly_add(struct assembly *assembly, const int32_t *tokens, const float *logprobs,
                  int32_t count, bool last_ends) PGPT_MUST_CHECK;
 
-/* Ends a running sequence (nothing happens to a finished one): the text is completed, the last chunk
- * made. has_eos and its logprob: an EOS was generated. */
+/* Ends a running sequence (nothing happens to a finished one): the text is completed, the last
+ * chunk made. has_eos and its logprob: an EOS was generated. */
 int assembly_end(struct assembly *assembly, enum assemble_finish finish, bool has_eos,
                  float eos_logprob) PGPT_MUST_CHECK;
 

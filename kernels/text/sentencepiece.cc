@@ -41,8 +41,8 @@ extern "C" int32_t spm_count(const struct spm *sp)
 }
 
 /* Pieces that the file does not know lose their text in the ids: then cut again, as strings. */
-static int encode(const struct spm *sp, absl::string_view text, spm_fn each,
-                  void *user, struct error *error)
+static int encode(const struct spm *sp, absl::string_view text, spm_fn each, void *user,
+                  struct error *error)
 {
     std::vector<int> ids;
     std::vector<std::string> pieces;
@@ -65,8 +65,8 @@ static int encode(const struct spm *sp, absl::string_view text, spm_fn each,
     return 0;
 }
 
-extern "C" int spm_encode(const struct spm *sp, const char *text, size_t size,
-                                    spm_fn each, void *user, struct error *error)
+extern "C" int spm_encode(const struct spm *sp, const char *text, size_t size, spm_fn each,
+                          void *user, struct error *error)
 {
     try {
         return encode(sp, absl::string_view(text, size), each, user, error);
@@ -89,8 +89,8 @@ extern "C" bool spm_is_unknown(const struct spm *sp, int32_t id)
 }
 
 /* The library itself says how a piece reads behind other text: decode it behind "x". */
-static int read_text(const struct spm *sp, const std::string &piece,
-                     struct spm_reading *reading, struct error *error)
+static int read_text(const struct spm *sp, const std::string &piece, struct spm_reading *reading,
+                     struct error *error)
 {
     std::string whole;
     const auto status = sp->processor.Decode(std::vector<std::string>{"x", piece}, &whole);
@@ -109,7 +109,7 @@ static int read_text(const struct spm *sp, const std::string &piece,
 }
 
 extern "C" int spm_read(const struct spm *sp, const char *piece, size_t size,
-                                  struct spm_reading *reading, struct error *error)
+                        struct spm_reading *reading, struct error *error)
 {
     *reading = {SPM_TEXT, 0, nullptr, 0};
     try {
@@ -120,7 +120,8 @@ extern "C" int spm_read(const struct spm *sp, const char *piece, size_t size,
             reading->kind = SPM_CONTROL;
         } else if (sp->processor.IsByte(id)) { /* "<0xE2>" */
             reading->kind = SPM_BYTE;
-            reading->byte = static_cast<uint8_t>(std::strtoul(text.substr(3, 2).c_str(), nullptr, 16));
+            reading->byte =
+                static_cast<uint8_t>(std::strtoul(text.substr(3, 2).c_str(), nullptr, 16));
         } else {
             return read_text(sp, text, reading, error);
         }

@@ -16,12 +16,14 @@ static int pieces_fill(struct vocabulary *vocabulary, const char *path, struct e
     const char *piece;
     json_t *value;
 
-    json_object_foreach(vocabulary->ids, piece, value) {
+    json_object_foreach(vocabulary->ids, piece, value)
+    {
         json_int_t id = json_is_integer(value) ? json_integer_value(value) : -1;
 
         if (id < 0 || id >= vocabulary->size)
-            return error_set(error, "%s: piece \"%.64s\" has id %lld; ids are 0..%d, as in the "
-                                    "model's vocab_size",
+            return error_set(error,
+                             "%s: piece \"%.64s\" has id %lld; ids are 0..%d, as in the "
+                             "model's vocab_size",
                              path, piece, (long long)id, vocabulary->size - 1);
         vocabulary->pieces[id] = (struct text){piece, strlen(piece)};
     }

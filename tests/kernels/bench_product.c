@@ -47,12 +47,12 @@ static void *memory_need(size_t size)
 
 struct case_data {
     int32_t M, N, K;
-    float *x, *w, *y;                       /* (M,K), (N,K), (M,N) */
+    float *x, *w, *y; /* (M,K), (N,K), (M,N) */
     struct product_weight *f32, *i8;
     struct threads *threads;
     dnnl_engine_t engine;
     dnnl_stream_t stream;
-    dnnl_primitive_t matmul[2];             /* float32, int8 */
+    dnnl_primitive_t matmul[2]; /* float32, int8 */
     dnnl_memory_t source[2], weight[2], target[2];
 };
 
@@ -185,7 +185,8 @@ static void case_run(struct case_data *c)
 
 int main(void)
 {
-    static const int32_t sizes[][2] = {{512, 512}, {1536, 512}, {256, 512}, {512, 256}, {3000, 512}};
+    static const int32_t sizes[][2] = {
+        {512, 512}, {1536, 512}, {256, 512}, {512, 256}, {3000, 512}};
     static const int32_t rows[] = {1, 8, 32, 128, 512};
     struct case_data c = {0};
     struct error error;
@@ -200,7 +201,8 @@ int main(void)
     check(dnnl_engine_create(&c.engine, dnnl_cpu, 0), "engine");
     check(dnnl_stream_create(&c.stream, c.engine, dnnl_stream_default_flags), "stream");
     printf("path %s, 1 thread, medians of %d\n", product_path(), ROUNDS);
-    printf("|   M x    N x   K | f32 us | GFLOP/s | /OpenBLAS | /oneDNN | int8 us | Gop/s | /oneDNN |\n");
+    printf("|   M x    N x   K | f32 us | GFLOP/s | /OpenBLAS | /oneDNN | int8 us | Gop/s | "
+           "/oneDNN |\n");
     printf("|---|---|---|---|---|---|---|---|\n");
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
         for (size_t j = 0; j < sizeof rows / sizeof rows[0]; j++) {

@@ -106,7 +106,8 @@ static void check_all(const struct inputs *in, enum product_format format,
         }
         for (int32_t m = 0; m < in->s.M; m += 3) { /* a row alone */
             rows_run(w, in, m, 1, activation, add, 1, y);
-            assert_memory_equal(y, expected + (int64_t)m * in->s.N, (size_t)in->s.N * sizeof(float));
+            assert_memory_equal(y, expected + (int64_t)m * in->s.N,
+                                (size_t)in->s.N * sizeof(float));
         }
     }
     free(expected);

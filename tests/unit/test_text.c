@@ -97,7 +97,8 @@ static void golden_prompts_become_input_ids(void **state)
 
     (void)state;
     assert_int_equal(json_array_size(cases), 300);
-    json_array_foreach(cases, i, c) {
+    json_array_foreach(cases, i, c)
+    {
         const char *brackets = json_string_value(json_object_get(c, "author"));
         char author[64] = "";
         const int32_t *ids;
@@ -122,7 +123,8 @@ static void prompts_are_cut_as_the_oracle_does(void **state)
     json_t *c;
 
     (void)state;
-    json_array_foreach(json_object_get(vectors, "encode"), i, c) {
+    json_array_foreach(json_object_get(vectors, "encode"), i, c)
+    {
         const int32_t *ids;
         int32_t n = encode(arena, text_of_json(json_array_get(c, 0)), "", "", &ids);
 
@@ -162,14 +164,16 @@ static void ids_read_as_the_oracle_says(void **state)
     json_t *c;
 
     (void)state;
-    json_array_foreach(json_object_get(vectors, "decode"), i, c) {
+    json_array_foreach(json_object_get(vectors, "decode"), i, c)
+    {
         struct text want = text_of_json(json_array_get(c, 1));
         size_t size = decode(ids, ids_read(json_array_get(c, 0), ids), out);
 
         if (size != want.size || memcmp(out, want.data, size))
             fail_msg("decode case %zu: \"%.*s\", wanted \"%s\"", i, (int)size, out, want.data);
     }
-    json_array_foreach(golden, i, c) {
+    json_array_foreach(golden, i, c)
+    {
         for (int k = 0; k < 2; k++) {
             struct text want = text_of_json(json_object_get(c, kinds[k][1]));
             size_t size;
@@ -194,8 +198,8 @@ static void control_tokens_have_names(void **state)
     assert_int_equal(prompt_codec_language(codec, text_of("ru")), 4);
     assert_int_equal(prompt_codec_author(codec, text_of("author_3")), 10);
     assert_int_equal(prompt_codec_author(codec, text_of("city_Krasnodar")), 18);
-    static const char *const wrong[] = {"", "xx", ">>en<<", "en ", "a<<b", "0x41", "pad", "unk",
-                                        "s", "/s", "author_99"};
+    static const char *const wrong[] = {"",    "xx",  ">>en<<", "en ", "a<<b",     "0x41",
+                                        "pad", "unk", "s",      "/s",  "author_99"};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         assert_int_equal(prompt_codec_language(codec, text_of(wrong[i])), -1);
         assert_int_equal(prompt_codec_author(codec, text_of(wrong[i])), -1);
@@ -293,8 +297,8 @@ static void random_stops(const int32_t *ids, int32_t n, struct text *stops, size
     }
 }
 
-static void assemble_split(struct assembly *a, const int32_t *ids, const float *logprobs,
-                           int32_t n, bool one_by_one)
+static void assemble_split(struct assembly *a, const int32_t *ids, const float *logprobs, int32_t n,
+                           bool one_by_one)
 {
     for (int32_t at = 0; at < n;) {
         int32_t step = one_by_one ? 1 : 1 + (int32_t)random_below((uint32_t)(n - at));
@@ -385,8 +389,7 @@ static void assembling_agrees_with_its_definition(void **state)
 
 /* ---- runs ---- */
 
-static struct generation_run *run_of(const struct generation_request *request,
-                                     struct arena *arena)
+static struct generation_run *run_of(const struct generation_request *request, struct arena *arena)
 {
     struct generation_run *run =
         generation_run_create(request, 7, prompt_codec_detokeniser(codec), arena);
@@ -441,8 +444,11 @@ static void beams_make_one_chunk_each(void **state)
     struct arena *arena = arena_create(1 << 12, ARENA);
     struct generation_request request;
     struct generation_run *run;
-    struct engine_item item = {.token_count = 3, .tokens = tokens, .finish = ENGINE_FINISH_EOS,
-                               .ended_with_eos = true, .beam_score = -0.25};
+    struct engine_item item = {.token_count = 3,
+                               .tokens = tokens,
+                               .finish = ENGINE_FINISH_EOS,
+                               .ended_with_eos = true,
+                               .beam_score = -0.25};
 
     (void)state;
     generation_request_init(&request);

@@ -16,9 +16,15 @@
 
 #define MODEL PGPT_SOURCE_DIR "/models/prometheus-mini"
 
-static const struct engine_limits limits = {.max_rows = 64, .max_source = 256, .max_new = 256,
-                                            .vocabulary = 3000, .positions = 256, .max_beams = 8,
-                                            .max_sequences = 8, .eos_token = 3, .unk_token = 1};
+static const struct engine_limits limits = {.max_rows = 64,
+                                            .max_source = 256,
+                                            .max_new = 256,
+                                            .vocabulary = 3000,
+                                            .positions = 256,
+                                            .max_beams = 8,
+                                            .max_sequences = 8,
+                                            .eos_token = 3,
+                                            .unk_token = 1};
 static struct prompt_codec *codec;
 static struct arena *arena;
 
@@ -66,17 +72,17 @@ static void refuse(const struct generation_request *r, const char *field, const 
         fail_msg("%d problems: %s", problems.count, problems.message);
 }
 
-#define EDGE_OK(member, v)                                                                        \
-    do {                                                                                          \
-        struct generation_request r = good();                                                     \
-        r.member = (v);                                                                           \
-        accept(&r);                                                                               \
+#define EDGE_OK(member, v)                                                                         \
+    do {                                                                                           \
+        struct generation_request r = good();                                                      \
+        r.member = (v);                                                                            \
+        accept(&r);                                                                                \
     } while (0)
-#define EDGE_BAD(member, v, value, range)                                                         \
-    do {                                                                                          \
-        struct generation_request r = good();                                                     \
-        r.member = (v);                                                                           \
-        refuse(&r, #member ":", value, range);                                                    \
+#define EDGE_BAD(member, v, value, range)                                                          \
+    do {                                                                                           \
+        struct generation_request r = good();                                                      \
+        r.member = (v);                                                                            \
+        refuse(&r, #member ":", value, range);                                                     \
     } while (0)
 
 static void numbers_keep_to_their_ranges(void **state)
@@ -222,8 +228,8 @@ static void all_problems_are_named(void **state)
 {
     struct generation_request r = good();
     struct validate_problems problems;
-    static const char *const fields[] = {"prompt", "target_language", "max_length", "top_p",
-                                         "priority", "model"};
+    static const char *const fields[] = {"prompt", "target_language", "max_length",
+                                         "top_p",  "priority",        "model"};
 
     (void)state;
     r.prompt = text_of("");

@@ -10,7 +10,10 @@
 #include "kernels/base/clock.h"
 #include "kernels/model/model.h"
 
-enum { SEQUENCES_MAX = 8, FIRST_TEXT_TOKEN = 500 /* past control tokens and pieces of single bytes */ };
+enum {
+    SEQUENCES_MAX = 8,
+    FIRST_TEXT_TOKEN = 500 /* past control tokens and pieces of single bytes */
+};
 
 struct fake_engine_control fake_engine_control;
 
