@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 #include "worker/kafka_client.h"
 
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "kernels/base/clock.h"
 #include "worker/log.h"
 
 /* The health of the process for librdkafka's error callback: its opaque belongs to the roles. */
@@ -20,12 +23,25 @@ static void log_line(const rd_kafka_t *client, int level, const char *facility, 
               text);
 }
 
+/* Every client of the process says it at every try; one line every few seconds is enough. */
+static bool down_is_news(int64_t now_us)
+{
+    enum { DOWN_EVERY_US = 5000000 };
+    static _Atomic int64_t next_us;
+    int64_t next = atomic_load(&next_us);
+
+    return now_us >= next &&
+           atomic_compare_exchange_strong(&next_us, &next, now_us + DOWN_EVERY_US);
+}
+
 /* Errors that librdkafka does not mend by itself end the worker, so that its jobs move on. */
 static void error_line(rd_kafka_t *client, int code, const char *reason, void *opaque)
 {
     char fatal[512];
 
     (void)opaque;
+    if (code == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN && !down_is_news(clock_mono_us()))
+        return;
     if (code != RD_KAFKA_RESP_ERR__FATAL) {
         log_write(LOG_WARN, "kafka", NULL, "%s: %s", rd_kafka_name(client), reason);
         return;
@@ -43,13 +59,19 @@ static int set(rd_kafka_conf_t *conf, const char *name, const char *value, struc
     return error_set(error, "kafka.%s: %s", name, reason);
 }
 
+/* By default a client that found its broker gone may wait 10 s before it looks again: as long as
+ * the group's session, so that a broker's restart cost partitions that nobody else should have had.
+ */
+#define RECONNECT_MAX_MS "1000"
+
 static int set_all(rd_kafka_conf_t *conf, const struct kafka_client_options *o, struct error *error)
 {
     char client_id[256];
 
     snprintf(client_id, sizeof client_id, "%s-%s", o->config->worker_name, o->role);
     if (set(conf, "bootstrap.servers", o->config->kafka_brokers, error) ||
-        set(conf, "client.id", client_id, error))
+        set(conf, "client.id", client_id, error) ||
+        set(conf, "reconnect.backoff.max.ms", RECONNECT_MAX_MS, error))
         return -1;
     for (size_t i = 0; i < o->config->kafka_count; i++)
         if (set(conf, o->config->kafka[i].name, o->config->kafka[i].value, error))
