@@ -597,11 +597,14 @@ enum recorder_store_status recorder_store_write(struct recorder_store *s, const 
         error_set(error, "another recorder has written these events");
         return RECORDER_CONFLICT;
     }
+    FAULT_POINT("sql_offsets");
     if (rows_write(s, b, error))
         goto failed;
     FAULT_POINT("sql_commit");
-    if (!run(s, "commit", "commit", error))
-        return RECORDER_STORED;
+    if (run(s, "commit", "commit", error))
+        goto failed;
+    FAULT_POINT("sql_committed");
+    return RECORDER_STORED;
 failed:
     recorder_store_disconnect(s); /* a new connection knows where it stands */
     return RECORDER_FAILED;

@@ -393,6 +393,7 @@ static void transaction_run(struct settle *s)
         return;
     switch (publish(s, &t, &jobs)) {
     case KAFKA_OK:
+        FAULT_POINT("committed");
         metrics_observe(METRIC_COMMIT_TIME, clock_mono_us() - begun);
         committed(s, &jobs);
         break;
