@@ -1,24 +1,45 @@
 # SPDX-License-Identifier: MIT
 """The checker: pure functions from complete logs to violations. It trusts nothing of the product: the
-truth is what was sent (load.Sent), the reference texts of an undisturbed run, and what an ordinary
+truth is what was sent (load.Sent), the results of an undisturbed engine, and what an ordinary
 read_committed reader sees after recovery."""
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 FINAL = ("completed", "failed", "cancelled", "expired")
+CHUNK_FIELDS = ("token_start", "text_start", "text", "token_ids", "finish_reason")
+SAMPLE_SLACK_S = 0.05 # between a broker's answer and the clock read after it
+RERUN_SLACK_S = 0.5
+
+
+@dataclass
+class Read:
+    """One record. at: when its broker appended it, seconds; value: bytes of requests and dead letters,
+    else the decoded record."""
+    partition: int
+    offset: int
+    at: float
+    key: str
+    headers: dict
+    value: Any
 
 
 @dataclass
 class Logs:
-    """Everything read back; each list in log order per partition. at = record timestamp, seconds."""
-    requests: list = field(default_factory=list) # (partition, offset, key, value)
-    results: list = field(default_factory=list)  # (partition, offset, at, record)
-    chunks: list = field(default_factory=list)   # (partition, offset, at, record)
-    events: list = field(default_factory=list)   # (partition, offset, at, record)
-    dead: list = field(default_factory=list)     # (key, value, headers)
+    """Everything read back; each list in log order per partition."""
+    requests: list = field(default_factory=list)
+    results: list = field(default_factory=list)
+    chunks: list = field(default_factory=list)
+    events: list = field(default_factory=list)
+    dead: list = field(default_factory=list)
     committed: list = field(default_factory=list) # (at, partition, offset): samples while it ran
     final_committed: dict = field(default_factory=dict) # partition -> (offset, end of the log)
-    job_rows: dict = field(default_factory=dict)  # job_id -> status
-    latency_rows: dict = field(default_factory=dict) # job_id -> rows
+    zombies: list = field(default_factory=list) # (from, to): an owner may not know yet that it lost its jobs
+    tables: dict = field(default_factory=dict)  # name -> rows, see reader.QUERIES
+    rebuilt: dict = field(default_factory=dict) # the same, made from the log in an empty database
+
+    def final_events(self):
+        return [e for e in self.events if e.value["state"] in FINAL]
 
 
 @dataclass
@@ -31,136 +52,220 @@ class Violation:
         return f"{self.rule}: job {self.job}: {self.what}"
 
 
+# ---- results ----
+
+def starts_with(whole, part):
+    return whole[:len(part)] == part
+
+
+def check_result(sent, reference, job_id, r):
+    """One job's result against what was asked for."""
+    if job_id in sent.invalid or job_id in sent.poison:
+        wanted = "invalid" if job_id in sent.invalid else "poison"
+        if r["status"] != "failed" or r["error"]["class"] != wanted:
+            yield Violation("class of failure", job_id, f"status {r['status']}, error {r['error']}, not {wanted}")
+        return
+    if job_id in sent.cancelled_early:
+        if r["status"] != "cancelled":
+            yield Violation("early cancel", job_id, f"status {r['status']}")
+        return
+    if r["status"] == "cancelled" and job_id in sent.cancelled_late:
+        if sent.jobs[job_id].get("num_beams", 1) == 1:
+            for got, full in zip(r["sequences"], reference[job_id]["sequences"]):
+                if not starts_with(full["token_ids"], got["token_ids"]):
+                    yield Violation("pure function", job_id, "a cancelled result is no prefix of the whole")
+        return
+    if r["status"] != "completed":
+        yield Violation("healthy jobs complete", job_id, f"status {r['status']}: {r['error']}")
+        return
+    same = ("text", "token_ids", "finish_reason")
+    got = [[s[f] for f in same] for s in r["sequences"]]
+    full = [[s[f] for f in same] for s in reference[job_id]["sequences"]]
+    if got != full:
+        yield Violation("pure function", job_id, f"{got} differs from the undisturbed {full}")
+
+
 def check_results(sent, logs, reference):
-    out, seen = [], {}
-    for _, _, _, r in logs.results:
-        job_id = r["job_id"]
+    seen = {}
+    for read in logs.results:
+        job_id = read.value["job_id"]
         if job_id in seen:
-            out.append(Violation("one result", job_id, "a second result"))
+            yield Violation("one result", job_id, f"a second result, offset {read.offset} of partition {read.partition}")
         if job_id not in sent.jobs:
-            out.append(Violation("no invention", job_id, "a result for a request never sent"))
-        seen[job_id] = r
-    for job_id, request in sent.jobs.items():
-        r = seen.get(job_id)
-        if r is None:
-            out.append(Violation("no loss", job_id, "no result"))
-        elif job_id in sent.cancelled_early:
-            if r["status"] != "cancelled":
-                out.append(Violation("early cancel", job_id, f"status {r['status']}"))
-        elif r["status"] != "completed":
-            out.append(Violation("healthy jobs complete", job_id, f"status {r['status']}: {r['error']}"))
-        elif job_id in reference:
-            texts = [s["text"] for s in r["sequences"]]
-            if texts != reference[job_id]:
-                out.append(Violation("pure function", job_id, f"{texts} differs from {reference[job_id]}"))
-        if r is not None and request.get("num_return_sequences", 1) != len(r["sequences"]) \
-                and r["status"] == "completed":
-            out.append(Violation("sequences", job_id, f"{len(r['sequences'])} sequences"))
-    return out
+            yield Violation("no invention", job_id, "a result for a request never sent")
+        seen.setdefault(job_id, read.value)
+    for job_id in sent.jobs:
+        if job_id in seen:
+            yield from check_result(sent, reference, job_id, seen[job_id])
+        else:
+            yield Violation("no loss", job_id, "no result")
 
 
 def check_dead_letters(sent, logs):
-    out, seen = [], {}
-    for key, value, _ in logs.dead:
-        seen.setdefault(key, []).append(value)
-    for key, value in sent.junk.items():
+    """Undecodable records and poison: one dead letter each, with the bytes as sent. Nothing else."""
+    payload = {r.key: r.value for r in logs.requests}
+    wanted = dict(sent.junk)
+    wanted.update({job_id: payload.get(job_id) for job_id in sent.poison})
+    seen = defaultdict(list)
+    for read in logs.dead:
+        seen[read.key].append(read.value)
+    for key, value in wanted.items():
         copies = seen.pop(key, [])
         if copies != [value]:
-            out.append(Violation("dead letters", key, f"{len(copies)} copies, the bytes as sent: {copies[:1] == [value]}"))
+            yield Violation("dead letters", key, f"{len(copies)} copies, the bytes as sent: {copies[:1] == [value]}")
     for key in seen:
-        out.append(Violation("healthy jobs are not dead-lettered", key, "a DLQ record"))
-    return out
+        yield Violation("healthy jobs are not dead-lettered", key, "a DLQ record")
+
+
+# ---- streams ----
+
+def check_stream(job_id, n, parts, result_read):
+    """One sequence's chunks of all attempts against one another and the result."""
+    result = result_read.value
+    completed = result["status"] == "completed"
+    sequence = result["sequences"][n] if n < len(result["sequences"]) else None
+    by_seq = {}
+    for c in (p.value for p in parts):
+        first = by_seq.setdefault(c["seq"], c)
+        if any(first[f] != c[f] for f in CHUNK_FIELDS) and completed:
+            yield Violation("identical replays", job_id, f"chunk {c['seq']} differs between attempts {first['attempt']} and {c['attempt']}")
+    if sorted(by_seq) != list(range(len(by_seq))):
+        yield Violation("complete streams", job_id, f"sequence {n} has chunks {sorted(by_seq)}")
+        return
+    ordered = [by_seq[s] for s in sorted(by_seq)]
+    text, ids = b"", []
+    for c in ordered:
+        if c["text_start"] != len(text) or c["token_start"] != len(ids):
+            yield Violation("complete streams", job_id, f"sequence {n} chunk {c['seq']}: starts do not add up")
+        text, ids = text + c["text"].encode(), ids + c["token_ids"]
+    if completed and (sequence is None or text != sequence["text"].encode() or ids != sequence["token_ids"]):
+        yield Violation("complete streams", job_id, f"sequence {n}: chunks give {text!r}, the result {sequence}")
+    if not completed and sequence and not starts_with(ids, sequence["token_ids"]):
+        yield Violation("complete streams", job_id, f"sequence {n}: a cancelled result is no prefix of its chunks")
+    ends = [p.at for p in parts if p.value["finish_reason"] is not None]
+    own_run = any(p.value["attempt"] == result["attempt"] for p in parts)
+    if not ends and (completed or own_run):
+        yield Violation("complete streams", job_id, f"sequence {n} has no end")
+    elif ends and min(ends) > result_read.at + 0.001 and (completed or min(p.at for p in parts) < result_read.at):
+        yield Violation("chunks first", job_id, f"the result came {min(ends) - result_read.at:.3f} s before the last chunk")
 
 
 def check_streams(sent, logs):
-    """All attempts agree byte for byte where they overlap, with one another and with the result; the
-    end of each sequence was written before its result."""
-    out = []
-    results = {r["job_id"]: (at, r) for _, _, at, r in logs.results}
-    streams = {}
-    for _, _, at, c in logs.chunks:
-        if c["job_id"] not in sent.jobs:
-            out.append(Violation("no invention", c["job_id"], "a chunk for a request never sent"))
-        streams.setdefault((c["job_id"], c["sequence"]), []).append((at, c))
+    results = {r.value["job_id"]: r for r in logs.results}
+    streams = defaultdict(list)
+    for read in logs.chunks:
+        streams[read.value["job_id"], read.value["sequence"]].append(read)
     for (job_id, n), parts in streams.items():
-        at_result, result = results.get(job_id, (None, None))
-        if result is None or result["status"] != "completed":
-            continue
-        sequence = result["sequences"][n]
-        text, by_seq = sequence["text"].encode(), {}
-        for at, c in parts:
-            piece = c["text"].encode()
-            if text[c["text_start"]:c["text_start"] + len(piece)] != piece:
-                out.append(Violation("identical replays", job_id, f"chunk {c['seq']} of attempt {c['attempt']} is not in the result"))
-            ids = sequence["token_ids"][c["token_start"]:c["token_start"] + len(c["token_ids"])]
-            if ids != c["token_ids"]:
-                out.append(Violation("identical replays", job_id, f"chunk {c['seq']}: token ids differ"))
-            first = by_seq.setdefault(c["seq"], c)
-            if any(first[f] != c[f] for f in ("token_start", "text_start", "text", "token_ids", "finish_reason")):
-                out.append(Violation("identical replays", job_id, f"chunk {c['seq']} differs between attempts"))
-        joined = b"".join(by_seq[s]["text"].encode() for s in sorted(by_seq))
-        if joined != text or sorted(by_seq) != list(range(len(by_seq))):
-            out.append(Violation("complete streams", job_id, f"sequence {n}: chunks give {joined!r}"))
-        ends = [at for at, c in parts if c["finish_reason"] is not None]
-        if not ends:
-            out.append(Violation("complete streams", job_id, f"sequence {n} has no end"))
-        elif min(ends) > at_result + 0.001:
-            out.append(Violation("chunks first", job_id, "the result came before the last chunk"))
-    for job_id, request in sent.jobs.items():
-        result = results.get(job_id, (0, None))[1]
-        if request.get("stream") and result and result["status"] == "completed" and (job_id, 0) not in streams:
-            out.append(Violation("complete streams", job_id, "no chunks at all"))
-    return out
+        if job_id not in sent.jobs:
+            yield Violation("no invention", job_id, "a chunk for a request never sent")
+        elif job_id in results:
+            yield from check_stream(job_id, n, parts, results[job_id])
+    for job_id, read in results.items():
+        if sent.jobs.get(job_id, {}).get("stream") and read.value["status"] == "completed":
+            for n in range(len(read.value["sequences"])):
+                if (job_id, n) not in streams:
+                    yield Violation("complete streams", job_id, f"sequence {n} has no chunks at all")
 
+
+def check_reruns(logs):
+    """No job starts again once its result is there: no first chunk was made, and no `started` event
+    written, later. Workers that were stopped, or cut off from their broker, run until they learn that
+    they lost their partitions (what they publish is refused): those times are left out."""
+    result_at = {r.value["job_id"]: r.at for r in logs.results}
+    starts = [(c.value["job_id"], c.value["created_at_us"] / 1e6) for c in logs.chunks if c.value["seq"] == 0]
+    starts += [(e.value["job_id"], e.value["started_at_us"] / 1e6) for e in logs.events if e.value["state"] == "started"]
+    for job_id, at in starts:
+        done = result_at.get(job_id)
+        zombie = any(since <= at <= until for since, until in logs.zombies)
+        if done is not None and at > done + RERUN_SLACK_S and not zombie:
+            yield Violation("no second run", job_id, f"started {at - done:.3f} s after its result")
+
+
+# ---- events, offsets ----
 
 def check_events(logs):
-    out, finals = [], {}
-    for _, _, _, e in logs.events:
-        if e["state"] in FINAL:
-            if e["job_id"] in finals:
-                out.append(Violation("one final event", e["job_id"], "a second final event"))
-            finals[e["job_id"]] = e["state"]
-    for _, _, _, r in logs.results:
+    finals = {}
+    for e in (read.value for read in logs.final_events()):
+        if e["job_id"] in finals:
+            yield Violation("one final event", e["job_id"], f"{finals[e['job_id']]}, then {e['state']}")
+        finals[e["job_id"]] = e["state"]
+    for r in (read.value for read in logs.results):
         if finals.get(r["job_id"]) != r["status"]:
-            out.append(Violation("events equal results", r["job_id"], f"event {finals.get(r['job_id'])}, result {r['status']}"))
-    return out
+            yield Violation("events equal results", r["job_id"], f"event {finals.get(r['job_id'])}, result {r['status']}")
 
 
 def check_offsets(logs):
-    """A committed offset never passes a job whose outcome is not in the log yet."""
-    out, outcome_at = [], {}
-    for _, _, at, r in logs.results:
-        outcome_at[r["job_id"]] = at
+    """The lag is 0 in the end, and no committed offset passed a job whose outcome was not in the log."""
     for partition, (offset, end) in logs.final_committed.items():
         if offset != end:
-            out.append(Violation("lag returns to 0", f"partition {partition}", f"committed {offset} of {end}"))
-    first_at = {}
-    for partition, offset, key, _ in logs.requests:
-        first_at.setdefault((partition, key), offset)
+            yield Violation("lag returns to 0", f"partition {partition}", f"committed {offset} of {end}")
+    outcome_at = {r.value["job_id"]: r.at for r in logs.results}
+    outcome_at.update({r.key: r.at for r in logs.dead if r.key not in outcome_at})
+    first = {}
+    for r in logs.requests:
+        first.setdefault((r.partition, r.key), r.offset)
     for at, partition, committed in logs.committed:
-        for p, offset, key, _ in logs.requests:
-            if p != partition or offset >= committed or first_at[(p, key)] != offset:
-                continue
-            done = outcome_at.get(key)
-            if done is not None and done > at + 0.05:
-                out.append(Violation("commit after outcome", key, f"offset {offset} was committed {done - at:.3f} s before its result"))
-    return out
+        for (p, key), offset in first.items():
+            if p == partition and offset < committed and outcome_at.get(key, 0) > at + SAMPLE_SLACK_S:
+                yield Violation("commit after outcome", key, f"offset {offset} was committed {outcome_at[key] - at:.3f} s before its outcome")
 
 
-def check_sql(logs, with_database):
-    if not with_database:
-        return []
-    out = []
-    for _, _, _, r in logs.results:
-        status = logs.job_rows.get(r["job_id"])
-        if status != r["status"]:
-            out.append(Violation("SQL equals the events", r["job_id"], f"row says {status}, result {r['status']}"))
-        rows = logs.latency_rows.get(r["job_id"], 0)
-        if rows != 1:
-            out.append(Violation("SQL equals the events", r["job_id"], f"{rows} latency rows"))
-    return out
+# ---- SQL ----
+
+def differing(one, two):
+    return sorted((Counter(one) - Counter(two)).elements(), key=str)[:2], sorted((Counter(two) - Counter(one)).elements(), key=str)[:2]
+
+
+def check_sql(logs):
+    """Rows are a function of the events: each final event exactly once, no more, no less."""
+    finals = {e.value["job_id"]: e.value for e in logs.final_events()}
+    rows = {row[0]: row for row in logs.tables["job"]}
+    for job_id, e in finals.items():
+        row = rows.get(job_id)
+        if row is None or (row[1], row[2], row[3], row[6]) != (e["state"], e["attempt"], 1, e["worker"]):
+            yield Violation("SQL equals the events", job_id, f"row {row and row[1:7]}, event {e['state']} attempt {e['attempt']} of {e['worker']}")
+    for job_id in set(rows) - {e.value["job_id"] for e in logs.events}:
+        yield Violation("SQL equals the events", job_id, "a row for a job without events")
+    latencies = Counter(row[0] for row in logs.tables["job_latency"])
+    for job_id in set(latencies) | set(finals):
+        if latencies[job_id] != (job_id in finals):
+            yield Violation("SQL equals the events", job_id, f"{latencies[job_id]} latency rows")
+    completed = Counter(e["tenant"] for e in finals.values() if e["state"] == "completed")
+    for metric in ("queue", "first_token", "total"):
+        counted = Counter()
+        for row in logs.tables["latency_histogram"]:
+            if row[3] == metric:
+                counted[row[2]] += row[5]
+        if counted != completed:
+            yield Violation("SQL equals the events", "-", f"the histogram of {metric} counts {dict(counted)} jobs, events {dict(completed)}")
+    for name, found in logs.tables.items():
+        if found != logs.rebuilt[name]:
+            yield Violation("SQL can be rebuilt", "-", f"{name}: here and rebuilt differ: {differing(found, logs.rebuilt[name])}")
+
+
+# ---- recovery ----
+
+def recovery_gaps(logs, kills):
+    """Seconds from each kill -9 to the next result of any partition, and to the last of the first results
+    of the partitions that had work then; of the latter only where no other kill came in between."""
+    results = sorted((r.at, r.partition, r.value["job_id"]) for r in logs.results)
+    asked = {}
+    for r in logs.requests:
+        asked.setdefault(r.key, r.at)
+    any_gaps, own_gaps = [], []
+    for n, kill in enumerate(kills):
+        later = [r for r in results if r[0] > kill]
+        if not later:
+            continue
+        any_gaps.append(round(later[0][0] - kill, 3))
+        waiting = {p for _, p, job_id in later if asked.get(job_id, kill) < kill}
+        firsts = [next(at for at, p, _ in later if p == partition) for partition in waiting]
+        if firsts and (n + 1 == len(kills) or max(firsts) < kills[n + 1]):
+            own_gaps.append(round(max(firsts) - kill, 3))
+    return any_gaps, own_gaps
 
 
 def check(sent, logs, reference, with_database):
-    return (check_results(sent, logs, reference) + check_dead_letters(sent, logs) + check_streams(sent, logs)
-            + check_events(logs) + check_offsets(logs) + check_sql(logs, with_database))
+    found = [*check_results(sent, logs, reference), *check_dead_letters(sent, logs), *check_streams(sent, logs),
+             *check_reruns(logs), *check_events(logs), *check_offsets(logs)]
+    return found + (list(check_sql(logs)) if with_database else [])

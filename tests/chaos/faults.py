@@ -1,19 +1,33 @@
 # SPDX-License-Identifier: MIT
-"""The faults, drawn from the run's seed. Each breaks something, and returns what undoes it and after
-how many seconds; the injector keeps at least one worker alive most of the time, so that the run makes
-progress, and repairs everything at the end."""
+"""The faults, drawn from the run's seed. Each breaks something, and returns what goes on with it: None
+when it could not be injected now, else (seconds, next step), the next step being None or a function
+that may return such a pair again. The injector keeps at least one worker alive most of the time, so
+that the run makes progress, starts again what died by itself, as a supervisor in production does, and
+repairs everything at the end."""
+import concurrent.futures
 import signal
 import time
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
 
+NOTHING_MORE = (0, None)
+BROKER_START_S = 12
+
+# Where a worker kills itself (worker/fault.h), and up to which pass of the point.
+POINTS = {"open_mark": 1, "open_marked": 1, "decode": 30, "first_chunk": 15, "last_chunk": 15, "alone_marked": 1,
+          "produce_result": 30, "send_offsets": 15, "commit": 15, "committed": 15, "revoke": 2,
+          "sql_offsets": 4, "sql_commit": 4, "sql_committed": 4}
+STALLS = {"send_offsets": 15, "commit": 15, "revoke": 2, "open_marked": 1, "last_chunk": 15, "sql_commit": 4}
+
+
+# ---- workers ----
 
 def kill_worker(injector):
     worker = injector.pick_worker()
     if not worker:
         return None
-    worker.kill()
-    injector.kills.append(time.time())
+    injector.kill(worker)
     return (injector.rng.uniform(0.2, 4), worker.start)
 
 
@@ -23,117 +37,257 @@ def pause_worker(injector):
     if not worker:
         return None
     worker.signal(signal.SIGSTOP)
-    return (injector.rng.choice([0.5, 3, 9]), lambda: worker.signal(signal.SIGCONT))
+    since = time.time()
+
+    def resume():
+        worker.signal(signal.SIGCONT)
+        injector.cut_off.append((since, time.time()))
+    return (injector.rng.choice([0.5, 3, injector.run.args.session / 1000 + 3]), resume)
+
+
+def end_worker(injector, worker, restart):
+    """SIGTERM, exit 0 expected, start again or not."""
+    worker.wanted = False
+    worker.signal(signal.SIGTERM)
+    since = time.time()
+
+    def look():
+        if worker.alive:
+            if time.time() - since < injector.run.drain_limit:
+                return (0.2, look)
+            worker.kill()
+            injector.complain("drain ends", f"{worker.name} ran {time.time() - since:.0f} s after SIGTERM")
+        elif worker.child.returncode != 0:
+            injector.complain("drain exits 0", f"{worker.name} exited {worker.child.returncode}")
+        if restart:
+            worker.start()
+        return None
+    return (1, look)
 
 
 def drain_worker(injector):
-    """A rolling restart's share: SIGTERM, exit 0 expected, start again."""
     worker = injector.pick_worker()
-    if not worker:
-        return None
-    worker.signal(signal.SIGTERM)
+    return end_worker(injector, worker, True) if worker else None
 
-    def restart():
-        code = worker.terminate(30)
-        if code != 0:
-            injector.complaints.append(f"{worker.name} exited {code} on SIGTERM")
-        worker.start()
-    return (injector.rng.uniform(2, 5), restart)
+
+def leave_worker(injector):
+    worker = injector.pick_worker() if len([w for w in injector.run.workers if w.wanted]) > 2 else None
+    return end_worker(injector, worker, False) if worker else None
 
 
 def join_worker(injector):
-    if len(injector.run.workers) >= 5:
+    if len([w for w in injector.run.workers if w.wanted]) >= 4:
         return None
     injector.run.add_worker()
-    return (0, None)
+    return NOTHING_MORE
+
+
+def restart_with(injector, fault):
+    worker = injector.pick_worker()
+    if not worker:
+        return None
+    injector.kill(worker)
+    return (0.2, lambda: worker.start(fault))
+
+
+def kill_at_point(injector):
+    point = injector.rng.choice(injector.run.args.points)
+    return restart_with(injector, f"{point}:kill@{injector.rng.randint(1, POINTS[point])}")
+
+
+def stall_at_point(injector):
+    stalls = [p for p in injector.run.args.points if p in STALLS]
+    if not stalls:
+        return None
+    point = injector.rng.choice(stalls)
+    stall = injector.rng.choice([1500, injector.run.args.session + 3000])
+    return restart_with(injector, f"{point}:stall:{stall}@{injector.rng.randint(1, STALLS[point])}")
+
+
+def send_poison(injector):
+    return NOTHING_MORE if injector.load.send_poison() else None
+
+
+# ---- brokers ----
+
+def all_well(injector):
+    return all(b.alive and not b.stopped for b in injector.run.kafka.brokers)
+
+
+def break_broker(injector, broker, how, least, most):
+    if not all_well(injector):
+        return None
+    since = time.time()
+    how(broker)
+
+    def again():
+        broker.start()
+        injector.cut_off.append((since, time.time() + BROKER_START_S))
+    return (injector.rng.uniform(least, most), again)
 
 
 def kill_broker(injector):
-    brokers = injector.run.kafka.brokers
-    broker = injector.rng.choice(brokers)
-    if not all(b.alive for b in brokers):
-        return None
-    broker.kill()
-    return (injector.rng.uniform(0.5, 4), broker.start)
+    return break_broker(injector, injector.rng.choice(injector.run.kafka.brokers), lambda b: b.kill(), 0.5, 4)
 
 
 def restart_broker(injector):
-    brokers = injector.run.kafka.brokers
-    broker = injector.rng.choice(brokers)
-    if not all(b.alive for b in brokers):
-        return None
-    broker.terminate(30)
-    return (injector.rng.uniform(0.2, 1), broker.start)
+    return break_broker(injector, injector.rng.choice(injector.run.kafka.brokers), lambda b: b.terminate(30), 0.2, 1)
 
 
 def pause_broker(injector):
-    """A broker that hangs: connections stay open and nothing answers."""
-    brokers = injector.run.kafka.brokers
-    broker = injector.rng.choice(brokers)
-    if not all(b.alive and not b.stopped for b in brokers):
+    """A broker that hangs: connections stay open and nothing answers, as behind a cut network."""
+    broker = injector.rng.choice(injector.run.kafka.brokers)
+    if not all_well(injector):
         return None
     broker.signal(signal.SIGSTOP)
-    return (injector.rng.choice([1, 4, 9]), lambda: broker.signal(signal.SIGCONT))
+    since = time.time()
+
+    def resume():
+        broker.signal(signal.SIGCONT)
+        injector.cut_off.append((since, time.time()))
+    return (injector.rng.choice([1, 4, 9]), resume)
 
 
-def kill_postgres(injector):
+def kill_coordinator(injector):
+    """The broker that coordinates the workers' group, and their transactions when there is one alone."""
+    kafka = injector.run.kafka
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap, "log_level": 0}) # must outlive its answer
+    try:
+        answer = admin.describe_consumer_groups(["pgpt-workers"], request_timeout=2)["pgpt-workers"]
+        node = answer.result(5).coordinator.id
+    except (KafkaException, concurrent.futures.TimeoutError):
+        return None
+    return break_broker(injector, next(b for b in kafka.brokers if b.node == node), lambda b: b.kill(), 1, 5)
+
+
+def roll_brokers(injector):
+    """Each broker in turn is told to end and started again once the others carry on."""
+    if not all_well(injector):
+        return None
+    left = list(injector.run.kafka.brokers)
+    injector.cut_off.append((time.time(), time.time() + len(left) * BROKER_START_S))
+
+    def down():
+        left[0].terminate(30)
+        return (0.5, up)
+
+    def up():
+        left.pop(0).start()
+        return (6, down) if left else None
+    return (0, down)
+
+
+# ---- PostgreSQL ----
+
+def kill_postgres(injector, least=0.5, most=4):
     postgres = injector.run.postgres
     if not postgres or not postgres.alive:
         return None
     postgres.kill()
-    return (injector.rng.uniform(0.5, 8), postgres.start)
+    return (injector.rng.uniform(least, most), postgres.start)
+
+
+def outage_postgres(injector):
+    """Until the load is over and everything is repaired."""
+    return kill_postgres(injector, 1000, 1000)
 
 
 FAULTS = {"kill": kill_worker, "pause": pause_worker, "drain": drain_worker, "join": join_worker,
+          "leave": leave_worker, "point": kill_at_point, "stall": stall_at_point, "poison": send_poison,
           "broker_kill": kill_broker, "broker_restart": restart_broker, "broker_pause": pause_broker,
-          "postgres_kill": kill_postgres}
+          "coordinator": kill_coordinator, "rolling": roll_brokers,
+          "postgres_kill": kill_postgres, "postgres_outage": outage_postgres}
 
 
 class Injector:
-    def __init__(self, run, rng, names):
-        self.run, self.rng, self.names = run, rng, names
-        self.count, self.kills, self.complaints = 0, [], []
-        self.pending = [] # (due, undo)
-        self.next_fault = time.time() + rng.uniform(2, 4) # let the group form first
+    def __init__(self, run, load, rng, names, pace):
+        self.run, self.load, self.rng, self.names, self.pace = run, load, rng, names, pace
+        self.counts = {}
+        self.kills = [] # times
+        self.cut_off = [] # (from, to): workers stood still or without their broker
+        self.complaints = [] # (rule, what)
+        self.self_kills = self.fatal_exits = 0
+        self.pending = [] # [due, step]
+        self.next_fault = time.time() + rng.uniform(1, 2)
         self.commit_samples, self.next_sample = [], 0
         self.sampler = Consumer({"bootstrap.servers": run.kafka.bootstrap, "group.id": "pgpt-workers",
                                  "enable.auto.commit": False, "log_level": 0})
 
+    @property
+    def count(self):
+        return sum(self.counts.values())
+
+    def complain(self, rule, what):
+        self.complaints.append((rule, what))
+
     def pick_worker(self):
-        up = [w for w in self.run.workers if w.alive and not w.stopped]
+        up = [w for w in self.run.workers if w.wanted and w.alive and not w.stopped]
         return self.rng.choice(up) if len(up) > 1 else None
+
+    def kill(self, worker):
+        worker.wanted = False
+        self.kills.append(time.time())
+        worker.kill()
 
     def sample_commits(self, now):
         """What any operator sees: the group's committed offsets, by an ordinary client."""
         self.next_sample = now + 1
         parts = [TopicPartition("pgpt.requests", p) for p in range(self.run.args.partitions)]
         try:
-            for tp in self.sampler.committed(parts, timeout=0.5):
+            for tp in self.sampler.committed(parts, timeout=0.3):
                 if tp.offset >= 0:
                     self.commit_samples.append((time.time(), tp.partition, tp.offset))
         except KafkaException:
             pass # a broker is down: no sample
 
-    def step(self, now):
+    def supervise(self, now):
+        """Workers that ended without being told to are started again a second later."""
+        for worker in self.run.workers:
+            if not worker.wanted or worker.alive:
+                continue
+            code = worker.child.returncode
+            worker.wanted = False
+            self.pending.append([now + 1, worker.start])
+            if code == -signal.SIGKILL: # at a point, or poison
+                self.self_kills += 1
+            elif code < 0:
+                self.complain("no crash", f"{worker.name} died of {signal.Signals(-code).name}: {worker.tail(3)}")
+            else:
+                self.fatal_exits += 1
+
+    def go_on(self, now):
+        """What is due of the faults under way, and the supervisor's work."""
         for item in [p for p in self.pending if p[0] <= now]:
             self.pending.remove(item)
-            item[1]()
+            more = item[1]()
+            if more and more[1]:
+                self.pending.append([time.time() + more[0], more[1]])
+        self.supervise(now)
+
+    def step(self, now):
+        self.go_on(now)
         if now >= self.next_fault:
-            undo = FAULTS[self.rng.choice(self.names)](self)
-            if undo:
-                self.count += 1
-                if undo[1]:
-                    self.pending.append((now + undo[0], undo[1]))
-            self.next_fault = now + self.rng.uniform(0.3, 3)
+            name = self.rng.choice(self.names)
+            more = FAULTS[name](self)
+            if more:
+                self.counts[name] = self.counts.get(name, 0) + 1
+                if more[1]:
+                    self.pending.append([now + more[0], more[1]])
+            self.next_fault = now + self.rng.uniform(0.2, 1.8) * self.pace
         if now >= self.next_sample:
             self.sample_commits(now)
 
     def repair(self):
-        for _, undo in sorted(self.pending, key=lambda p: p[0]):
-            undo()
-        self.pending = []
+        """Everything under way comes to its end now; nothing stays broken. Poison goes on killing."""
         for broker in self.run.kafka.brokers:
             broker.signal(signal.SIGCONT)
+        deadline = time.time() + 90
+        while self.pending and time.time() < deadline:
+            for item in self.pending: # waits for an end that is under way stay waits
+                item[0] = min(item[0], time.time() + 0.2)
+            self.go_on(time.time())
+            time.sleep(0.1)
+        for broker in self.run.kafka.brokers:
             if not broker.alive:
                 broker.start()
         self.run.kafka.wait()
@@ -141,12 +295,8 @@ class Injector:
             self.run.postgres.start()
         for worker in self.run.workers:
             worker.signal(signal.SIGCONT)
-            if not worker.alive:
-                worker.start()
-        if self.complaints:
-            raise RuntimeError("; ".join(self.complaints))
+        if not any(w.wanted for w in self.run.workers):
+            self.run.add_worker()
 
-    def recovery_gaps(self, result_times):
-        """Seconds from each kill -9 to the next committed result."""
-        times = sorted(result_times)
-        return [next((t for t in times if t > k), k) - k for k in self.kills if times and times[-1] > k]
+    def close(self):
+        self.sampler.close()

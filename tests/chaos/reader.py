@@ -1,85 +1,110 @@
 # SPDX-License-Identifier: MIT
-"""Reads the complete logs after recovery with ordinary clients: every topic from its beginning,
-read_committed, until every sent job has its result or the time to recover is over."""
+"""Reads the complete logs after recovery with ordinary clients (confluent-kafka, fastavro, psycopg):
+every topic from its beginning, read_committed, until every sent job has its result or the time to
+recover is over."""
 import time
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 import load # noqa: F401  (puts wire on the path)
 import wire
-from checker import Logs
+from checker import Logs, Read
 
 NAMES = ["GenerationRequest", "GenerationChunk", "GenerationResult", "JobEvent", "JobIndex", "JobControl"]
 TOPICS = {"pgpt.requests": "requests", "pgpt.results": "results", "pgpt.chunks": "chunks",
           "pgpt.events": "events", "pgpt.dlq": "dead"}
+QUIET_S = 3 # late doubles would come now
+GROUP = "pgpt-workers"
 
 
-def keep(logs, decoder, message):
-    kind = TOPICS[message.topic()]
-    key = message.key().decode(errors="replace") if message.key() is not None else None
-    if kind == "requests":
-        logs.requests.append((message.partition(), message.offset(), key, message.value()))
-    elif kind == "dead":
-        logs.dead.append((key, message.value(), dict(message.headers() or [])))
-    else:
-        _, record = decoder.decode(message.value())
-        at = message.timestamp()[1] / 1000
-        getattr(logs, kind).append((message.partition(), message.offset(), at, record))
+class Reader:
+    def __init__(self, bootstrap, schema_dir):
+        self.bootstrap, self.logs = bootstrap, Logs()
+        self.decoder = wire.Decoder(str(schema_dir), NAMES)
+        self.consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "chaos-reader", "enable.auto.commit": False,
+                                  "isolation.level": "read_committed", "auto.offset.reset": "earliest", "log_level": 0})
+        self.consumer.assign([TopicPartition(t, p, 0) for t in TOPICS
+                              for p in self.consumer.list_topics(t, timeout=30).topics[t].partitions])
+
+    def keep(self, message):
+        kind = TOPICS[message.topic()]
+        key = message.key().decode(errors="replace") if message.key() is not None else None
+        value = message.value()
+        if kind not in ("requests", "dead"):
+            _, value = self.decoder.decode(value)
+        getattr(self.logs, kind).append(Read(message.partition(), message.offset(), message.timestamp()[1] / 1000,
+                                             key, dict(message.headers() or []), value))
+
+    def poll(self):
+        """Takes what is there; the number of new records."""
+        batch = self.consumer.consume(1000, timeout=0.2)
+        for message in batch:
+            if not message.error():
+                self.keep(message)
+            elif not message.error().retriable(): # a broker that is away comes again
+                raise RuntimeError(message.error())
+        return len(batch)
+
+    def whole(self, sent):
+        done = {r.value["job_id"] for r in self.logs.results}
+        return set(sent.jobs) <= done and {r.key for r in self.logs.dead} >= set(sent.junk)
+
+    def committed_offsets(self):
+        """partition -> (committed, end); what the brokers do not say counts as not committed."""
+        c = Consumer({"bootstrap.servers": self.bootstrap, "group.id": GROUP, "enable.auto.commit": False, "log_level": 0})
+        try:
+            parts = [TopicPartition("pgpt.requests", p)
+                     for p in c.list_topics("pgpt.requests", timeout=10).topics["pgpt.requests"].partitions]
+            ends = {p.partition: c.get_watermark_offsets(p, timeout=10)[1] for p in parts}
+            return {tp.partition: (max(tp.offset, 0), ends[tp.partition]) for tp in c.committed(parts, timeout=10)}
+        except KafkaException:
+            return {-1: (0, 1)}
+        finally:
+            c.close()
+
+    def read_all(self, sent, timeout, tick):
+        deadline, quiet_since = time.time() + timeout, None
+        while time.time() < deadline:
+            tick()
+            if self.poll() or not self.whole(sent):
+                quiet_since = None
+            elif quiet_since is None:
+                quiet_since = time.time()
+            elif time.time() - quiet_since > QUIET_S:
+                if all(o == e for o, e in self.committed_offsets().values()):
+                    break
+                quiet_since = None
+        self.logs.final_committed = self.committed_offsets()
+        return self.logs
+
+    def close(self):
+        self.consumer.close()
 
 
-def whole(sent, logs):
-    done = {r["job_id"] for _, _, _, r in logs.results}
-    return set(sent.jobs) <= done and {k for k, _, _ in logs.dead} >= set(sent.junk)
+QUERIES = {
+    "job": "select job_id::text, status, attempt, finals, tenant, model, worker, source_partition, source_offset, accepted_at,"
+           " started_at, finished_at, updated_at, prompt_tokens, generated_tokens, queue_us, encode_us, first_token_us,"
+           " decode_us, total_us, dead_lettered, error_class, error_message from job order by 1",
+    "job_latency": "select job_id::text, status, tenant, model, worker, finished_at, prompt_tokens, generated_tokens, queue_us,"
+                   " encode_us, first_token_us, decode_us, total_us from job_latency order by 1, 6",
+    "latency_histogram": "select minute, model, tenant, metric, bucket, count from latency_histogram order by 1, 2, 3, 4, 5",
+    "job_minute": "select minute, model, tenant, worker, status, jobs, prompt_tokens, generated_tokens, last_finished_at"
+                  " from job_minute order by 1, 2, 3, 4, 5",
+}
 
 
-def committed_offsets(bootstrap):
-    c = Consumer({"bootstrap.servers": bootstrap, "group.id": "pgpt-workers", "enable.auto.commit": False})
-    try:
-        parts = [TopicPartition("pgpt.requests", p)
-                 for p in c.list_topics("pgpt.requests", timeout=10).topics["pgpt.requests"].partitions]
-        ends = {p.partition: c.get_watermark_offsets(p, timeout=10)[1] for p in parts}
-        return {tp.partition: (max(tp.offset, 0), ends[tp.partition]) for tp in c.committed(parts, timeout=10)}
-    finally:
-        c.close()
-
-
-def read_everything(bootstrap, schema_dir, sent, commit_samples, timeout):
-    logs = Logs(committed=list(commit_samples))
-    decoder = wire.Decoder(str(schema_dir), NAMES)
-    c = Consumer({"bootstrap.servers": bootstrap, "group.id": "chaos-reader", "enable.auto.commit": False,
-                  "isolation.level": "read_committed", "auto.offset.reset": "earliest"})
-    c.assign([TopicPartition(t, p, 0) for t in TOPICS
-              for p in c.list_topics(t, timeout=10).topics[t].partitions])
-    deadline, quiet_since = time.time() + timeout, None
-    while time.time() < deadline:
-        batch = c.consume(1000, timeout=0.2)
-        for m in batch:
-            if m.error():
-                raise RuntimeError(m.error())
-            keep(logs, decoder, m)
-        # late doubles would come now: wait for silence after the last result
-        if batch or not whole(sent, logs):
-            quiet_since = None
-        elif quiet_since is None:
-            quiet_since = time.time()
-        elif time.time() - quiet_since > 3:
-            offsets = committed_offsets(bootstrap)
-            if all(o == e for o, e in offsets.values()):
-                break
-            quiet_since = None
-    logs.final_committed = committed_offsets(bootstrap)
-    c.close()
-    return logs
-
-
-def recorded_rows(url, sent, logs, timeout):
+def tables_when(url, finals, timeout):
+    """All rows of all tables, once so many jobs are final there, or when the time is over."""
     import psycopg
-    wanted = {r["job_id"] for _, _, _, r in logs.results}
     deadline = time.time() + timeout
     while True:
-        with psycopg.connect(url) as db:
-            rows = dict(db.execute("select job_id::text, status from job").fetchall())
-            latency = dict(db.execute("select job_id::text, count(*) from job_latency group by 1").fetchall())
-        if (wanted <= set(rows) and wanted <= set(latency)) or time.time() > deadline:
-            return rows, latency
+        try:
+            with psycopg.connect(url, connect_timeout=5) as db:
+                done = db.execute("select count(*) from job where finished_at is not null").fetchone()[0]
+                if done >= finals or time.time() > deadline:
+                    time.sleep(0.5) # late doubles
+                    return {name: db.execute(query).fetchall() for name, query in QUERIES.items()}
+        except psycopg.OperationalError:
+            if time.time() > deadline:
+                raise
         time.sleep(0.3)

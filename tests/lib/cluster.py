@@ -74,7 +74,7 @@ class Process:
 
 
 class Broker(Process):
-    def __init__(self, node, directory, ports, controller_ports, session_ms):
+    def __init__(self, node, directory, ports, controller_ports, session_ms, extra=""):
         super().__init__(f"broker-{node}", directory)
         self.node, self.port = node, ports[node - 1]
         many = len(ports) > 1
@@ -117,6 +117,7 @@ controller.quorum.election.timeout.ms=500
 controller.quorum.fetch.timeout.ms=1000
 replica.lag.time.max.ms=5000
 """
+        settings += extra
         self.config = self.directory / f"server-{node}.properties"
         self.config.write_text(settings)
         (self.directory / "log4j2.properties").write_text(
@@ -132,12 +133,13 @@ replica.lag.time.max.ms=5000
 
 
 class Kafka:
-    """One broker or three. session_ms: a killed member's partitions go to another after this long."""
+    """One broker or three. session_ms: a killed member's partitions go to another after this long.
+    extra: further lines of the brokers' settings."""
 
-    def __init__(self, directory, nodes=1, session_ms=6000):
+    def __init__(self, directory, nodes=1, session_ms=6000, extra=""):
         ports = [free_port() for _ in range(nodes)]
         controllers = [free_port() for _ in range(nodes)]
-        self.brokers = [Broker(i + 1, Path(directory) / "kafka", ports, controllers, session_ms)
+        self.brokers = [Broker(i + 1, Path(directory) / "kafka", ports, controllers, session_ms, extra)
                         for i in range(nodes)]
         self.bootstrap = ",".join(f"127.0.0.1:{p}" for p in ports)
 

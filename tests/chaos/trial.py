@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: MIT
+"""One run: starts the parts, drives load and faults, waits for recovery, checks."""
+import json
+import os
+import random
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import checker
+import reader
+from checker import Violation
+from faults import Injector
+from load import Load, draw_uuid
+from cluster import ROOT, Kafka, Postgres, Worker # load puts tests/lib on the path
+
+MODEL = ROOT / "models/prometheus-mini"
+# Records carry the broker's time of append: one clock, and the order in which things became true.
+BROKER_SETTINGS = "log.message.timestamp.type=LogAppendTime\n"
+MEMBERSHIP_FAULTS = {"kill", "join", "leave", "drain", "point"}
+ZOMBIE_S = 10 # how long a worker that was cut off may run jobs that are others' by now
+RECOVER_LIMIT_S = 15 # from a kill to the next result of a partition that had work
+
+
+@dataclass
+class Verdict:
+    jobs: int
+    faults: int
+    violations: list
+    note: str
+    figures: dict = field(default_factory=dict)
+
+
+class ChaosWorker(Worker):
+    """wanted: it should run now; when it does not, the injector's supervisor starts it again."""
+
+    def __init__(self, name, directory, env, binary, poison_id):
+        super().__init__(name, directory, env, binary)
+        self.poison_id, self.wanted = poison_id, False
+
+    def start(self, fault=None):
+        self.env["PGPT_FAULT"] = f"{self.poison_id}:kill" + (f",{fault}" if fault else "")
+        super().start()
+        self.wanted = True
+
+
+def undisturbed(engine, jobs):
+    """The results of an undisturbed run: the engine alone, one request after the other."""
+    lines = "".join(json.dumps(j, ensure_ascii=False) + "\n" for j in jobs)
+    done = subprocess.run([str(engine), "generate", "--model", str(MODEL), "--device", "cpu", "--threads", "1"],
+                          input=lines, capture_output=True, text=True, check=True)
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
+    return {r["job_id"]: r for r in results}
+
+
+class Trial:
+    def __init__(self, args, seed):
+        self.args, self.seed = args, seed
+        self.rng = random.Random(seed)
+        self.poison_id = draw_uuid(self.rng)
+        self.directory = Path(tempfile.mkdtemp(prefix=f"pgpt-chaos-{seed}-"))
+        os.chmod(self.directory, 0o755)
+        self.bin = Path(args.build).resolve()
+        self.kafka = self.postgres = self.load = self.injector = None
+        self.workers = []
+        self.drain_limit = 40
+
+    @property
+    def counts(self):
+        return self.injector.counts if self.injector else {}
+
+    # ---- parts ----
+
+    def worker_env(self):
+        env = {"PGPT_BROKERS": self.kafka.bootstrap, "PGPT_MODEL": str(MODEL), "PGPT_ENGINE_THREADS": "1",
+               "PGPT_ENGINE_MAX_ROWS": "64", "PGPT_HTTP_PORT": "0", "PGPT_WORKER_DRAIN_MS": "10000",
+               "PGPT_TRANSACTION_TIMEOUT_MS": "6000", "PGPT_KAFKA_CALL_TIMEOUT_MS": "5000"}
+        if self.postgres:
+            env["PGPT_DATABASE_URL"] = self.postgres.url
+        else:
+            env["PGPT_RECORDER_ENABLED"] = "false"
+        return env
+
+    def add_worker(self, **env):
+        worker = ChaosWorker(f"w{len(self.workers) + 1}", self.directory, {**self.worker_env(), **env},
+                             self.bin / "pgpt-worker", self.poison_id)
+        worker.start()
+        self.workers.append(worker)
+        return worker
+
+    def start(self):
+        for program in ("pgpt-worker", "pgpt", "pgpt-engine"):
+            if not (self.bin / program).exists():
+                raise RuntimeError(f"{self.bin / program} is missing: cmake --preset faults && cmake --build --preset faults")
+        self.kafka = Kafka(self.directory, self.args.brokers, self.args.session, BROKER_SETTINGS)
+        self.kafka.start(180)
+        subprocess.run([str(self.bin / "pgpt"), "topics", "--create", "--partitions", str(self.args.partitions),
+                        "--replication", "3" if self.args.brokers == 3 else "1"], check=True, stdout=subprocess.DEVNULL,
+                       env={**os.environ, "PGPT_BROKERS": self.kafka.bootstrap})
+        if not self.args.no_database:
+            self.postgres = Postgres(self.directory)
+            self.postgres.start()
+            self.postgres.create()
+        for _ in range(self.rng.randint(2, 3)):
+            self.add_worker()
+
+    def stop(self):
+        for worker in self.workers:
+            worker.kill()
+        if self.injector:
+            self.injector.close()
+        if self.postgres:
+            self.postgres.kill()
+            self.postgres.remove_outside()
+        if self.kafka:
+            self.kafka.stop()
+
+    # ---- one run ----
+
+    def wait_for_work(self):
+        """The faults begin when the workers work: a first result is there."""
+        probe = reader.Reader(self.kafka.bootstrap, ROOT / "schema")
+        deadline = time.time() + 90
+        while not probe.logs.results:
+            if time.time() > deadline:
+                raise RuntimeError(f"no result within 90 s of the start: {self.workers[0].tail()}")
+            self.load.step()
+            probe.poll()
+        probe.close()
+
+    def drive(self):
+        """Sends and breaks for the run's time, then repairs everything."""
+        self.load = Load(self.kafka.bootstrap, self.seed, self.args.rate, self.poison_id)
+        self.wait_for_work()
+        self.injector = Injector(self, self.load, random.Random(self.seed + 1), self.args.faults, self.args.pace)
+        end = time.time() + self.args.seconds
+        while time.time() < end:
+            self.load.step()
+            self.injector.step(time.time())
+            time.sleep(0.005)
+        self.injector.repair()
+        self.load.finish(self.tick)
+
+    def tick(self):
+        self.injector.go_on(time.time())
+
+    def drain_all(self):
+        """Every worker ends in order at the end; the complaints are violations."""
+        running = [w for w in self.workers if w.wanted and w.alive]
+        for worker in running:
+            worker.wanted = False
+        codes = [(w.name, w.terminate(self.drain_limit)) for w in running]
+        return [Violation("drain exits 0", "-", f"{name} exited {code}") for name, code in codes if code != 0]
+
+    def rebuilt_tables(self, wanted):
+        """What a recorder makes of the whole log in an empty database."""
+        url = self.postgres.copy("rebuilt")
+        self.add_worker(PGPT_DATABASE_URL=url, PGPT_RECORDER_GROUP="rebuilding")
+        return reader.tables_when(url, wanted, self.args.recovery)
+
+    def figures(self, logs, repaired):
+        times = sorted(r.at for r in logs.results)
+        recovered = max(times, default=repaired) - repaired
+        any_gaps, own_gaps = checker.recovery_gaps(logs, self.injector.kills)
+        return {"recovered_s": round(max(recovered, 0), 2), "next_result_s": any_gaps, "next_of_partition_s": own_gaps}
+
+    def execute(self):
+        self.start()
+        self.drive()
+        repaired, sent = time.time(), self.load.sent
+        whole = reader.Reader(self.kafka.bootstrap, ROOT / "schema")
+        logs = whole.read_all(sent, self.args.recovery, self.tick)
+        whole.close()
+        logs.committed = self.injector.commit_samples
+        logs.zombies = [(since, until + ZOMBIE_S) for since, until in self.injector.cut_off]
+        violations = [Violation(rule, "-", what) for rule, what in self.injector.complaints]
+        if self.postgres:
+            logs.tables = reader.tables_when(self.postgres.url, len(logs.final_events()), self.args.recovery)
+        violations += self.drain_all()
+        if self.postgres:
+            logs.rebuilt = self.rebuilt_tables(len(logs.final_events()))
+        reference = undisturbed(self.bin / "pgpt-engine", sent.healthy)
+        violations += checker.check(sent, logs, reference, self.postgres is not None)
+        if sent.poison and self.injector.self_kills < 3:
+            violations.append(Violation("poison", self.poison_id, f"dead-lettered after {self.injector.self_kills} deaths"))
+        figures = self.figures(logs, repaired)
+        if set(self.args.faults) <= MEMBERSHIP_FAULTS:
+            violations += [Violation("a killed worker's jobs run within 15 s", "-", f"{g:.1f} s")
+                           for g in figures["next_of_partition_s"] if g > RECOVER_LIMIT_S]
+        return Verdict(len(sent.jobs), self.injector.count, violations, self.note(figures, sent), figures)
+
+    def note(self, figures, sent):
+        gaps, own = sorted(figures["next_result_s"]), sorted(figures["next_of_partition_s"])
+        text = f"recovered in {figures['recovered_s']:.1f} s, {sent.duplicates} duplicates"
+        if gaps:
+            text += f", kill to next result p50 {gaps[len(gaps) // 2]:.2f} s max {gaps[-1]:.2f} s"
+        if own:
+            text += f", in the partitions left p50 {own[len(own) // 2]:.2f} s max {own[-1]:.2f} s"
+        if self.injector.self_kills:
+            text += f", {self.injector.self_kills} deaths at points"
+        if self.injector.fatal_exits:
+            text += f", {self.injector.fatal_exits} exits after fatal errors"
+        return text
+
+    def broken(self, trace):
+        """The verdict when the harness itself failed."""
+        jobs = len(self.load.sent.jobs) if self.load else 0
+        return Verdict(jobs, self.injector.count if self.injector else 0,
+                       [Violation("the harness ran to its end", "-", trace)], "not finished")
