@@ -146,7 +146,7 @@ def check_stream(job_id, n, parts, result_read):
     own_run = any(p.value["attempt"] == result["attempt"] for p in parts)
     if not ends and (completed or own_run):
         yield Violation("complete streams", job_id, f"sequence {n} has no end")
-    elif ends and min(ends) > result_read.at + 0.001 and (completed or min(p.at for p in parts) < result_read.at):
+    elif ends and min(ends) > result_read.at + 0.0005 and (completed or min(p.at for p in parts) < result_read.at):
         yield Violation("chunks first", job_id, f"the result came {min(ends) - result_read.at:.3f} s before the last chunk")
 
 
