@@ -13,3 +13,12 @@ if(OPENBLAS_LIBRARY AND DNNL_LIBRARY AND DNNL_INCLUDE)
   set_target_properties(bench_product PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
   target_link_libraries(bench_product PRIVATE pgpt_cpu ${OPENBLAS_LIBRARY} ${DNNL_LIBRARY})
 endif()
+
+# To be run on a machine with a GPU: the CUDA choice kernels against a plain host version; their times.
+if(PGPT_CUDA)
+  foreach(program test_choose time_choose)
+    add_executable(${program} kernels/${program}.cu)
+    set_target_properties(${program} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
+    target_link_libraries(${program} PRIVATE pgpt_cuda)
+  endforeach()
+endif()

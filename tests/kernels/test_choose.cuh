@@ -3,8 +3,8 @@
  * test_choose: rows, rules and logits on the host and the device, for the programs that test and
  * time the kernels of choose.h.
  */
-#ifndef PGPT_KERNELS_CUDA_TEST_CHOOSE_CUH
-#define PGPT_KERNELS_CUDA_TEST_CHOOSE_CUH
+#ifndef PGPT_TESTS_KERNELS_TEST_CHOOSE_CUH
+#define PGPT_TESTS_KERNELS_TEST_CHOOSE_CUH
 
 #include <algorithm>
 #include <cmath>

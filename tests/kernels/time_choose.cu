@@ -3,7 +3,7 @@
  * time_choose: median times of the kernels of choose.h, by graph replays. `profile`: each call once
  * and no graph (for ncu).
  */
-#include "kernels/cuda/test_choose.cuh"
+#include "tests/kernels/test_choose.cuh"
 
 static bool profile;
 

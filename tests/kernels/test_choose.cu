@@ -4,7 +4,7 @@
  * tokens, beams and histories over many rows, vocabularies and options; the same bits alone and in
  * any batch. Needs a device. `quick`: few rows and sizes (for compute-sanitizer).
  */
-#include "kernels/cuda/test_choose.cuh"
+#include "tests/kernels/test_choose.cuh"
 
 static bool quick;
 
