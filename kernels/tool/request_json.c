@@ -60,18 +60,33 @@ static const struct field fields[] = {
     {"metadata", FIELD_MAP, AT(metadata), AT(metadata_count)},
 };
 
-static const char *const needed[] = {
-    [FIELD_ID] = "a UUID of 36 characters",
-    [FIELD_TEXT] = "a string",
-    [FIELD_BOOLEAN] = "true or false",
-    [FIELD_INT] = "an integer in -2147483648..2147483647",
-    [FIELD_LONG] = "an integer of 64 bits",
-    [FIELD_OPTIONAL_LONG] = "null or an integer of 64 bits",
-    [FIELD_FLOAT] = "a number",
-    [FIELD_TOKENS] = "null or a list of integers in -2147483648..2147483647",
-    [FIELD_TEXTS] = "a list of strings",
-    [FIELD_MAP] = "an object of strings",
-};
+/* What a field of this kind must be. */
+static const char *field_need(enum field_kind kind)
+{
+    switch (kind) {
+    case FIELD_ID:
+        return "a UUID of 36 characters";
+    case FIELD_TEXT:
+        return "a string";
+    case FIELD_BOOLEAN:
+        return "true or false";
+    case FIELD_INT:
+        return "an integer in -2147483648..2147483647";
+    case FIELD_LONG:
+        return "an integer of 64 bits";
+    case FIELD_OPTIONAL_LONG:
+        return "null or an integer of 64 bits";
+    case FIELD_FLOAT:
+        return "a number";
+    case FIELD_TOKENS:
+        return "null or a list of integers in -2147483648..2147483647";
+    case FIELD_TEXTS:
+        return "a list of strings";
+    case FIELD_MAP:
+        return "an object of strings";
+    }
+    return "of its type";
+}
 
 struct reader {
     struct arena *arena;
@@ -269,7 +284,7 @@ static int member_read(const struct reader *reader, const char *name, const json
         if (strcmp(fields[i].name, name))
             continue;
         status = field_read(reader, &fields[i], value);
-        snprintf(need, sizeof need, "is not %s", needed[fields[i].kind]);
+        snprintf(need, sizeof need, "is not %s", field_need(fields[i].kind));
         if (status == READ_WRONG)
             problem(reader->problems, name, value, need);
         return status == READ_NO_MEMORY ? -1 : 0;
