@@ -146,6 +146,10 @@ done:
 
 /* ---- the window of duplicates ---- */
 
+/* Why it reads uncommitted records: a committed reader's end is the first record of a transaction
+ * that is still open, as a dead owner leaves one for some 10 s, or whose marker the partition does
+ * not have yet; what later owners committed behind it would be missed. The ledger says which
+ * records count: an index record commits together with the offsets that it names. */
 static int reader_open(struct takeover *t, struct error *error)
 {
     const char *const settings[] = {"group.id",
@@ -157,7 +161,7 @@ static int reader_open(struct takeover *t, struct error *error)
                                     "auto.offset.reset",
                                     "earliest",
                                     "isolation.level",
-                                    "read_committed",
+                                    "read_uncommitted",
                                     "fetch.wait.max.ms",
                                     "50",
                                     NULL};
@@ -181,7 +185,7 @@ static int position_of(const int32_t *partitions, int count, int32_t partition)
 }
 
 static void index_apply(struct takeover *t, const rd_kafka_message_t *message,
-                        struct duplicates *window)
+                        const struct ledger *ledger, struct duplicates *window)
 {
     struct job_index index;
     struct error error;
@@ -194,12 +198,13 @@ static void index_apply(struct takeover *t, const rd_kafka_message_t *message,
         return;
     }
     for (size_t i = 0; i < index.job_count; i++)
-        duplicates_finish(window, index.jobs[i].id, index.jobs[i].source_offset, index.at_us);
+        if (ledger_is_finished(ledger, index.jobs[i].source_offset))
+            duplicates_finish(window, index.jobs[i].id, index.jobs[i].source_offset, index.at_us);
 }
 
 /* Reads every partition of the list to its end; an end may be told of more than once. */
-static int index_poll(struct takeover *t, const int32_t *partitions, struct duplicates **windows,
-                      int count, struct error *error)
+static int index_poll(struct takeover *t, const int32_t *partitions, const struct ledger *ledgers,
+                      struct duplicates **windows, int count, struct error *error)
 {
     int64_t until = clock_mono_us() + (int64_t)INDEX_READ_LIMIT_MS * 1000;
     bool ended[ASSIGNMENT_PARTITIONS_MAX] = {false};
@@ -214,7 +219,7 @@ static int index_poll(struct takeover *t, const int32_t *partitions, struct dupl
             ended[i] = true;
             left--;
         } else if (i >= 0 && !message->err) {
-            index_apply(t, message, windows[i]);
+            index_apply(t, message, &ledgers[i], windows[i]);
         }
         if (message)
             rd_kafka_message_destroy(message);
@@ -225,8 +230,8 @@ static int index_poll(struct takeover *t, const int32_t *partitions, struct dupl
     return 0;
 }
 
-static int windows_read(struct takeover *t, const int32_t *partitions, struct duplicates **windows,
-                        int count, struct error *error)
+static int windows_read(struct takeover *t, const int32_t *partitions, const struct ledger *ledgers,
+                        struct duplicates **windows, int count, struct error *error)
 {
     rd_kafka_topic_partition_list_t *list;
     rd_kafka_resp_err_t code;
@@ -242,7 +247,7 @@ static int windows_read(struct takeover *t, const int32_t *partitions, struct du
     rd_kafka_topic_partition_list_destroy(list);
     if (code)
         return error_set(error, "the index topic cannot be read: %s", rd_kafka_err2str(code));
-    status = index_poll(t, partitions, windows, count, error);
+    status = index_poll(t, partitions, ledgers, windows, count, error);
     rd_kafka_assign(t->reader, NULL);
     return status;
 }
@@ -356,7 +361,7 @@ int takeover_run(struct takeover *t, rd_kafka_t *consumer, const int32_t *partit
     /* The mark comes last: a try that fails before it must not look like a death to the next one.
      */
     if (ledgers_read(t, consumer, partitions, ledgers, count, error) ||
-        windows_read(t, partitions, windows, count, error))
+        windows_read(t, partitions, ledgers, windows, count, error))
         goto done;
     if (marks_set(t, consumer, partitions, ledgers, count, error) ||
         marks_commit(t, consumer, partitions, ledgers, count, error))
