@@ -5,11 +5,12 @@
 #include <string.h>
 
 #include "kernels/base/clock.h"
+#include "kernels/text/utf8.h"
 #include "worker/dead_letter.h"
 #include "worker/kafka_client.h"
 
 /* A topic takes 1,048,588 bytes by default, with what its batch adds. */
-enum { RECORD_MAX = (1 << 20) - 1024, DEAD_LETTER_LEAST = 32 << 10 };
+enum { RECORD_MAX = (1 << 20) - 1024, DEAD_LETTER_LEAST = 32 << 10, TENANT_BYTES_MAX = 64 };
 
 struct record {
     const char *topic;
@@ -74,7 +75,9 @@ static int put_record(struct settle_records *s, enum record_type type, const voi
     return produce(s, &r, too_large, error);
 }
 
-/* A result over the broker's limit would block the partition for ever: it becomes a failed one. */
+/* A result over the broker's limit would block the partition for ever. What failed is too large by
+ * its request's metadata alone: it keeps its error and goes without them. What did not becomes a
+ * failed one. */
 static int put_result(struct settle_records *s, struct job *job, struct error *error)
 {
     bool too_large = false;
@@ -84,13 +87,14 @@ static int put_result(struct settle_records *s, struct job *job, struct error *e
         return 0;
     if (!too_large)
         return -1;
-    job->result.sequences = NULL;
-    job->result.sequence_count = 0;
-    job->result.metadata_count = 0;
-    job_finish(job, JOB_FAILED, "internal",
-               "the result is larger than 1 MiB, the most that a record may hold; ask for fewer or "
-               "shorter sequences",
-               clock_wall_us());
+    if (!job->result.has_error) {
+        job->result.sequences = NULL;
+        job->result.sequence_count = 0;
+        job_finish(job, JOB_FAILED, "internal",
+                   "the result is larger than 1 MiB, the most that a record may hold; ask for "
+                   "fewer or shorter sequences",
+                   clock_wall_us());
+    }
     job->result.metadata_count = 0;
     return put_record(s, RECORD_GENERATION_RESULT, &job->result, s->config->topic_results, job,
                       &too_large, error);
@@ -99,6 +103,7 @@ static int put_result(struct settle_records *s, struct job *job, struct error *e
 static int put_event(struct settle_records *s, const struct job *job, struct error *error)
 {
     const struct generation_result *r = &job->result;
+    struct text tenant = job->request.tenant; /* of an invalid request: as long as it likes */
     bool too_large;
     struct job_event event = {
         .job_id = r->job_id,
@@ -106,7 +111,7 @@ static int put_event(struct settle_records *s, const struct job *job, struct err
         .state = r->status,
         .at_us = clock_wall_us(),
         .worker = r->worker,
-        .tenant = job->request.tenant,
+        .tenant = {tenant.data, utf8_cut(tenant.data, tenant.size, TENANT_BYTES_MAX)},
         .model = r->model,
         .source_partition = job->partition,
         .source_offset = job->offset,

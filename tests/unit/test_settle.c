@@ -484,6 +484,57 @@ static void a_result_that_no_topic_takes_is_a_failure(void **state)
     assert_int_equal(results(0), 1);
 }
 
+static void see_failure(const rd_kafka_message_t *record, void *user)
+{
+    struct codec *codec = codec_open(NULL, &error);
+    struct arena *arena = arena_create(4096, 1 << 20);
+    struct generation_result result;
+
+    (void)user;
+    assert_int_equal(codec_decode(codec, RECORD_GENERATION_RESULT, record->payload, record->len,
+                                  arena, &result, &error),
+                     CODEC_OK);
+    assert_string_equal(result.error.error_class.data, "invalid");
+    assert_string_equal(result.error.message.data, "because");
+    assert_int_equal(result.metadata_count, 0);
+    arena_destroy(arena);
+    codec_close(codec);
+}
+
+static void see_tenant(const rd_kafka_message_t *record, void *user)
+{
+    struct codec *codec = codec_open(NULL, &error);
+    struct arena *arena = arena_create(4096, 1 << 20);
+    struct job_event event;
+
+    (void)user;
+    assert_int_equal(
+        codec_decode(codec, RECORD_JOB_EVENT, record->payload, record->len, arena, &event, &error),
+        CODEC_OK);
+    assert_int_equal(event.tenant.size, 64);
+    arena_destroy(arena);
+    codec_close(codec);
+}
+
+/* Texts of any length may be in a request that is refused, more so in a compressed one. */
+static void an_invalid_request_of_any_size_gets_its_result(void **state)
+{
+    struct job *job = outcome_of(0, 0, JOB_FAILED);
+    struct text_pair pair;
+
+    (void)state;
+    job->request.tenant = big_text(job, 2 << 20);
+    pair = (struct text_pair){{"key", 3}, big_text(job, 2 << 20)};
+    job->result.metadata = &pair;
+    job->result.metadata_count = 1;
+    settle_push(settle, job);
+    assert_true(settles_within(10000));
+    assert_int_equal(grown(METRIC_JOBS_FAILED), 1);
+    assert_int_equal(grown(METRIC_TRANSACTIONS_ABORTED), 0);
+    assert_int_equal(kafka_fixture_read(&k, k.config->topic_results, 0, see_failure, NULL), 1);
+    assert_int_equal(kafka_fixture_read(&k, k.config->topic_events, 0, see_tenant, NULL), 1);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -505,6 +556,7 @@ int main(void)
         TEST(the_largest_request_fits_the_dlq),
         TEST(a_refused_dead_letter_is_cut),
         TEST(a_result_that_no_topic_takes_is_a_failure),
+        TEST(an_invalid_request_of_any_size_gets_its_result),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
