@@ -445,7 +445,7 @@ static void gather(struct settle *s, int64_t wait_us)
     int64_t at;
 
     pthread_mutex_lock(&s->lock);
-    if (!s->incoming.head && !s->poked && !atomic_load(&s->stopping) && wait_us > 0) {
+    if (!s->incoming.head && !s->poked && wait_us > 0) { /* settle_stop() pokes */
         clock_gettime(CLOCK_MONOTONIC, &until);
         at = (int64_t)until.tv_sec * 1000000000 + until.tv_nsec + wait_us * 1000;
         until = (struct timespec){at / 1000000000, (long)(at % 1000000000)};

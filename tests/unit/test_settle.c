@@ -389,15 +389,25 @@ static void stopping_does_not_wait_for_ever(void **state)
     rd_kafka_mock_broker_set_up(k.cluster, 1);
 }
 
+static int64_t processor_us(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
 static void stopping_commits_what_is_ready(void **state)
 {
     struct job *slow = outcome_of(0, 0, JOB_COMPLETED);
+    int64_t begun = processor_us();
 
     (void)state;
     atomic_store(&slow->chunks_unacked, 1); /* its chunks never arrive */
     settle_push(settle, slow);
     settle_push(settle, outcome_of(0, 1, JOB_COMPLETED));
     settle_stop(settle, 1000);
+    assert_in_range(processor_us() - begun, 0, 100000); /* it slept meanwhile */
     assert_int_equal(settle_depth(settle), 1);
     assert_int_equal(grown(METRIC_JOBS_COMPLETED), 1);
     assert_int_equal(results(0), 1);
