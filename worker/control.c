@@ -137,10 +137,10 @@ static void record_apply(struct control *c, const rd_kafka_message_t *message)
     pthread_mutex_lock(&c->lock);
     cancelled_add(&c->cancelled, id);
     pthread_mutex_unlock(&c->lock);
-    /* Wherever the job is; a job on its way between two places asks control_is_cancelled() itself.
-     */
-    if (!scheduler_cancel(c->pipeline->scheduler, id))
-        engine_stage_cancel(c->pipeline->engine_stage, id);
+    /* Wherever the job is, and its replay or its namesake of another partition; a job on its way
+     * between two places asks control_is_cancelled() itself. */
+    scheduler_cancel(c->pipeline->scheduler, id);
+    engine_stage_cancel(c->pipeline->engine_stage, id);
 }
 
 /* The end of the log when this worker started, asked until the brokers answer. */
