@@ -5,6 +5,7 @@ that may return such a pair again. The injector keeps at least one worker alive 
 that the run makes progress, starts again what died by itself, as a supervisor in production does, and
 repairs everything at the end."""
 import concurrent.futures
+import datetime
 import signal
 import time
 
@@ -86,6 +87,7 @@ def restart_with(injector, fault):
     worker = injector.pick_worker()
     if not worker:
         return None
+    injector.note(f"{worker.name} will start with {fault}")
     injector.kill(worker)
     return (0.2, lambda: worker.start(fault))
 
@@ -220,6 +222,11 @@ class Injector:
     def complain(self, rule, what):
         self.complaints.append((rule, what))
 
+    def note(self, what):
+        """A line of the run's faults.log, with the clock of the workers' logs."""
+        with open(self.run.directory / "faults.log", "a", encoding="utf-8") as out:
+            out.write(f"{datetime.datetime.now(datetime.timezone.utc):%H:%M:%S.%f} {what}\n")
+
     def pick_worker(self):
         up = [w for w in self.run.workers if w.wanted and w.alive and not w.stopped]
         return self.rng.choice(up) if len(up) > 1 else None
@@ -227,6 +234,7 @@ class Injector:
     def kill(self, worker):
         worker.wanted = False
         self.kills.append(time.time())
+        self.note(f"{worker.name} is killed")
         worker.kill()
 
     def sample_commits(self, now):
@@ -247,6 +255,7 @@ class Injector:
                 continue
             code = worker.child.returncode
             worker.wanted = False
+            self.note(f"{worker.name} ended: {code}")
             self.pending.append([now + 1, worker.start])
             if code == -signal.SIGKILL: # at a point, or poison
                 self.self_kills += 1
@@ -270,6 +279,7 @@ class Injector:
             name = self.rng.choice(self.names)
             more = FAULTS[name](self)
             if more:
+                self.note(name)
                 self.counts[name] = self.counts.get(name, 0) + 1
                 if more[1]:
                     self.pending.append([now + more[0], more[1]])
@@ -279,6 +289,7 @@ class Injector:
 
     def repair(self):
         """Everything under way comes to its end now; nothing stays broken. Poison goes on killing."""
+        self.note("repair begins")
         for broker in self.run.kafka.brokers:
             broker.signal(signal.SIGCONT)
         deadline = time.time() + 90

@@ -154,11 +154,11 @@ class Trial:
         codes = [(w.name, w.terminate(self.drain_limit)) for w in running]
         return [Violation("drain exits 0", "-", f"{name} exited {code}") for name, code in codes if code != 0]
 
-    def rebuilt_tables(self, wanted):
+    def rebuilt_tables(self, final):
         """What a recorder makes of the whole log in an empty database."""
         url = self.postgres.copy("rebuilt")
         self.add_worker(PGPT_DATABASE_URL=url, PGPT_RECORDER_GROUP="rebuilding")
-        return reader.tables_when(url, wanted, self.args.recovery)
+        return reader.tables_when(url, final, self.args.recovery)
 
     def figures(self, logs, repaired):
         times = sorted(r.at for r in logs.results)
@@ -176,11 +176,12 @@ class Trial:
         logs.committed = self.injector.commit_samples
         logs.zombies = [(since, until + ZOMBIE_S) for since, until in self.injector.cut_off]
         violations = [Violation(rule, "-", what) for rule, what in self.injector.complaints]
+        final = len({e.value["job_id"] for e in logs.final_events()})
         if self.postgres:
-            logs.tables = reader.tables_when(self.postgres.url, len(logs.final_events()), self.args.recovery)
+            logs.tables = reader.tables_when(self.postgres.url, final, self.args.recovery)
         violations += self.drain_all()
         if self.postgres:
-            logs.rebuilt = self.rebuilt_tables(len(logs.final_events()))
+            logs.rebuilt = self.rebuilt_tables(final)
         reference = undisturbed(self.bin / "pgpt-engine", sent.healthy)
         violations += checker.check(sent, logs, reference, self.postgres is not None)
         if sent.poison and self.injector.self_kills < 3:
