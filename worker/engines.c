@@ -4,29 +4,49 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "worker/kafka_client.h"
 #include "worker/ledger_metadata.h"
 
-enum { ASK_EVERY_US = 15000000 };
+enum {
+    ASK_EVERY_US = 15000000,
+    ASK_TIMEOUT_MS = 1000 /* intake waits so long at most when the brokers do not answer */
+};
 
 struct engines {
     struct pipeline *pipeline;
-    rd_kafka_t *consumer;
-    rd_kafka_queue_t *answers;
-    bool asked, mixed;
+    rd_kafka_t *reader; /* of the group's offsets; member of nothing */
+    bool mixed;
     int64_t ask_at_us;
 };
 
-struct engines *engines_create(struct pipeline *pipeline, rd_kafka_t *consumer, struct error *error)
+/* The admin client's call for a group's offsets would not wait, but it aborts the process when the
+ * coordinator's connection is lost at the wrong moment (librdkafka issue 4605, up to 2.16 at
+ * least). Read uncommitted: a transaction that is open now must not hold the answer back. */
+struct engines *engines_create(struct pipeline *pipeline, struct error *error)
 {
+    const char *const settings[] = {"group.id",
+                                    pipeline->config->kafka_group,
+                                    "enable.auto.commit",
+                                    "false",
+                                    "isolation.level",
+                                    "read_uncommitted",
+                                    NULL};
     struct engines *e = calloc(1, sizeof *e);
+    struct kafka_client_options options = {pipeline->config, pipeline->health, "engines", settings,
+                                           e};
+    rd_kafka_conf_t *conf;
 
     if (!e) {
         error_set(error, "engines: out of memory");
         return NULL;
     }
     e->pipeline = pipeline;
-    e->consumer = consumer;
-    e->answers = rd_kafka_queue_new(consumer);
+    conf = kafka_client_conf(&options, error);
+    e->reader = conf ? kafka_client_new(RD_KAFKA_CONSUMER, conf, error) : NULL;
+    if (!e->reader) {
+        free(e);
+        return NULL;
+    }
     return e;
 }
 
@@ -34,7 +54,7 @@ void engines_destroy(struct engines *e)
 {
     if (!e)
         return;
-    rd_kafka_queue_destroy(e->answers);
+    rd_kafka_destroy_flags(e->reader, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
     free(e);
 }
 
@@ -52,23 +72,13 @@ static bool is_other(const rd_kafka_topic_partition_t *entry, char other[LEDGER_
     return ledger.open && *other && strcmp(other, own) != 0;
 }
 
-static void answer_take(struct engines *e, rd_kafka_event_t *event)
+static void answer_take(struct engines *e, const rd_kafka_topic_partition_list_t *list)
 {
-    const rd_kafka_ListConsumerGroupOffsets_result_t *result =
-        rd_kafka_event_ListConsumerGroupOffsets_result(event);
     char other[LEDGER_ENGINE_ID_SIZE] = "";
-    const rd_kafka_topic_partition_list_t *list;
-    const rd_kafka_group_result_t **groups;
     bool mixed = false;
-    size_t count;
 
-    if (!result || rd_kafka_event_error(event))
-        return; /* asked again soon */
-    groups = rd_kafka_ListConsumerGroupOffsets_result_groups(result, &count);
-    list = count == 1 ? rd_kafka_group_result_partitions(groups[0]) : NULL;
-    for (int i = 0; list && i < list->cnt && !mixed; i++)
-        mixed = !strcmp(list->elems[i].topic, e->pipeline->config->topic_requests) &&
-                is_other(&list->elems[i], other);
+    for (int i = 0; i < list->cnt && !mixed; i++)
+        mixed = is_other(&list->elems[i], other);
     if (mixed && !e->mixed)
         log_write(LOG_WARN, "intake", NULL,
                   "a worker of this group runs engine_id %s, this one %s: jobs that move between "
@@ -78,27 +88,22 @@ static void answer_take(struct engines *e, rd_kafka_event_t *event)
     metrics_set(METRIC_ENGINE_IDS_MIXED, mixed);
 }
 
-static void ask(struct engines *e)
-{
-    rd_kafka_ListConsumerGroupOffsets_t *question =
-        rd_kafka_ListConsumerGroupOffsets_new(e->pipeline->config->kafka_group, NULL);
-
-    rd_kafka_ListConsumerGroupOffsets(e->consumer, &question, 1, NULL, e->answers);
-    rd_kafka_ListConsumerGroupOffsets_destroy(question);
-    e->asked = true;
-}
-
 void engines_review(struct engines *e, int64_t now_mono_us)
 {
-    rd_kafka_event_t *event = e->asked ? rd_kafka_queue_poll(e->answers, 0) : NULL;
+    const char *topic = e->pipeline->config->topic_requests;
+    rd_kafka_topic_partition_list_t *list;
+    int32_t partitions;
 
-    if (event) {
-        answer_take(e, event);
-        rd_kafka_event_destroy(event);
-        e->asked = false;
-    }
-    if (e->asked || now_mono_us < e->ask_at_us)
+    rd_kafka_poll(e->reader, 0); /* error callbacks */
+    if (now_mono_us < e->ask_at_us)
         return;
     e->ask_at_us = now_mono_us + ASK_EVERY_US;
-    ask(e);
+    partitions = kafka_client_partitions(e->reader, topic, ASK_TIMEOUT_MS);
+    if (partitions < 0)
+        return; /* asked again soon */
+    list = rd_kafka_topic_partition_list_new(partitions);
+    rd_kafka_topic_partition_list_add_range(list, topic, 0, partitions - 1);
+    if (!rd_kafka_committed(e->reader, list, ASK_TIMEOUT_MS))
+        answer_take(e, list);
+    rd_kafka_topic_partition_list_destroy(list);
 }

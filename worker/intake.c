@@ -586,7 +586,7 @@ int intake_start(struct intake *in, struct error *error)
 
     in->consumer = consumer_new(in, error);
     in->lag = in->consumer ? lag_create(in->pipeline, in->consumer, error) : NULL;
-    in->engines = in->lag ? engines_create(in->pipeline, in->consumer, error) : NULL;
+    in->engines = in->lag ? engines_create(in->pipeline, error) : NULL;
     if (!in->engines)
         return -1;
     assignment_set_consumer(in->pipeline->assignment, in->consumer);
