@@ -156,12 +156,46 @@ static int failed(const char *reason)
     _exit(EXIT_FAILED);
 }
 
+/* A thread that stands still for worker.stall_ms will not come back: a call of librdkafka can
+ * outlive every timeout when a coordinator goes away (its issues 5456 and 5511). The jobs move on
+ * when the process ends. Seen again and again for a while, since a process that was itself stopped
+ * finds all threads late at first. */
+static bool stalled(struct service *service, int *seen, struct error *reason)
+{
+    enum { SEEN_ENOUGH = 20 };
+
+    *seen = service_stalled(service, reason) ? *seen + 1 : 0;
+    return *seen >= SEEN_ENOUGH;
+}
+
+static void drain_overdue(int number)
+{
+    static const char text[] = "pgpt-worker: the drain does not end; giving up\n";
+
+    ssize_t written = write(STDERR_FILENO, text, sizeof text - 1);
+
+    (void)number;
+    (void)written;
+    _exit(EXIT_FAILED);
+}
+
+/* The grace period, and for each stage after it what its last call may take. */
+static void drain_limit(const struct config *config)
+{
+    enum { LAST_CALLS = 3, STAGES_MS = 6000 };
+
+    signal(SIGALRM, drain_overdue);
+    alarm((unsigned)((config->worker_drain_ms + LAST_CALLS * config->kafka_call_timeout_ms +
+                      STAGES_MS) /
+                     1000));
+}
+
 static int run(const struct config *config)
 {
     struct error error;
     bool usable;
     struct service *service = service_create(config, &usable, &error);
-    int status;
+    int status, seen = 0;
 
     if (!service) {
         log_write(LOG_ERROR, "main", NULL, "%s", error.message);
@@ -173,8 +207,9 @@ static int run(const struct config *config)
         return failed(error.message);
     }
     while (!signal_arrived(100))
-        if (service_failed(service, &error))
+        if (service_failed(service, &error) || stalled(service, &seen, &error))
             return failed(error.message);
+    drain_limit(config);
     service_drain(service);
     if (service_failed(service, &error))
         return failed(error.message);

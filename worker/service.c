@@ -159,6 +159,12 @@ bool service_failed(struct service *s, struct error *reason)
     return health_failed(s->pipeline.health, reason->message, sizeof reason->message);
 }
 
+bool service_stalled(struct service *s, struct error *reason)
+{
+    return !health_alive(s->pipeline.health, clock_mono_us(), reason->message,
+                         sizeof reason->message);
+}
+
 /* ---- draining ---- */
 
 static bool settle_empty(struct pipeline *p)

@@ -23,6 +23,8 @@ int service_start(struct service *service, bool (*stopped)(void),
 /* True when the worker has failed: then it must end at once, without a drain, so that the `open`
  * marks of its partitions tell the next owner of a death. */
 bool service_failed(struct service *service, struct error *reason);
+/* True while a thread makes no progress; the reason is what /healthz says. */
+bool service_stalled(struct service *service, struct error *reason);
 
 /* Admits nothing more, lets running jobs end within worker.drain_ms, commits what is finished,
  * hands the partitions back and leaves the group. */

@@ -54,6 +54,32 @@ def test_a_stall_longer_than_a_call_may_take(point, new_realm, generate):
 
 
 @pytest.mark.release_only
+def test_a_thread_that_stands_still_ends_its_worker(new_realm, generate):
+    """As when a call of the Kafka client never returns: the process ends and others do the jobs."""
+    realm = new_realm(partitions=2)
+    stuck = realm.worker("stuck", faults="send_offsets:stall:600000@2", worker_stall_ms=3000)
+    realm.send(*work(20))
+    deadline = time.time() + 40
+    while stuck.alive and time.time() < deadline:
+        realm.reader.poll()
+    assert not stuck.alive and stuck.child.returncode == 1, stuck.tail(5)
+    assert "made no progress" in stuck.tail(3)
+    realm.worker("successor", faults="none")
+    check_all(realm, generate)
+
+
+def test_a_drain_ends_even_when_a_thread_does_not(new_realm, generate):
+    realm = new_realm(partitions=2)
+    stuck = realm.worker("stuck", faults="send_offsets:stall:600000@2", worker_drain_ms=1000, kafka_call_timeout_ms=2000)
+    realm.send(*work(20))
+    realm.reader.until(lambda: realm.reader.records["results"], 30, realm.state)
+    time.sleep(1)
+    since = time.time()
+    assert stuck.terminate(60) == 1 and time.time() - since < 30
+    realm.worker("successor", faults="none")
+    check_all(realm, generate)
+
+
 @pytest.mark.parametrize("point", ["open_marked:kill", "decode:kill@7", "produce_result:kill@4", "send_offsets:kill@3",
                                    "commit:kill@3"])
 def test_death_at_a_point(point, new_realm, generate):
