@@ -4,13 +4,11 @@ when it could not be injected now, else (seconds, next step), the next step bein
 that may return such a pair again. The injector keeps at least one worker alive most of the time, so
 that the run makes progress, starts again what died by itself, as a supervisor in production does, and
 repairs everything at the end."""
-import concurrent.futures
 import datetime
 import signal
 import time
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient
 
 NOTHING_MORE = (0, None)
 BROKER_START_S = 12
@@ -59,7 +57,7 @@ def end_worker(injector, worker, restart):
             worker.kill()
             injector.complain("drain ends", f"{worker.name} ran {time.time() - since:.0f} s after SIGTERM")
         elif worker.child.returncode != 0:
-            injector.complain("drain exits 0", f"{worker.name} exited {worker.child.returncode}")
+            injector.ended_badly(worker, worker.child.returncode)
         if restart:
             worker.start()
         return None
@@ -150,14 +148,23 @@ def pause_broker(injector):
     return (injector.rng.choice([1, 4, 9]), resume)
 
 
+def java_hash(text):
+    """String.hashCode without its sign bit: which partition of the offsets topic has a group."""
+    value = 0
+    for character in text:
+        value = (31 * value + ord(character)) & 0xFFFFFFFF
+    return value & 0x7FFFFFFF
+
+
 def kill_coordinator(injector):
     """The broker that coordinates the workers' group, and their transactions when there is one alone."""
     kafka = injector.run.kafka
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap, "log_level": 0}) # must outlive its answer
-    try:
-        answer = admin.describe_consumer_groups(["pgpt-workers"], request_timeout=2)["pgpt-workers"]
-        node = answer.result(5).coordinator.id
-    except (KafkaException, concurrent.futures.TimeoutError):
+    try: # asked of the offsets topic: the admin client's calls to a coordinator that is away may abort the process
+        offsets = injector.sampler.list_topics("__consumer_offsets", timeout=2).topics["__consumer_offsets"]
+    except KafkaException:
+        return None
+    node = offsets.partitions[java_hash("pgpt-workers") % len(offsets.partitions)].leader
+    if node < 0:
         return None
     return break_broker(injector, next(b for b in kafka.brokers if b.node == node), lambda b: b.kill(), 1, 5)
 
@@ -199,6 +206,7 @@ FAULTS = {"kill": kill_worker, "pause": pause_worker, "drain": drain_worker, "jo
           "broker_kill": kill_broker, "broker_restart": restart_broker, "broker_pause": pause_broker,
           "coordinator": kill_coordinator, "rolling": roll_brokers,
           "postgres_kill": kill_postgres, "postgres_outage": outage_postgres}
+BROKER_FAULTS = ("broker_kill", "broker_restart", "broker_pause", "coordinator", "rolling")
 
 
 class Injector:
@@ -208,7 +216,7 @@ class Injector:
         self.kills = [] # times
         self.cut_off = [] # (from, to): workers stood still or without their broker
         self.complaints = [] # (rule, what)
-        self.self_kills = self.fatal_exits = 0
+        self.self_kills, self.fatal_exits = 0, [] # the latter: what was said last
         self.pending = [] # [due, step]
         self.next_fault = time.time() + rng.uniform(1, 2)
         self.commit_samples, self.next_sample = [], 0
@@ -226,6 +234,13 @@ class Injector:
         """A line of the run's faults.log, with the clock of the workers' logs."""
         with open(self.run.directory / "faults.log", "a", encoding="utf-8") as out:
             out.write(f"{datetime.datetime.now(datetime.timezone.utc):%H:%M:%S.%f} {what}\n")
+
+    def ended_badly(self, worker, code):
+        """After SIGTERM. A client that hangs over a broker that went away may cost the 0, but nothing else."""
+        if code == 1 and any(name in self.counts for name in BROKER_FAULTS):
+            self.fatal_exits.append(f"{worker.name} exited 1 after SIGTERM: {worker.tail(1)[-200:]}")
+        else:
+            self.complain("drain exits 0", f"{worker.name} exited {code}: {worker.tail(3)}")
 
     def pick_worker(self):
         up = [w for w in self.run.workers if w.wanted and w.alive and not w.stopped]
@@ -262,7 +277,8 @@ class Injector:
             elif code < 0:
                 self.complain("no crash", f"{worker.name} died of {signal.Signals(-code).name}: {worker.tail(3)}")
             else:
-                self.fatal_exits += 1
+                self.fatal_exits.append(f"{worker.name} exited {code}: {worker.tail(1)[-200:]}")
+                self.note(self.fatal_exits[-1])
 
     def go_on(self, now):
         """What is due of the faults under way, and the supervisor's work."""

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import tempfile
 import time
@@ -146,13 +147,25 @@ class Trial:
     def tick(self):
         self.injector.go_on(time.time())
 
+    def stacks(self):
+        """Where every thread of every worker stands, for a recovery that does not come."""
+        if not shutil.which("gdb"):
+            return
+        for worker in self.workers:
+            if worker.alive:
+                with open(self.directory / f"{worker.name}.stacks", "w", encoding="utf-8") as out:
+                    subprocess.run(["gdb", "-p", str(worker.child.pid), "-batch", "-ex", "thread apply all bt 20"],
+                                   stdout=out, stderr=subprocess.DEVNULL, check=False, timeout=60)
+
     def drain_all(self):
-        """Every worker ends in order at the end; the complaints are violations."""
+        """Every worker ends in order at the end; the injector hears of those that do not."""
         running = [w for w in self.workers if w.wanted and w.alive]
         for worker in running:
             worker.wanted = False
-        codes = [(w.name, w.terminate(self.drain_limit)) for w in running]
-        return [Violation("drain exits 0", "-", f"{name} exited {code}") for name, code in codes if code != 0]
+        for worker in running:
+            code = worker.terminate(self.drain_limit)
+            if code != 0:
+                self.injector.ended_badly(worker, code)
 
     def rebuilt_tables(self, final):
         """What a recorder makes of the whole log in an empty database."""
@@ -172,17 +185,19 @@ class Trial:
         repaired, sent = time.time(), self.load.sent
         whole = reader.Reader(self.kafka.bootstrap, ROOT / "schema")
         logs = whole.read_all(sent, self.args.recovery, self.tick)
+        if not whole.whole(sent):
+            self.stacks()
         whole.close()
         logs.committed = self.injector.commit_samples
         logs.zombies = [(since, until + ZOMBIE_S) for since, until in self.injector.cut_off]
-        violations = [Violation(rule, "-", what) for rule, what in self.injector.complaints]
         final = len({e.value["job_id"] for e in logs.final_events()})
         if self.postgres:
             logs.tables = reader.tables_when(self.postgres.url, final, self.args.recovery)
-        violations += self.drain_all()
+        self.drain_all()
         if self.postgres:
             logs.rebuilt = self.rebuilt_tables(final)
         reference = undisturbed(self.bin / "pgpt-engine", sent.healthy)
+        violations = [Violation(rule, "-", what) for rule, what in self.injector.complaints]
         violations += checker.check(sent, logs, reference, self.postgres is not None)
         if sent.poison and self.injector.self_kills < 3:
             violations.append(Violation("poison", self.poison_id, f"dead-lettered after {self.injector.self_kills} deaths"))
@@ -202,7 +217,7 @@ class Trial:
         if self.injector.self_kills:
             text += f", {self.injector.self_kills} deaths at points"
         if self.injector.fatal_exits:
-            text += f", {self.injector.fatal_exits} exits after fatal errors"
+            text += f", exits after fatal errors: {'; '.join(self.injector.fatal_exits)}"
         return text
 
     def broken(self, trace):
