@@ -14,7 +14,7 @@ INT(worker_drain_ms, "worker.drain_ms", 25000, 0, 3600000,
     "grace period after SIGTERM for running jobs")
 INT(worker_prepare_threads, "worker.prepare_threads", 1, 1, 64, "tokenising threads")
 INT(worker_stall_ms, "worker.stall_ms", 30000, 1000, 3600000,
-    "a thread without progress for this long makes /healthz fail")
+    "a thread without progress for this long makes /healthz fail and ends the worker")
 
 STRING(engine_model, "model", "models/prometheus-mini", false, "model directory")
 STRING(engine_model_name, "model.name", "prometheus-mini", false,

@@ -26,7 +26,8 @@ enum health_gate {
     HEALTH_GATE_COUNT
 };
 
-/* Threads that must show progress; one that has not for its limit makes /healthz fail. */
+/* Threads that must show progress; one that has not for its limit makes /healthz fail
+ * and, soon after, the main thread end the process. */
 enum health_beat { HEALTH_BEAT_INTAKE, HEALTH_BEAT_ENGINE, HEALTH_BEAT_SETTLE, HEALTH_BEAT_COUNT };
 
 struct health *health_create(int64_t stall_limit_us);
