@@ -26,6 +26,7 @@ def check_all(realm, generate):
     return results
 
 
+@pytest.mark.release_only # times a rebalance
 @pytest.mark.parametrize("point", ["produce_result", "send_offsets", "commit"])
 def test_a_stall_inside_a_transaction_during_a_rebalance(point, new_realm, generate):
     """Worker one stands still between produce, offsets and commit while worker two joins and takes
