@@ -7,6 +7,7 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/backend_state.h"
 #include "kernels/cuda/check.h"
+#include "kernels/search/rules_create.h"
 
 enum { DEFAULT_ROWS = 512, MAX_ROWS = 4096, MAX_POSITIONS = 1024, HEAD_WIDTH = 64 };
 
@@ -67,73 +68,53 @@ static int device_parse(const char *name, struct error *error)
     return device;
 }
 
-/* Bitmaps, masks and phrases of token choice, in one piece of device memory. */
+/* Where a pointer into the host's tables points in their copy on the device; NULL stays NULL. */
+static const void *table_at(const void *device, const struct rules_tables *host,
+                            const void *pointer)
+{
+    return pointer ? (const char *)device + ((const char *)pointer - (const char *)host) : NULL;
+}
+
+/* The rules' tables and, behind them, plain rows' mask (V): one piece of device memory. */
 static int rules_open(struct backend *backend, const struct model_config *config,
                       struct error *error)
 {
-    int32_t V = config->vocabulary;
-    size_t words = (size_t)rules_words(V), phrase_tokens = 0, phrases = 0, total;
-    char *host = NULL, *device;
-    uint32_t *suppressed, *banned;
-    int32_t *list, *sizes;
-    float *mask;
+    size_t mask_bytes = (size_t)config->vocabulary * sizeof(float);
+    struct rules_tables *tables = rules_create(config, error);
+    float *mask = (float *)calloc(1, mask_bytes);
+    struct rules *rules = &backend->choose_rules.rules;
+    char *device;
     int result = -1;
 
-    for (int32_t i = 0, at = 0; i < config->bad_word_count; at += config->bad_word_lengths[i++])
-        if (config->bad_word_lengths[i] > 1) {
-            phrases++;
-            phrase_tokens += (size_t)config->bad_word_lengths[i];
-        }
-    total = (2 * words + (size_t)V + phrase_tokens + phrases) * 4;
-    host = (char *)calloc(1, total);
-    if (!host)
-        return error_set(error, "out of memory");
-    suppressed = (uint32_t *)host;
-    banned = suppressed + words;
-    mask = (float *)(banned + words);
-    list = (int32_t *)(mask + V);
-    sizes = list + phrase_tokens;
-    for (int32_t i = 0; i < config->suppress_count; i++) {
-        rules_add(suppressed, config->suppress_tokens[i]);
-        rules_add(banned, config->suppress_tokens[i]);
+    if (!tables)
+        goto out;
+    if (!mask) {
+        error_set(error, "rules: out of memory");
+        goto out;
     }
-    for (int32_t i = 0, at = 0, p = 0, t = 0; i < config->bad_word_count;
-         at += config->bad_word_lengths[i++]) {
-        if (config->bad_word_lengths[i] == 1) {
-            rules_add(banned, config->bad_words[at]);
-            continue;
-        }
-        sizes[p++] = config->bad_word_lengths[i];
-        for (int32_t j = 0; j < config->bad_word_lengths[i]; j++)
-            list[t++] = config->bad_words[at + j];
-    }
-    for (int32_t t = 0; t < V; t++)
-        mask[t] = rules_has(banned, t) ? -INFINITY : 0.0f;
-    CUDA_TRY(cudaMalloc(&backend->rule_tables, total), error, out);
-    CUDA_TRY(cudaMemcpy(backend->rule_tables, host, total, cudaMemcpyHostToDevice), error, out);
+    for (int32_t i = 0; i < tables->banned_count; i++)
+        mask[tables->banned_list[i]] = -INFINITY;
+    CUDA_TRY(cudaMalloc(&backend->rule_tables, tables->bytes + mask_bytes), error, out);
     device = (char *)backend->rule_tables;
-#define ON_DEVICE(pointer) (device + ((const char *)(pointer)-host))
-    backend->rules.vocabulary = V;
-    backend->rules.start_token = config->start_token;
-    backend->rules.eos_token = config->eos_token;
-    backend->rules.forced_bos = config->forced_bos_token;
-    backend->rules.forced_eos = config->forced_eos_token;
-    backend->rules.mask = (const float *)ON_DEVICE(mask);
+    CUDA_TRY(cudaMemcpy(device, tables, tables->bytes, cudaMemcpyHostToDevice), error, out);
+    CUDA_TRY(cudaMemcpy(device + tables->bytes, mask, mask_bytes, cudaMemcpyHostToDevice), error,
+             out);
+    *rules = tables->rules;
+    rules->suppressed = (const uint32_t *)table_at(device, tables, rules->suppressed);
+    rules->banned = (const uint32_t *)table_at(device, tables, rules->banned);
+    rules->phrases = (const int32_t *)table_at(device, tables, rules->phrases);
+    rules->phrase_sizes = (const int32_t *)table_at(device, tables, rules->phrase_sizes);
     backend->choose_rules.start_token = config->start_token;
-    backend->choose_rules.rules.vocabulary = V;
-    backend->choose_rules.rules.eos_token = config->eos_token;
-    backend->choose_rules.rules.forced_bos_token = config->forced_bos_token;
-    backend->choose_rules.rules.forced_eos_token = config->forced_eos_token;
-    backend->choose_rules.rules.suppressed =
-        config->suppress_count ? (const uint32_t *)ON_DEVICE(suppressed) : NULL;
-    backend->choose_rules.rules.banned = (const uint32_t *)ON_DEVICE(banned);
-    backend->choose_rules.rules.phrases = (const int32_t *)ON_DEVICE(list);
-    backend->choose_rules.rules.phrase_sizes = (const int32_t *)ON_DEVICE(sizes);
-    backend->choose_rules.rules.phrase_count = (int32_t)phrases;
-#undef ON_DEVICE
+    backend->rules.vocabulary = rules->vocabulary;
+    backend->rules.start_token = config->start_token;
+    backend->rules.eos_token = rules->eos_token;
+    backend->rules.forced_bos = rules->forced_bos_token;
+    backend->rules.forced_eos = rules->forced_eos_token;
+    backend->rules.mask = (const float *)(device + tables->bytes);
     result = 0;
 out:
-    free(host);
+    rules_destroy(tables);
+    free(mask);
     return result;
 }
 
@@ -405,11 +386,10 @@ static void batch_pack(struct backend *backend, const struct engine_request *req
     backend->batch_count++;
 }
 
-static cudaError_t batch_enqueue(struct backend *backend, int32_t index)
+/* Sources as batch_pack() laid them out, in device memory. */
+static struct network_sources sources_of(const struct memory_batch *m, int32_t tokens,
+                                         int32_t count, int32_t longest)
 {
-    struct backend_batch *batch = &backend->batches[index];
-    const struct memory_batch *m = &backend->memory.batches[index];
-    size_t tokens = (size_t)batch->tokens;
     struct network_sources sources;
 
     sources.n = m->device;
@@ -417,9 +397,19 @@ static cudaError_t batch_enqueue(struct backend *backend, int32_t index)
     sources.positions = sources.tokens + tokens;
     sources.rows = sources.positions + tokens;
     sources.starts = sources.rows + tokens;
-    sources.token_count = batch->tokens;
-    sources.count = batch->count;
-    sources.longest = batch->longest;
+    sources.token_count = tokens;
+    sources.count = count;
+    sources.longest = longest;
+    return sources;
+}
+
+static cudaError_t batch_enqueue(struct backend *backend, int32_t index)
+{
+    struct backend_batch *batch = &backend->batches[index];
+    const struct memory_batch *m = &backend->memory.batches[index];
+    size_t tokens = (size_t)batch->tokens;
+    struct network_sources sources = sources_of(m, batch->tokens, batch->count, batch->longest);
+
     CUDA_PASS(cudaMemcpyAsync(m->device, m->host,
                               (2 + 3 * tokens + (size_t)batch->count) * sizeof(int32_t),
                               cudaMemcpyHostToDevice, backend->encode));
@@ -516,7 +506,7 @@ static int trace_encode(struct backend *backend, const struct backend_trace *tra
 {
     struct memory_batch *m = &backend->memory.batches[0];
     int32_t tokens = trace->source_len, *host = m->host;
-    struct network_sources sources;
+    struct network_sources sources = sources_of(m, tokens, 1, tokens);
     float *output = backend->memory.encode_space.x;
 
     host[0] = tokens;
@@ -527,14 +517,6 @@ static int trace_encode(struct backend *backend, const struct backend_trace *tra
     }
     host[1 + 3 * tokens] = 0;
     host[2 + 3 * tokens] = tokens;
-    sources.n = m->device;
-    sources.tokens = m->device + 1;
-    sources.positions = sources.tokens + tokens;
-    sources.rows = sources.positions + tokens;
-    sources.starts = sources.rows + tokens;
-    sources.token_count = tokens;
-    sources.count = 1;
-    sources.longest = tokens;
     CUDA_TRY(cudaMemcpyAsync(m->device, host, (3 + 3 * (size_t)tokens) * sizeof(int32_t),
                              cudaMemcpyHostToDevice, backend->decode),
              error, fail);
@@ -558,6 +540,7 @@ static int trace_position(struct backend *backend, const struct backend_trace *t
                           int32_t position, struct error *error)
 {
     struct backend_memory *m = &backend->memory;
+    struct network_step step = backend_step_of(backend, 1, true);
     int32_t V = backend->network->config.vocabulary;
     struct cuda_row row;
 
@@ -580,23 +563,8 @@ static int trace_position(struct backend *backend, const struct backend_trace *t
     m->host_joins[0].index = 0;
     CUDA_TRY(cudaMemcpy(m->rows.row, &m->host_joins[0].row, sizeof row, cudaMemcpyHostToDevice),
              error, fail);
-    {
-        struct network_step step;
-
-        step.n = m->n;
-        step.active = m->active;
-        step.n_most = 1;
-        step.rows = m->rows;
-        step.rules = backend->rules;
-        step.space = m->step_space;
-        step.self = m->self;
-        step.cross = m->cross;
-        step.units = m->units;
-        step.special = m->special;
-        step.logits = m->logits;
-        CUDA_TRY(network_step(backend->network, &step, backend->pdl, false, backend->decode), error,
-                 fail);
-    }
+    CUDA_TRY(network_step(backend->network, &step, backend->pdl, false, backend->decode), error,
+             fail);
     if (trace->logits)
         CUDA_TRY(cudaMemcpyAsync(trace->logits + (size_t)position * V, m->logits,
                                  (size_t)V * sizeof(float), cudaMemcpyDeviceToHost,

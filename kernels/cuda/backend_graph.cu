@@ -9,7 +9,7 @@ static const int32_t buckets[] = {1,   2,    4,    8,    16,   32,   48,   64,
                                   96,  128,  192,  256,  384,  512,  640,  768,
                                   896, 1024, 1280, 1536, 1792, 2048, 3072, 4096};
 
-static struct network_step step_of(const struct backend *backend, int32_t n_most, bool full)
+struct network_step backend_step_of(const struct backend *backend, int32_t n_most, bool full)
 {
     const struct backend_memory *m = &backend->memory;
     struct network_step step;
@@ -28,10 +28,11 @@ static struct network_step step_of(const struct backend *backend, int32_t n_most
     return step;
 }
 
-cudaError_t backend_enqueue_step(struct backend *backend, int32_t n_most, bool full, bool first)
+/* One step as launches; first: nothing of the chain stands in front. */
+static cudaError_t step_enqueue(struct backend *backend, int32_t n_most, bool full, bool first)
 {
     struct backend_memory *m = &backend->memory;
-    struct network_step step = step_of(backend, n_most, full);
+    struct network_step step = backend_step_of(backend, n_most, full);
 
     CUDA_PASS(network_step(backend->network, &step, backend->pdl, !first, backend->decode));
     CUDA_PASS(step_choose_enqueue(m->rows, backend->rules, m->units, m->special, m->active, m->n,
@@ -53,7 +54,7 @@ static int graph_capture(struct backend *backend, int32_t n_most, bool full, int
 
     CUDA_TRY(cudaStreamBeginCapture(backend->decode, cudaStreamCaptureModeThreadLocal), error, out);
     for (int32_t i = 0; i < steps && status == cudaSuccess; i++)
-        status = backend_enqueue_step(backend, n_most, full, i == 0);
+        status = step_enqueue(backend, n_most, full, i == 0);
     CUDA_TRY(cudaStreamEndCapture(backend->decode, &graph), error, out);
     CUDA_TRY(status, error, out);
     CUDA_TRY(cudaGraphInstantiate(exec, graph, 0), error, out);
@@ -100,7 +101,7 @@ cudaError_t backend_graphs_run(struct backend *backend, int32_t n, bool full, in
     int32_t b = 0;
 
     if (!full && n <= fused_rows_most(&backend->fused)) {
-        struct network_step step = step_of(backend, n, false);
+        struct network_step step = backend_step_of(backend, n, false);
 
         return fused_enqueue(backend->network, &step, n, steps, &backend->fused, backend->decode);
     }

@@ -103,8 +103,8 @@ int backend_graphs_open(struct backend *backend, struct error *error) PGPT_MUST_
 void backend_graphs_close(struct backend *backend);
 /* Enqueues `steps` steps for the n active rows. */
 cudaError_t backend_graphs_run(struct backend *backend, int32_t n, bool full, int32_t steps);
-/* One step as launches; first: nothing of the chain stands in front. */
-cudaError_t backend_enqueue_step(struct backend *backend, int32_t n_most, bool full, bool first);
+/* A step over the back end's own memory; full: whole rows of logits are wanted. */
+struct network_step backend_step_of(const struct backend *backend, int32_t n_most, bool full);
 
 /* Enqueues the encodings that were packed since. */
 cudaError_t backend_encode(struct backend *backend);
