@@ -242,7 +242,7 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS)
     choose_kept_sets(&b, c);
     sum = logsum_unit(v);
     if ((threadIdx.x & 3) == 0)
-        shared.units[0][threadIdx.x >> 2] = sum;
+        shared.units[threadIdx.x >> 2] = sum;
     if (sample && !a.probabilities && choose_few_allowed(c)) {
         choose_kept_rules(&b, c, v);
         found = choose_kept_few(&b, c, &few, v);
@@ -359,7 +359,7 @@ static __device__ int32_t choose_read_draw(struct block *b, const struct choose_
     }
 }
 
-static __global__ void __launch_bounds__(1024, 1)
+static __global__ void __launch_bounds__(CHOOSE_READ_THREADS, 1)
     choose_full_read(const __grid_constant__ struct choose_full_args a)
 {
     __shared__ struct block_shared shared;

@@ -93,7 +93,7 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS)
     choose_kept_sets(&b, c);
     sum = logsum_unit(v);
     if ((threadIdx.x & 3) == 0)
-        shared.units[0][threadIdx.x >> 2] = sum;
+        shared.units[threadIdx.x >> 2] = sum;
     __syncthreads();
     if (b.warp == 0)
         choose_kept_total(&b, c);

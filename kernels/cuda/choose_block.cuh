@@ -36,7 +36,8 @@ struct block_list {
 
 struct block_shared {
     uint4 partial[2][BLOCK_WARPS];
-    struct logsum units[2][BLOCK_UNITS];
+    struct logsum units[BLOCK_UNITS]; /* of a row that stays in registers */
+    float scaled[2][BLOCK_UNITS];     /* and of one that is read again */
     struct logsum total;
     struct block_list top_k, top_p;
     uint64_t sums[BLOCK_UNITS]; /* weights of units */

@@ -109,20 +109,19 @@ static __device__ __forceinline__ void choose_load(const float *logits, int32_t 
     }
 }
 
-/* Units [0, count) merged in logsum.cuh's order into `sum`, lane by lane; one warp. */
-static __device__ __forceinline__ struct logsum
-choose_merge_units(const struct logsum *units, int32_t count, int lane, struct logsum sum)
+/* One warp: a row's sums from its units (count). */
+static __device__ __forceinline__ struct logsum choose_merge_units(const struct logsum *units,
+                                                                   int32_t count, int lane)
 {
+    struct logsum total = {-INFINITY, 0.0f};
+
     for (int32_t u = lane; u < count; u += 32)
-        sum = logsum_merge(sum, units[u]);
-    return sum;
-}
-
-static __device__ __forceinline__ struct logsum choose_logsum_none(void)
-{
-    struct logsum none = {-INFINITY, 0.0f};
-
-    return none;
+        total.max = fmaxf(total.max, units[u].max);
+    total.max = logsum_warp_max(total.max);
+    for (int32_t u = lane; u < count; u += 32)
+        total.sum = __fadd_rn(total.sum, logsum_scaled(units[u], total.max));
+    total.sum = logsum_warp_add(total.sum);
+    return total;
 }
 
 /* ln p of a token by its logit. */
@@ -193,10 +192,9 @@ static __device__ __forceinline__ void choose_kept_rules(struct block *b,
 /* One warp: max and sum of the row, from its units, into shared->total. */
 static __device__ void choose_kept_total(struct block *b, const struct choose_row &c)
 {
-    struct logsum total = choose_merge_units(b->shared->units[0], rules_words(c.rules.vocabulary),
-                                             b->lane, choose_logsum_none());
+    struct logsum total =
+        choose_merge_units(b->shared->units, rules_words(c.rules.vocabulary), b->lane);
 
-    total = logsum_warp(total, b->lane);
     if (b->lane == 0)
         b->shared->total = total;
 }
@@ -228,24 +226,27 @@ static __device__ struct logsum choose_read_logsum(struct block *b, const float 
 {
     struct block_shared *shared = b->shared;
     int32_t units = rules_words(V), mine = threadIdx.x >> 2;
-    struct logsum total = choose_logsum_none();
+    struct logsum total = {-INFINITY, 0.0f};
     float v[8];
 
+#pragma unroll 8
+    for (int32_t t = threadIdx.x; t < V; t += CHOOSE_READ_THREADS)
+        total.max = fmaxf(total.max, logits[t]);
     choose_load(logits, V, mine, v);
+    total.max = block_value(block_greatest_key(b, sampling_key(total.max)));
     for (int32_t first = 0, turn = 0; first < units; first += BLOCK_UNITS, turn ^= 1) {
-        struct logsum sum = logsum_unit(v);
+        struct logsum unit = logsum_unit(v);
 
         if ((threadIdx.x & 3) == 0)
-            shared->units[turn][mine] = sum;
+            shared->scaled[turn][mine] = logsum_scaled(unit, total.max);
         choose_load(logits, V, first + BLOCK_UNITS + mine, v);
         __syncthreads();
         if (b->warp == 0)
-            total = choose_merge_units(shared->units[turn],
-                                       units - first < BLOCK_UNITS ? units - first : BLOCK_UNITS,
-                                       b->lane, total);
+            for (int32_t u = b->lane; u < BLOCK_UNITS && first + u < units; u += 32)
+                total.sum = __fadd_rn(total.sum, shared->scaled[turn][u]);
     }
     if (b->warp == 0) {
-        total = logsum_warp(total, b->lane);
+        total.sum = logsum_warp_add(total.sum);
         if (b->lane == 0)
             shared->total = total;
     }

@@ -2,8 +2,10 @@
  *
  * logsum: max and sum of exponentials of a row of logits in one fixed order, whoever computes it. A
  * unit is 32 columns: lane q of 4 adds columns 8t + 2q and 8t + 2q + 1 for t = 0..3, then lanes
- * (0+1)+(2+3). Units: lane l of a warp merges units l, l + 32, ... in order, then lanes merge by
- * xor 16, 8, 4, 2, 1, the lower lane's pair first. Columns past the vocabulary are -inf.
+ * (0+1)+(2+3). A row's max is the greatest of its units'; each unit's sum is scaled to it; lane l
+ * of a warp adds those of units l, l + 32, ... in order, then lanes add by xor 16, 8, 4, 2, 1. So
+ * all but the additions can be spread over any number of threads. Columns past the vocabulary are
+ * -inf.
  */
 #ifndef PGPT_KERNELS_CUDA_LOGSUM_CUH
 #define PGPT_KERNELS_CUDA_LOGSUM_CUH
@@ -44,30 +46,25 @@ static __device__ __forceinline__ struct logsum logsum_unit(const float v[8])
     return r;
 }
 
-/* a, then b. */
-static __device__ __forceinline__ struct logsum logsum_merge(struct logsum a, struct logsum b)
+/* A unit's part in the sum of a row whose greatest logit is max. */
+static __device__ __forceinline__ float logsum_scaled(struct logsum unit, float max)
 {
-    struct logsum r;
-    float sa, sb;
-
-    r.max = fmaxf(a.max, b.max);
-    sa = __fmul_rn(a.sum, logsum_exp(a.max - logsum_base(r.max)));
-    sb = __fmul_rn(b.sum, logsum_exp(b.max - logsum_base(r.max)));
-    r.sum = __fadd_rn(sa, sb);
-    return r;
+    return __fmul_rn(unit.sum, logsum_exp(unit.max - logsum_base(max)));
 }
 
 /* Over the lanes of a warp; every lane gets the same bits. */
-static __device__ __forceinline__ struct logsum logsum_warp(struct logsum mine, int lane)
+static __device__ __forceinline__ float logsum_warp_max(float mine)
 {
 #pragma unroll
-    for (int mask = 16; mask; mask >>= 1) {
-        struct logsum other;
-
-        other.max = __shfl_xor_sync(0xffffffffu, mine.max, mask);
-        other.sum = __shfl_xor_sync(0xffffffffu, mine.sum, mask);
-        mine = lane & mask ? logsum_merge(other, mine) : logsum_merge(mine, other);
-    }
+    for (int mask = 16; mask; mask >>= 1)
+        mine = fmaxf(mine, __shfl_xor_sync(0xffffffffu, mine, mask));
+    return mine;
+}
+static __device__ __forceinline__ float logsum_warp_add(float mine)
+{
+#pragma unroll
+    for (int mask = 16; mask; mask >>= 1)
+        mine = __fadd_rn(mine, __shfl_xor_sync(0xffffffffu, mine, mask));
     return mine;
 }
 

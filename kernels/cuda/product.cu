@@ -48,6 +48,7 @@ cudaError_t product_prepare(int shared_bytes_most)
     CUDA_PASS(cudaGetDevice(&device));
     CUDA_PASS(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
     shared_most = shared_bytes_most - STATIC_SHARED;
+    CUDA_PASS(product_logits_prepare());
     for (int format = 0; format < 4; format++)
         for (int c = 0; c < COMBINE_COUNT; c++)
             for (int s = 0; s < SHAPE_COUNT; s++)
@@ -120,6 +121,8 @@ cudaError_t product_enqueue(const struct product *product, int32_t n_most, bool 
     int32_t rows = (n_most + shapes[shape].rows - 1) / shapes[shape].rows;
     int32_t columns = (product->weight.N + shapes[shape].columns - 1) / shapes[shape].columns;
 
+    if (combine == COMBINE_NORM_LOGITS && product_logits_takes(product, n_most, multiprocessors))
+        return product_logits_enqueue(product, n_most, multiprocessors, pdl, stream);
     /* more tiles than fit at once: a block walks over several columns, so that rows are read once
      */
     if (shapes[shape].wide) {

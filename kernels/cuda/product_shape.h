@@ -56,4 +56,10 @@ extern const product_kernel product_kernels_f16[COMBINE_COUNT][SHAPE_COUNT];
 extern const product_kernel product_kernels_bf16[COMBINE_COUNT][SHAPE_COUNT];
 extern const product_kernel product_kernels_int8[COMBINE_COUNT][SHAPE_COUNT];
 
+/* product_logits.cu: large vocabularies, few rows. */
+cudaError_t product_logits_prepare(void);
+bool product_logits_takes(const struct product *product, int32_t n_most, int multiprocessors);
+cudaError_t product_logits_enqueue(const struct product *product, int32_t n_most,
+                                   int multiprocessors, bool pdl, cudaStream_t stream);
+
 #endif

@@ -5,7 +5,13 @@
 #include "kernels/cuda/choose_plain.cuh"
 #include "kernels/cuda/launch.cuh"
 
-enum { JOIN_THREADS = 128, CHOOSE_WARPS = 4, COLLECT_THREADS = 128 };
+enum {
+    JOIN_THREADS = 128,
+    CHOOSE_WARPS = 4,                /* rows a block, a warp each */
+    CHOOSE_MANY_WARPS = 16,          /* a row, where there are many units */
+    CHOOSE_SHARED_PLAIN = 40 * 1024, /* dynamic shared memory that needs no asking */
+    COLLECT_THREADS = 128,
+};
 
 static __global__ void step_join(struct cuda_rows rows, int32_t *collected,
                                  const struct step_join *joins, int32_t count)
@@ -25,36 +31,75 @@ cudaError_t step_join_enqueue(struct cuda_rows rows, int32_t *collected,
                   false, stream, rows, collected, joins, count);
 }
 
+struct step_choose_args {
+    struct cuda_rows rows;
+    struct cuda_rules rules;
+    const struct product_unit *units; /* (n, units) */
+    const float *special;             /* (n, 2) */
+    const int32_t *active, *n;
+};
+
+/* The row's next token is known. */
+static __device__ void step_advance(const struct step_choose_args &a, int32_t index,
+                                    struct plain_choice choice)
+{
+    struct cuda_row *row = a.rows.row + index;
+    size_t at = (size_t)index * a.rows.P + row->position;
+
+    a.rows.tokens[at] = choice.token;
+    a.rows.logprobs[at] = choice.logprob;
+    row->token = choice.token;
+    row->finished = choice.token == a.rules.eos_token || row->position + 1 >= row->max_new;
+    row->position++;
+}
+
+/* The i-th active row, or -1 where this kernel has nothing to choose. Rows were written a step ago,
+ * so launch_wait() may come later. */
+static __device__ int32_t step_plain_row(const struct step_choose_args &a, int i)
+{
+    int32_t index = i < *a.n ? a.active[i] : -1;
+
+    if (index >= 0 && (a.rows.row[index].finished || a.rows.row[index].flags & CUDA_ROW_FULL))
+        index = -1;
+    return index;
+}
+
 static __global__ void __launch_bounds__(CHOOSE_WARPS * 32)
-    step_choose(struct cuda_rows rows, struct cuda_rules rules, const struct product_unit *units,
-                const float *special, const int32_t *active, const int32_t *n)
+    step_choose(const __grid_constant__ struct step_choose_args a)
 {
     int i = blockIdx.x * CHOOSE_WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
-    int count = (rules.vocabulary + PRODUCT_UNIT - 1) / PRODUCT_UNIT;
-    bool mine = i < *n;
+    int32_t count = product_units(a.rules.vocabulary), index = step_plain_row(a, i);
     struct plain_choice choice;
-    struct cuda_row *row;
-    int32_t index;
-    size_t at;
 
-    /* the rows were written a step ago */
-    index = mine ? active[i] : 0;
-    row = rows.row + index;
-    mine = mine && !row->finished && !(row->flags & CUDA_ROW_FULL);
     launch_wait();
     launch_next();
-    if (!mine)
+    if (index < 0)
         return;
-    choice = choose_plain(rules, (const float4 *)units + (size_t)i * count, count, special[2 * i],
-                          special[2 * i + 1], row->position, row->max_new, lane);
-    if (lane)
+    choice = choose_plain(a.rules, (const float4 *)a.units + (size_t)i * count, count,
+                          a.special[2 * i], a.special[2 * i + 1], a.rows.row[index].position,
+                          a.rows.row[index].max_new, lane);
+    if (lane == 0)
+        step_advance(a, index, choice);
+}
+
+/* A block a row. */
+static __global__ void __launch_bounds__(CHOOSE_MANY_WARPS * 32)
+    step_choose_many(const __grid_constant__ struct step_choose_args a)
+{
+    extern __shared__ float step_terms[]; /* (units) */
+    int i = blockIdx.x;
+    int32_t count = product_units(a.rules.vocabulary), index = step_plain_row(a, i);
+    struct plain_choice choice;
+
+    launch_wait();
+    launch_next();
+    if (index < 0)
         return;
-    at = (size_t)index * rows.P + row->position;
-    rows.tokens[at] = choice.token;
-    rows.logprobs[at] = choice.logprob;
-    row->token = choice.token;
-    row->finished = choice.token == rules.eos_token || row->position + 1 >= row->max_new;
-    row->position++;
+    choice = choose_plain_block<CHOOSE_MANY_WARPS>(
+        a.rules, (const float4 *)a.units + (size_t)i * count, count, step_terms, a.special[2 * i],
+        a.special[2 * i + 1], a.rows.row[index].position, a.rows.row[index].max_new);
+    if (threadIdx.x == 0)
+        step_advance(a, index, choice);
 }
 
 cudaError_t step_choose_enqueue(struct cuda_rows rows, struct cuda_rules rules,
@@ -62,8 +107,18 @@ cudaError_t step_choose_enqueue(struct cuda_rows rows, struct cuda_rules rules,
                                 const int32_t *active, const int32_t *n, int32_t n_most, bool pdl,
                                 cudaStream_t stream)
 {
-    return launch(step_choose, dim3((n_most + CHOOSE_WARPS - 1) / CHOOSE_WARPS), CHOOSE_WARPS * 32,
-                  0, pdl, stream, rows, rules, units, special, active, n);
+    struct step_choose_args args = {rows, rules, units, special, active, n};
+    int32_t count = product_units(rules.vocabulary);
+    size_t shared = (size_t)count * sizeof(float);
+
+    if (count <= PLAIN_FEW)
+        return launch(step_choose, dim3((n_most + CHOOSE_WARPS - 1) / CHOOSE_WARPS),
+                      CHOOSE_WARPS * 32, 0, pdl, stream, args);
+    if (shared > CHOOSE_SHARED_PLAIN)
+        CUDA_PASS(cudaFuncSetAttribute((const void *)step_choose_many,
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+    return launch(step_choose_many, dim3(n_most), CHOOSE_MANY_WARPS * 32, shared, pdl, stream,
+                  args);
 }
 
 static __global__ void step_collect(struct cuda_rows rows, int32_t *collected,

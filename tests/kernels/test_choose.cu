@@ -105,6 +105,8 @@ static __global__ void logsum_reference(const float *logits, int32_t V, float *o
     const float *x = logits + (int64_t)blockIdx.x * V;
     struct logsum all = {-INFINITY, 0.0f};
 
+    for (int32_t t = 0; t < V; t++)
+        all.max = fmaxf(all.max, x[t]);
     for (int32_t u = threadIdx.x; u * 32 < V; u += 32) {
         struct logsum unit = {-INFINITY, 0.0f};
         float lane[4];
@@ -121,9 +123,9 @@ static __global__ void logsum_reference(const float *logits, int32_t V, float *o
             }
         }
         unit.sum = __fadd_rn(__fadd_rn(lane[0], lane[1]), __fadd_rn(lane[2], lane[3]));
-        all = logsum_merge(all, unit);
+        all.sum = __fadd_rn(all.sum, logsum_scaled(unit, all.max));
     }
-    all = logsum_warp(all, threadIdx.x);
+    all.sum = logsum_warp_add(all.sum);
     if (threadIdx.x == 0) {
         out[blockIdx.x * 3] = all.max;
         out[blockIdx.x * 3 + 1] = all.sum;
