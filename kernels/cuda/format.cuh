@@ -6,10 +6,10 @@
  *
  * A weight (N,K) is the instruction's first operand, the rows that are multiplied its second: then
  * both load without a move, and rows come by eights. It is packed in blocks of 16 output columns by
- * KB inputs, 1,024 bytes each, in the order (N/16, K/KB): for each half of a block, lane 4g + q has
- * 16 bytes with columns g and g + 8, inputs KB/4 q + KB/8 half .. of the block. The instruction
- * sums over inputs in whatever order they are offered, so activations are read in the same order:
- * 16 bytes a lane from a row-major tile.
+ * KB inputs, 1,024 bytes each, in the order (N/16, K/KB): for each half of a block (the KB/2 inputs
+ * of one instruction), lane 4g + q has 16 bytes: 4 bytes of column g, 4 of column g + 8, inputs
+ * from KB/16 q on, and the same KB/4 inputs later. So activations lie row-major as they are, which
+ * suits both ldmatrix and the wgmma of many rows (product_hopper.cuh).
  *
  * The order of sums is part of the definition, so that tiles may differ while bits agree: the K
  * inputs are cut into 4 equal parts; each part is one chain of instructions from its first block to
@@ -134,7 +134,7 @@ static __device__ __forceinline__ struct format_weights weights_stream(const cha
     return w;
 }
 
-/* The lane's share of 8 rows, `stride` bytes apart, of block b. */
+/* The lane's share of 8 rows in shared memory, `stride` bytes apart, of block b. */
 template <class F>
 static __device__ __forceinline__ typename F::rows rows_get(const char *rows, int stride, int b,
                                                             int lane)
@@ -150,7 +150,14 @@ static __device__ __forceinline__ typename F::rows rows_get(const char *rows, in
         }
         return x;
     } else {
-        return *(const uint4 *)(rows + (size_t)(lane >> 2) * stride + b * 64 + (lane & 3) * 16);
+        uint4 x;
+
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                     : "r"((uint32_t)__cvta_generic_to_shared(rows) + (lane & 7) * stride + b * 64 +
+                           (lane >> 3) * 16)
+                     : "memory");
+        return x;
     }
 }
 

@@ -47,12 +47,13 @@ static void *network_upload(struct network *network, const void *data, size_t by
  * format.cuh. */
 static size_t packed_at(int32_t n, int32_t k, int32_t K, int32_t per)
 {
-    int32_t column = n % 16, in = k % per, word = per / 16; /* inputs in 4 bytes: 2 or 4 */
-    int32_t q = in / (per / 4), rest = in % (per / 4), w = rest / word;
+    int32_t column = n % 16, word = per / 16; /* inputs in 4 bytes: 2 or 4 */
+    int32_t half = k % per / (per / 2), in = k % (per / 2);
+    int32_t late = in / (per / 4), q = in % (per / 4) / word;
 
     return ((size_t)(n / 16) * (size_t)(K / per) + (size_t)(k / per)) * (size_t)(16 * per) +
-           (size_t)((w / 2 * 32 + column % 8 * 4 + q) * 4 + w % 2 * 2 + column / 8) * (size_t)word +
-           (size_t)(rest % word);
+           (size_t)((half * 32 + column % 8 * 4 + q) * 4 + late * 2 + column / 8) * (size_t)word +
+           (size_t)(in % word);
 }
 
 static void pack_float(const float *weight, int32_t N, int32_t K, enum cuda_format format,

@@ -5,7 +5,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/product_shape.h"
 
-enum { STATIC_SHARED = 4096, TILE_PAD = 64 };
+enum { STATIC_SHARED = 4096, TILE_PAD = 16 };
 
 static const struct {
     int32_t rows, columns, threads;

@@ -4,15 +4,15 @@
  * instruction wants them, after the layer norm, the embedding or the quantisation that stands
  * before the product.
  *
- * Tile: BM rows, K * TILE_BYTES + 64 bytes apart (so that 16-byte reads by lanes 4g + q of rows g
- * meet no bank twice).
+ * Tile: BM rows, K * TILE_BYTES + 16 bytes apart (so that 16 bytes of 8 neighbouring rows meet no
+ * bank twice).
  */
 #ifndef PGPT_KERNELS_CUDA_PRODUCT_INPUT_CUH
 #define PGPT_KERNELS_CUDA_PRODUCT_INPUT_CUH
 
 #include "kernels/cuda/product.h"
 
-enum { PRODUCT_TILE_PAD = 64 };
+enum { PRODUCT_TILE_PAD = 16 };
 #define PRODUCT_NORM_EPSILON 1e-5f
 
 /* Asynchronous copies of 16 bytes from global to shared memory; zeros when not `in`. */
@@ -79,11 +79,10 @@ static __device__ __forceinline__ float4 embedding_get4(const struct cuda_weight
     const char *tile = (const char *)w.packed;
     const int column = token & 15, g = column & 7, high = column >> 3;
 
-    if (w.format == CUDA_INT8) { /* a word of 4 inputs: lane k / 16, half and place by k / 4 */
+    if (w.format == CUDA_INT8) { /* a word of 4 inputs */
         const char *block = tile + ((size_t)(token >> 4) * (w.K / 64) + k / 64) * 1024;
-        const int word = k >> 2 & 3;
-        char4 q = *(const char4 *)(block + (word >> 1) * 512 + (g * 4 + (k >> 4 & 3)) * 16 +
-                                   ((word & 1) * 2 + high) * 4);
+        char4 q = *(const char4 *)(block + (k >> 5 & 1) * 512 + (g * 4 + (k >> 2 & 3)) * 16 +
+                                   ((k >> 4 & 1) * 2 + high) * 4);
         float s = w.scale[token];
 
         return make_float4(q.x * s, q.y * s, q.z * s, q.w * s);
@@ -94,9 +93,10 @@ static __device__ __forceinline__ float4 embedding_get4(const struct cuda_weight
         return *(const float4 *)(block + (k >> 2 & 3) * 256 + column * 16);
     } else {
         const char *block = tile + ((size_t)(token >> 4) * (w.K / 32) + k / 32) * 1024 +
-                            (k >> 2 & 1) * 512 + (g * 4 + (k >> 3 & 3)) * 16 + high * 4;
+                            (k >> 4 & 1) * 512 + (g * 4 + (k >> 1 & 3)) * 16 +
+                            ((k >> 3 & 1) * 2 + high) * 4;
         const typename F::element *low = (const typename F::element *)block;
-        const typename F::element *next = (const typename F::element *)(block + 8);
+        const typename F::element *next = (const typename F::element *)(block + 16);
 
         return make_float4(format_float(low[0]), format_float(low[1]), format_float(next[0]),
                            format_float(next[1]));
