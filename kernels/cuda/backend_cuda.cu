@@ -235,7 +235,7 @@ static struct backend *cuda_open(const struct model *model, const struct engine_
                     shared, error) ||
         limits_fill(&model->config, options, shared, limits, error))
         goto fail;
-    CUDA_TRY(product_prepare(shared), error, fail);
+    CUDA_TRY(product_prepare(backend->capability, shared), error, fail);
     CUDA_TRY(attention_prepare(shared), error, fail);
     backend->limits = *limits;
     backend->network = network_open(model, compute, error);
@@ -414,7 +414,7 @@ static cudaError_t batch_enqueue(struct backend *backend, int32_t index)
                               (2 + 3 * tokens + (size_t)batch->count) * sizeof(int32_t),
                               cudaMemcpyHostToDevice, backend->encode));
     CUDA_PASS(network_encode(backend->network, &sources, &backend->memory.encode_space,
-                             &backend->memory.cross, NULL, backend->encode));
+                             &backend->memory.cross, false, backend->encode));
     batch->enqueued = true;
     return cudaEventRecord(batch->done, backend->encode);
 }
@@ -521,7 +521,7 @@ static int trace_encode(struct backend *backend, const struct backend_trace *tra
                              cudaMemcpyHostToDevice, backend->decode),
              error, fail);
     CUDA_TRY(network_encode(backend->network, &sources, &backend->memory.encode_space,
-                            &backend->memory.cross, output, backend->decode),
+                            &backend->memory.cross, true, backend->decode),
              error, fail);
     if (trace->encoder)
         CUDA_TRY(cudaMemcpyAsync(trace->encoder, output,

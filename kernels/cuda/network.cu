@@ -371,6 +371,8 @@ static size_t space_layout(const struct network *network, int32_t tokens, bool e
     at += aligned(T * D * (encoder ? 3 : 1) * e);
     space->o = memory + at;
     at += aligned(T * D * e);
+    space->n = memory + at;
+    at += aligned(T * D * e);
     space->h = memory + at;
     at += aligned(T * F * e);
     return at;
@@ -402,87 +404,149 @@ static struct product product_of(const int32_t *n, const struct cuda_weight *wei
     return p;
 }
 
-/* The layer norm in front: y is normed on the way in and kept as x for the next residual. */
-static void product_norm(struct product *p, const struct network_space *space,
-                         const struct network_norm *norm)
+/* Where norms are taken: in front of the products that need them, or (many rows, product_many)
+ * right behind the product that ends a part of a layer. */
+struct network_flow {
+    const int32_t *n;
+    int32_t n_most;
+    const struct network_space *space;
+    bool many;
+    bool pdl;
+    cudaStream_t stream;
+};
+
+static struct network_flow flow_of(const struct network *network, const int32_t *n, int32_t n_most,
+                                   const struct network_space *space, bool pdl, cudaStream_t stream)
 {
-    p->x = space->y;
-    p->gamma = norm->gamma;
-    p->beta = norm->beta;
-    p->x_out = space->x;
+    struct network_flow flow = {n,   n_most, space, product_many(network->format, n_most),
+                                pdl, stream};
+
+    return flow;
 }
 
-/* y = x_in W^T + b + x */
-static cudaError_t residual_enqueue(const int32_t *n, const struct cuda_weight *weight,
-                                    const void *in, const struct network_space *space,
-                                    int32_t n_most, bool pdl, cudaStream_t stream)
+/* A product of normed rows, which are kept as x for the next residual. */
+static struct product product_normed(const struct network_flow *flow,
+                                     const struct cuda_weight *weight, enum product_output output,
+                                     const struct network_norm *norm)
 {
-    struct product p = product_of(n, weight, PRODUCT_ROWS, PRODUCT_RESIDUAL);
+    struct product p = product_of(flow->n, weight, PRODUCT_NORM, output);
+
+    if (flow->many) {
+        p.input = PRODUCT_ROWS;
+        p.x = flow->space->n;
+        return p;
+    }
+    p.x = flow->space->y;
+    p.gamma = norm->gamma;
+    p.beta = norm->beta;
+    p.x_out = flow->space->x;
+    return p;
+}
+
+/* A product of embedded tokens; what else the embedding needs is set by the caller, before
+ * embedded_enqueue(). */
+static struct product product_embedded(const struct network_flow *flow,
+                                       const struct cuda_weight *weight, enum product_output output)
+{
+    struct product p = product_of(flow->n, weight, PRODUCT_EMBED, output);
+
+    p.x_out = flow->space->x;
+    return p;
+}
+
+static cudaError_t embedded_enqueue(const struct network_flow *flow, const struct product *product,
+                                    bool pdl)
+{
+    struct product p = *product;
+
+    if (!flow->many)
+        return product_enqueue(&p, flow->n_most, pdl, flow->stream);
+    p.out = flow->space->n;
+    CUDA_PASS(product_embed_enqueue(&p, flow->n_most, pdl, flow->stream));
+    p.out = product->out;
+    p.input = PRODUCT_ROWS;
+    p.x = flow->space->n;
+    return product_enqueue(&p, flow->n_most, flow->pdl, flow->stream);
+}
+
+/* y = x_in W^T + b + x, and with many rows its norm. */
+static cudaError_t residual_enqueue(const struct network_flow *flow,
+                                    const struct cuda_weight *weight, const void *in,
+                                    const struct network_norm *norm)
+{
+    struct product p = product_of(flow->n, weight, PRODUCT_ROWS, PRODUCT_RESIDUAL);
 
     p.x = in;
-    p.residual = space->x;
-    p.out = space->y;
-    return product_enqueue(&p, n_most, pdl, stream);
+    p.residual = flow->space->x;
+    p.out = flow->space->y;
+    if (flow->many) {
+        p.output = PRODUCT_NORMED;
+        p.gamma = norm->gamma;
+        p.beta = norm->beta;
+        p.x_out = flow->space->x;
+        p.out = flow->space->n;
+    }
+    return product_enqueue(&p, flow->n_most, flow->pdl, flow->stream);
 }
 
-static cudaError_t feed_forward(const struct network *network, const struct network_layer *layer,
-                                const struct network_norm *before, const int32_t *n,
-                                const struct network_space *space, int32_t n_most, bool pdl,
-                                cudaStream_t stream)
+static cudaError_t feed_forward(const struct network *network, const struct network_flow *flow,
+                                const struct network_layer *layer,
+                                const struct network_norm *before)
 {
-    struct product p = product_of(n, &layer->fc1, PRODUCT_NORM, PRODUCT_PLAIN);
+    struct product p = product_normed(flow, &layer->fc1, PRODUCT_PLAIN, before);
 
-    product_norm(&p, space, before);
     p.activation = network->activation;
-    p.out = space->h;
-    CUDA_PASS(product_enqueue(&p, n_most, pdl, stream));
-    return residual_enqueue(n, &layer->fc2, space->h, space, n_most, pdl, stream);
+    p.out = flow->space->h;
+    CUDA_PASS(product_enqueue(&p, flow->n_most, flow->pdl, flow->stream));
+    return residual_enqueue(flow, &layer->fc2, flow->space->h, &layer->norm);
 }
 
 cudaError_t network_encode(const struct network *network, const struct network_sources *sources,
                            const struct network_space *space, const struct network_cache *cross,
-                           float *output, cudaStream_t stream)
+                           bool output, cudaStream_t stream)
 {
     const struct model_config *config = &network->config;
-    int32_t most = sources->token_count, heads = config->encoder_heads;
+    struct network_flow flow =
+        flow_of(network, sources->n, sources->token_count, space, false, stream);
     const struct network_norm *last = NULL;
 
     for (int32_t i = 0; i < config->encoder_layers; i++) {
         const struct network_layer *layer = &network->encoder[i];
-        struct product p =
-            product_of(sources->n, &layer->qkv, i ? PRODUCT_NORM : PRODUCT_EMBED, PRODUCT_PLAIN);
 
         if (i) {
-            product_norm(&p, space, last);
+            struct product p = product_normed(&flow, &layer->qkv, PRODUCT_PLAIN, last);
+
+            p.out = space->q;
+            CUDA_PASS(product_enqueue(&p, flow.n_most, false, stream));
         } else {
+            struct product p = product_embedded(&flow, &layer->qkv, PRODUCT_PLAIN);
+
             p.embedding = network->encoder_embedding;
             p.embedding_factor = network->embedding_factor;
             p.position_table = network->encoder_positions;
             p.tokens = sources->tokens;
             p.positions = sources->positions;
-            p.x_out = space->x;
+            p.out = space->q;
+            CUDA_PASS(embedded_enqueue(&flow, &p, false));
         }
-        p.out = space->q;
-        CUDA_PASS(product_enqueue(&p, most, false, stream));
         CUDA_PASS(attention_encoder_enqueue(space->q, space->o, sources->starts, sources->count,
-                                            sources->longest, heads, network->activations, stream));
-        CUDA_PASS(residual_enqueue(sources->n, &layer->out, space->o, space, most, false, stream));
-        CUDA_PASS(feed_forward(network, layer, &layer->self_norm, sources->n, space, most, false,
-                               stream));
+                                            sources->longest, config->encoder_heads,
+                                            network->activations, stream));
+        CUDA_PASS(residual_enqueue(&flow, &layer->out, space->o, &layer->self_norm));
+        CUDA_PASS(feed_forward(network, &flow, layer, &layer->self_norm));
         last = &layer->norm;
     }
     for (int32_t i = 0; i < config->decoder_layers; i++) {
         struct product p =
-            product_of(sources->n, &network->decoder[i].cross_kv, PRODUCT_NORM, PRODUCT_CROSS);
+            product_normed(&flow, &network->decoder[i].cross_kv, PRODUCT_CROSS, last);
 
-        product_norm(&p, space, last);
-        p.x_out = i == 0 ? output : NULL;
+        p.x_out = i == 0 && output ? space->x : NULL;
         p.positions = sources->positions;
         p.cache_rows = sources->rows;
         p.cache_k = cross->k + (size_t)i * cross->layer_stride;
         p.cache_v = cross->v + (size_t)i * cross->layer_stride;
         p.cache_positions = cross->positions;
-        CUDA_PASS(product_enqueue(&p, most, false, stream));
+        CUDA_PASS(product_enqueue(&p, flow.n_most, false, stream));
     }
     return cudaSuccess;
 }
@@ -508,21 +572,20 @@ static cudaError_t step_attention(const struct network *network, const struct ne
 }
 
 static cudaError_t step_layer(const struct network *network, const struct network_step *step,
-                              int32_t i, bool pdl, bool chained, cudaStream_t stream)
+                              const struct network_flow *flow, int32_t i, bool chained)
 {
     const struct network_layer *layer = &network->decoder[i];
     const struct network_space *space = &step->space;
-    struct product qkv =
-        product_of(step->n, &layer->qkv, i ? PRODUCT_NORM : PRODUCT_EMBED, PRODUCT_QKV);
-    struct product q = product_of(step->n, &layer->cross_q, PRODUCT_NORM, PRODUCT_PLAIN);
+    struct product q = product_normed(flow, &layer->cross_q, PRODUCT_PLAIN, &layer->self_norm);
+    struct product qkv;
 
     if (i) {
-        product_norm(&qkv, space, &network->decoder[i - 1].norm);
+        qkv = product_normed(flow, &layer->qkv, PRODUCT_QKV, &network->decoder[i - 1].norm);
     } else {
+        qkv = product_embedded(flow, &layer->qkv, PRODUCT_QKV);
         qkv.embedding = network->decoder_embedding;
         qkv.embedding_factor = network->embedding_factor;
         qkv.position_table = network->decoder_positions;
-        qkv.x_out = space->x;
     }
     qkv.active = step->active;
     qkv.rows = step->rows;
@@ -530,28 +593,27 @@ static cudaError_t step_layer(const struct network *network, const struct networ
     qkv.cache_k = step->self.k + (size_t)i * step->self.layer_stride;
     qkv.cache_v = step->self.v + (size_t)i * step->self.layer_stride;
     qkv.cache_positions = step->self.positions;
-    CUDA_PASS(product_enqueue(&qkv, step->n_most, pdl && (i || chained), stream));
-    CUDA_PASS(step_attention(network, step, i, false, pdl, stream));
-    CUDA_PASS(residual_enqueue(step->n, &layer->out, space->o, space, step->n_most, pdl, stream));
-    product_norm(&q, space, &layer->self_norm);
+    CUDA_PASS(i ? product_enqueue(&qkv, flow->n_most, flow->pdl, flow->stream)
+                : embedded_enqueue(flow, &qkv, flow->pdl && chained));
+    CUDA_PASS(step_attention(network, step, i, false, flow->pdl, flow->stream));
+    CUDA_PASS(residual_enqueue(flow, &layer->out, space->o, &layer->self_norm));
     q.out = space->q;
-    CUDA_PASS(product_enqueue(&q, step->n_most, pdl, stream));
-    CUDA_PASS(step_attention(network, step, i, true, pdl, stream));
-    CUDA_PASS(
-        residual_enqueue(step->n, &layer->cross_out, space->o, space, step->n_most, pdl, stream));
-    return feed_forward(network, layer, &layer->cross_norm, step->n, space, step->n_most, pdl,
-                        stream);
+    CUDA_PASS(product_enqueue(&q, flow->n_most, flow->pdl, flow->stream));
+    CUDA_PASS(step_attention(network, step, i, true, flow->pdl, flow->stream));
+    CUDA_PASS(residual_enqueue(flow, &layer->cross_out, space->o, &layer->cross_norm));
+    return feed_forward(network, flow, layer, &layer->cross_norm);
 }
 
 cudaError_t network_step(const struct network *network, const struct network_step *step, bool pdl,
                          bool chained, cudaStream_t stream)
 {
     int32_t layers = network->config.decoder_layers;
-    struct product p = product_of(step->n, &network->output, PRODUCT_NORM, PRODUCT_LOGITS);
+    struct network_flow flow = flow_of(network, step->n, step->n_most, &step->space, pdl, stream);
+    struct product p =
+        product_normed(&flow, &network->output, PRODUCT_LOGITS, &network->decoder[layers - 1].norm);
 
     for (int32_t i = 0; i < layers; i++)
-        CUDA_PASS(step_layer(network, step, i, pdl, chained, stream));
-    product_norm(&p, &step->space, &network->decoder[layers - 1].norm);
+        CUDA_PASS(step_layer(network, step, &flow, i, chained));
     p.x_out = NULL;
     p.active = step->active;
     p.rows = step->rows;

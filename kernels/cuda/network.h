@@ -47,6 +47,7 @@ struct network_space {
     float *x, *y; /* (tokens, D) residual stream: normed, and not yet */
     void *q;      /* (tokens, D); the encoder: (tokens, 3 D) */
     void *o;      /* (tokens, D) attention's output */
+    void *n;      /* (tokens, D) x as elements: many rows' normed input of the next product */
     void *h;      /* (tokens, F) */
 };
 size_t network_space_bytes(const struct network *network, int32_t tokens, bool encoder);
@@ -88,10 +89,10 @@ struct network *network_open(const struct model *model, const char *compute,
                              struct error *error) PGPT_MUST_CHECK;
 void network_close(struct network *network); /* NULL is allowed */
 
-/* output (tokens, D) float: the encoder's output when wanted, else NULL. */
+/* output: the encoder's output (tokens, D) float lies in space->x afterwards. */
 cudaError_t network_encode(const struct network *network, const struct network_sources *sources,
                            const struct network_space *space, const struct network_cache *cross,
-                           float *output, cudaStream_t stream);
+                           bool output, cudaStream_t stream);
 /* Everything up to the logits' units. pdl: chain the kernels (the first never starts early unless
  * chained says that a kernel of the same chain stands in front). */
 cudaError_t network_step(const struct network *network, const struct network_step *step, bool pdl,

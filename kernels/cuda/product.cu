@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/product_hopper.h"
 #include "kernels/cuda/product_shape.h"
 
 enum { STATIC_SHARED = 4096, TILE_PAD = 16 };
@@ -41,10 +42,11 @@ static size_t shape_shared(int shape, enum cuda_format format, int32_t K)
            (size_t)FORMAT_PARTS * 4 * shapes[shape].rows * (shapes[shape].columns + NARROW_PAD);
 }
 
-cudaError_t product_prepare(int shared_bytes_most)
+cudaError_t product_prepare(int capability, int shared_bytes_most)
 {
     int device;
 
+    CUDA_PASS(hopper_prepare(capability));
     CUDA_PASS(cudaGetDevice(&device));
     CUDA_PASS(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
     shared_most = shared_bytes_most - STATIC_SHARED;
@@ -111,15 +113,32 @@ static int shape_choose(const struct product *p, enum product_combination combin
     return wanted;
 }
 
+bool product_many(enum cuda_format format, int32_t n_most)
+{
+    return hopper_takes(format, n_most);
+}
+
+cudaError_t product_embed_enqueue(const struct product *product, int32_t n_most, bool pdl,
+                                  cudaStream_t stream)
+{
+    return hopper_embed_enqueue(product, n_most, pdl, stream);
+}
+
 cudaError_t product_enqueue(const struct product *product, int32_t n_most, bool pdl,
                             cudaStream_t stream)
 {
     enum cuda_format format = product->weight.format;
     enum product_combination combine = combination(product);
-    int shape = shape_choose(product, combine, n_most);
-    size_t shared = shape_shared(shape, format, product->weight.K);
-    int32_t rows = (n_most + shapes[shape].rows - 1) / shapes[shape].rows;
-    int32_t columns = (product->weight.N + shapes[shape].columns - 1) / shapes[shape].columns;
+    int32_t rows, columns;
+    size_t shared;
+    int shape;
+
+    if (product->input == PRODUCT_ROWS && product->output != PRODUCT_RESIDUAL)
+        return hopper_enqueue(product, n_most, pdl, stream);
+    shape = shape_choose(product, combine, n_most);
+    shared = shape_shared(shape, format, product->weight.K);
+    rows = (n_most + shapes[shape].rows - 1) / shapes[shape].rows;
+    columns = (product->weight.N + shapes[shape].columns - 1) / shapes[shape].columns;
 
     if (combine == COMBINE_NORM_LOGITS && product_logits_takes(product, n_most, multiprocessors))
         return product_logits_enqueue(product, n_most, multiprocessors, pdl, stream);

@@ -49,6 +49,7 @@ enum product_output {
     PRODUCT_RESIDUAL, /* y (n,N) float = product + residual (n,N) */
     PRODUCT_QKV,      /* q into out (n,D), k and v into the self cache at the row's position */
     PRODUCT_CROSS,    /* k and v of source tokens into the cross cache */
+    PRODUCT_NORMED,   /* out (n,N) elements and x_out (n,N) = norm(product + residual) */
     PRODUCT_LOGITS,   /* units (n, N/32) and, when wanted, logits (n,N) float */
 };
 
@@ -101,8 +102,15 @@ PRODUCT_BOTH static inline int32_t product_units(int32_t N)
     return (N + PRODUCT_UNIT - 1) / PRODUCT_UNIT;
 }
 
-/* Raises the kernels' shared memory limits; once a device. */
-cudaError_t product_prepare(int shared_bytes_most);
+/* Raises the kernels' shared memory limits; once a device, of which `capability` is 90 for 9.0. */
+cudaError_t product_prepare(int capability, int shared_bytes_most);
+/* Are products of so many rows at their best when rows come normed (PRODUCT_ROWS), by
+ * product_embed_enqueue() and PRODUCT_NORMED? Where not, there is no PRODUCT_NORMED, and rows are
+ * normed on the way in (PRODUCT_NORM, PRODUCT_EMBED). */
+bool product_many(enum cuda_format format, int32_t n_most);
+/* The embedding alone: x_out (n,K) and out (n,K) elements. */
+cudaError_t product_embed_enqueue(const struct product *product, int32_t n_most, bool pdl,
+                                  cudaStream_t stream);
 /* n_most bounds *n. pdl: may start while the kernel before it drains. */
 cudaError_t product_enqueue(const struct product *product, int32_t n_most, bool pdl,
                             cudaStream_t stream);

@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: MIT */
+#include "kernels/cuda/product_hopper.h"
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/launch.cuh"
+
+enum { ROW_WARPS = 4 }; /* of the kernels that take a row a warp */
+
+enum { BLOCKS = 2 }; /* that fit a multiprocessor */
+
+static const struct {
+    int32_t rows, columns, split;
+} shapes[HOPPER_SHAPES] = {{32, 64, 2}, {64, 128, 1}};
+
+static int multiprocessors; /* 0: not a device for it */
+
+static const struct hopper_format *format_of(enum cuda_format format)
+{
+    return format == CUDA_F16 ? &hopper_f16 : format == CUDA_BF16 ? &hopper_bf16 : NULL;
+}
+
+static int shared_bytes(int shape)
+{
+    return hopper_info_at(shapes[shape].rows, shapes[shape].split) + shapes[shape].rows * 16;
+}
+
+cudaError_t hopper_prepare(int capability)
+{
+    int device;
+
+#if !PGPT_CUDA_HOPPER
+    capability = 0;
+#endif
+    multiprocessors = 0;
+    if (capability != 90)
+        return cudaSuccess;
+    for (int format = CUDA_F16; format <= CUDA_BF16; format++)
+        for (int output = 0; output < HOPPER_OUTPUTS; output++)
+            for (int shape = 0; shape < HOPPER_SHAPES; shape++)
+                CUDA_PASS(cudaFuncSetAttribute(
+                    (const void *)format_of((enum cuda_format)format)->product[output][shape],
+                    cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes(shape)));
+    CUDA_PASS(cudaGetDevice(&device));
+    return cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+}
+
+bool hopper_takes(enum cuda_format format, int32_t n_most)
+{
+    return multiprocessors && format_of(format) && n_most >= HOPPER_ROWS_LEAST;
+}
+
+static enum hopper_output output_of(const struct product *p)
+{
+    switch (p->output) {
+    case PRODUCT_QKV:
+        return HOPPER_QKV;
+    case PRODUCT_CROSS:
+        return HOPPER_CROSS;
+    case PRODUCT_LOGITS:
+        return HOPPER_LOGITS;
+    case PRODUCT_RESIDUAL:
+        return HOPPER_RESIDUAL;
+    default:
+        return p->activation == PRODUCT_ACT_NONE ? HOPPER_PLAIN : HOPPER_ACTIVE;
+    }
+}
+
+static int32_t turns_of(int32_t count, int32_t each)
+{
+    return (count + each - 1) / each;
+}
+
+/* Small tiles as long as all of them fit at once. */
+static enum hopper_shape shape_choose(int32_t N, int32_t n)
+{
+    int32_t tiles = turns_of(n, shapes[HOPPER_32].rows) * turns_of(N, shapes[HOPPER_32].columns);
+
+    return tiles <= BLOCKS * multiprocessors ? HOPPER_32 : HOPPER_64;
+}
+
+static cudaError_t rows_enqueue(product_kernel kernel, const struct product *product,
+                                int32_t n_most, bool pdl, cudaStream_t stream)
+{
+    return launch(kernel, dim3((n_most + ROW_WARPS - 1) / ROW_WARPS), ROW_WARPS * 32, 0, pdl,
+                  stream, *product);
+}
+
+/* Its residual sum lies where the norm will lie. */
+static cudaError_t normed_enqueue(const struct product *product, int32_t n_most, bool pdl,
+                                  cudaStream_t stream)
+{
+    const struct hopper_format *format = format_of(product->weight.format);
+    struct product p = *product;
+
+    p.output = PRODUCT_RESIDUAL;
+    p.out = product->x_out;
+    CUDA_PASS(hopper_enqueue(&p, n_most, pdl, stream));
+    return rows_enqueue(product->weight.N <= 512 ? format->norm512 : format->norm1024, product,
+                        n_most, pdl, stream);
+}
+
+cudaError_t hopper_enqueue(const struct product *product, int32_t n_most, bool pdl,
+                           cudaStream_t stream)
+{
+    enum hopper_shape shape = shape_choose(product->weight.N, n_most);
+    int32_t rows = turns_of(n_most, shapes[shape].rows);
+    int32_t columns = turns_of(product->weight.N, shapes[shape].columns);
+
+    if (product->output == PRODUCT_NORMED)
+        return normed_enqueue(product, n_most, pdl, stream);
+    if (shapes[shape].split == 1) {
+        /* a block walks over several tiles of columns, so that its rows are read once */
+        int32_t most = multiprocessors * BLOCKS / rows;
+
+        columns = turns_of(columns, turns_of(columns, most < 1 ? 1 : most));
+    }
+    return launch(format_of(product->weight.format)->product[output_of(product)][shape],
+                  dim3(columns, rows), 256, (size_t)shared_bytes(shape), pdl, stream, *product);
+}
+
+cudaError_t hopper_embed_enqueue(const struct product *product, int32_t n_most, bool pdl,
+                                 cudaStream_t stream)
+{
+    return rows_enqueue(format_of(product->weight.format)->embed, product, n_most, pdl, stream);
+}

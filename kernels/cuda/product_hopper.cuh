@@ -1,0 +1,479 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * product_hopper: products of many rows by warpgroup instructions. A block's rows lie in shared
+ * memory, 256 inputs (a window) twice: up to 512 inputs stay while the block walks over its
+ * columns, longer rows pass through. Weights come from L2 straight into the registers that the
+ * instruction reads, three blocks ahead and the first before the kernel in front has finished, so a
+ * warpgroup meets no barrier on its way through a tile. Two kinds of tile: 32 rows, SPLIT 2: the
+ * two warpgroups take two of the four parts of the inputs each, of the same 64 columns: a short
+ * chain, for few rows; 64 rows, SPLIT 1: each takes all parts of 64 columns of its own. (Tried and
+ * no faster: 128 rows with 64 KB of weights on the way through shared memory.)
+ *
+ * Rows come normed (product_embed, product_norm), so that a norm is taken once and not by every
+ * block that needs the row.
+ */
+#ifndef PGPT_KERNELS_CUDA_PRODUCT_HOPPER_CUH
+#define PGPT_KERNELS_CUDA_PRODUCT_HOPPER_CUH
+
+#include "kernels/cuda/cluster.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/product_hopper.h"
+#include "kernels/cuda/product_input.cuh"
+#include "kernels/cuda/product_output.cuh"
+#include "kernels/cuda/warpgroup.cuh"
+
+enum {
+    HOPPER_THREADS = 256,
+    HOPPER_RING = 4, /* blocks of weights in a warp's registers */
+};
+
+#if PGPT_CUDA_HOPPER && __CUDA_ARCH__ >= 900
+
+/* A window of the rows' inputs into its place: a committed group of copies. With SPLIT 2 a window
+ * is half a window of either half of the inputs. */
+template <int BM, int SPLIT>
+static __device__ __forceinline__ void window_load(const struct product &p, int m0, int n,
+                                                   int window, char *tile)
+{
+    const int K = p.weight.K;
+
+    tile += (window & 1) * BM * HOPPER_WINDOW * 2;
+#pragma unroll 4
+    for (int t = 0; t < BM * 32 / HOPPER_THREADS; t++) {
+        const int i = threadIdx.x + t * HOPPER_THREADS, r = i >> 5, piece = i >> 3 & 3,
+                  word = i & 7;
+        const int input = SPLIT == 1 ? window * HOPPER_WINDOW + piece * WARPGROUP_PIECE
+                                     : (piece >> 1) * (K / 2) + window * (HOPPER_WINDOW / 2) +
+                                           (piece & 1) * WARPGROUP_PIECE;
+        const bool in = m0 + r < n;
+
+        copy_16(tile + piece * BM * 128 + warpgroup_at(r, word),
+                (const char *)p.x + (in ? ((size_t)(m0 + r) * K + input) * 2 + word * 16 : 0), in);
+    }
+    copy_commit();
+}
+
+/* The weights of a warp's 16 columns, tile after tile, block after block. */
+struct weights_flow {
+    const char *base;  /* the first of this warp's blocks in the packed weights */
+    size_t tile_bytes; /* from one of the block's column tiles to its next */
+    int blocks;        /* a tile */
+    int turns;         /* tiles that are not begun */
+    const char *ahead; /* what comes next */
+    int left;          /* of the tile that is begun */
+
+    __device__ __forceinline__ void fetch(struct format_weights &to, int lane)
+    {
+        if (left == 0) {
+            if (turns == 0)
+                return;
+            turns--;
+            ahead = base;
+            base += tile_bytes;
+            left = blocks;
+        }
+        to = weights_stream(ahead, lane);
+        ahead += 1024;
+        left--;
+    }
+};
+
+/* A unit's 8 columns of one lane, as unit_summary() has them, with what the columns have in common
+ * for all rows looked up once. */
+struct unit_columns {
+    float bias[8];
+    uint32_t inside, allowed; /* bit a column: of the vocabulary, and may be chosen */
+    uint32_t eos;
+};
+
+static __device__ __forceinline__ int unit_column(int unit, int q, int t)
+{
+    return unit * PRODUCT_UNIT + 8 * (t >> 1) + 2 * q + (t & 1);
+}
+
+static __device__ __forceinline__ struct unit_columns unit_columns_get(const struct product &p,
+                                                                       int unit, int q)
+{
+    struct unit_columns columns = {};
+
+#pragma unroll
+    for (int t = 0; t < 8; t++) {
+        int c = unit_column(unit, q, t);
+
+        columns.bias[t] = p.weight.bias[c];
+        if (c >= p.rules.vocabulary)
+            continue;
+        columns.inside |= 1u << t;
+        if (p.rules.mask[c] == 0.0f)
+            columns.allowed |= 1u << t;
+        if (c == p.rules.eos_token)
+            columns.eos = 1u << t;
+    }
+    return columns;
+}
+
+/* The same bits as output_unit(). */
+static __device__ __forceinline__ void unit_put(const struct product &p,
+                                                const struct unit_columns &columns, int row,
+                                                bool here, bool no_eos, int unit, int q,
+                                                float (&v)[8])
+{
+    const int units = (p.weight.N + PRODUCT_UNIT - 1) / PRODUCT_UNIT;
+    const uint32_t allowed = columns.allowed & (no_eos ? ~columns.eos : ~0u);
+    float best = -INFINITY;
+    int32_t token = unit * PRODUCT_UNIT;
+    struct logsum sums;
+
+    if (here && (p.logits || p.rules.forced_eos / PRODUCT_UNIT == unit ||
+                 p.rules.forced_bos / PRODUCT_UNIT == unit))
+#pragma unroll
+        for (int t = 0; t < 8; t++) {
+            int c = unit_column(unit, q, t);
+
+            if (c >= p.weight.N)
+                continue;
+            if (p.logits)
+                p.logits[(size_t)row * p.weight.N + c] = v[t];
+            if (c == p.rules.forced_eos)
+                p.special[2 * row] = v[t];
+            if (c == p.rules.forced_bos)
+                p.special[2 * row + 1] = v[t];
+        }
+#pragma unroll
+    for (int t = 0; t < 8; t++) {
+        float masked = allowed & 1u << t ? v[t] + 0.0f : -INFINITY;
+
+        if (!(columns.inside & 1u << t))
+            v[t] = -INFINITY;
+        if (masked > best) {
+            best = masked;
+            token = unit_column(unit, q, t);
+        }
+    }
+    sums = logsum_unit(v);
+#pragma unroll
+    for (int mask = 1; mask <= 2; mask <<= 1) {
+        float other = __shfl_xor_sync(0xffffffffu, best, mask);
+        int32_t other_token = __shfl_xor_sync(0xffffffffu, token, mask);
+
+        if (other > best || (other == best && other_token < token)) {
+            best = other;
+            token = other_token;
+        }
+    }
+    if (q == 0 && here && unit < units)
+        *(float4 *)(p.units + (size_t)row * units + unit) =
+            make_float4(sums.max, sums.sum, best, __int_as_float(token));
+}
+
+/* Sums of `rows` rows by 64 columns from m0 and c0 on, out of `stage`, by `threads` threads of
+ * which this is t. SPLIT 2: three arrays of sums, to be added in order. Kept short: a block runs
+ * through it a few times only, and fetching it would take longer than running it. */
+template <class F, enum product_output OUTPUT, bool ACTIVE, int ROWS, int SPLIT>
+static __device__ __forceinline__ void tile_output(const struct product &p,
+                                                   const struct tile_rows *info, const float *stage,
+                                                   int m0, int n, int c0, int t, int threads)
+{
+    constexpr int ARRAY = ROWS * HOPPER_STAGE;
+
+    if constexpr (OUTPUT == PRODUCT_LOGITS) {
+        const int q = t & 3, u = t >> 2 & 1, unit = c0 / PRODUCT_UNIT + u;
+        const struct unit_columns columns = unit_columns_get(p, unit, q);
+
+#pragma unroll 1
+        for (int r = t >> 3; r < ROWS; r += threads / 8) {
+            const float *s = stage + r * HOPPER_STAGE + u * 32 + 2 * q;
+            float v[8];
+
+#pragma unroll
+            for (int i = 0; i < 8; i += 2) {
+                float2 sum = *(const float2 *)(s + 4 * i);
+
+                if (SPLIT == 2) {
+                    float2 two = *(const float2 *)(s + 4 * i + ARRAY);
+                    float2 three = *(const float2 *)(s + 4 * i + 2 * ARRAY);
+
+                    sum.x = (sum.x + two.x) + three.x;
+                    sum.y = (sum.y + two.y) + three.y;
+                }
+                v[i] = output_value<F>(sum.x, 1.0f, 1.0f, columns.bias[i]);
+                v[i + 1] = output_value<F>(sum.y, 1.0f, 1.0f, columns.bias[i + 1]);
+            }
+            unit_put(p, columns, m0 + r, m0 + r < n, info[r].no_eos, unit, q, v);
+        }
+    } else {
+        const int c = t % 16 * 4;
+        const float4 bias = *(const float4 *)(p.weight.bias + c0 + c);
+
+#pragma unroll(ACTIVE ? 1 : 2)
+        for (int r = t / 16; r < ROWS; r += threads / 16) {
+            const float *s = stage + r * HOPPER_STAGE + c;
+            float4 v = *(const float4 *)s, residual = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+
+            if (m0 + r >= n)
+                break;
+            if (OUTPUT == PRODUCT_RESIDUAL)
+                residual = residual_get(p, m0 + r, n, c0 + c);
+            if (SPLIT == 2) {
+                float4 two = *(const float4 *)(s + ARRAY), three = *(const float4 *)(s + 2 * ARRAY);
+
+                v.x = (v.x + two.x) + three.x;
+                v.y = (v.y + two.y) + three.y;
+                v.z = (v.z + two.z) + three.z;
+                v.w = (v.w + two.w) + three.w;
+            }
+            v.x = output_value<F>(v.x, 1.0f, 1.0f, bias.x);
+            v.y = output_value<F>(v.y, 1.0f, 1.0f, bias.y);
+            v.z = output_value<F>(v.z, 1.0f, 1.0f, bias.z);
+            v.w = output_value<F>(v.w, 1.0f, 1.0f, bias.w);
+            if constexpr (OUTPUT != PRODUCT_PLAIN) {
+                output_four<F, OUTPUT>(p, info[r], m0 + r, c0 + c, v, residual);
+            } else if (c0 + c < p.weight.N) {
+                if (ACTIVE) {
+                    v.x = activate(p.activation, v.x);
+                    v.y = activate(p.activation, v.y);
+                    v.z = activate(p.activation, v.z);
+                    v.w = activate(p.activation, v.w);
+                }
+                output_put4((typename F::element *)p.out + (size_t)(m0 + r) * p.weight.N + c0 + c,
+                            v);
+            }
+        }
+    }
+}
+
+#endif
+
+/* out (BM rows, 128 / SPLIT columns) a turn. ACTIVE: there is an activation. */
+template <class F, enum product_output OUTPUT, bool ACTIVE, int BM, int SPLIT>
+static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const struct product p)
+{
+#if PGPT_CUDA_HOPPER && __CUDA_ARCH__ >= 900
+    constexpr int BN = 128 / SPLIT, EACH = HOPPER_WINDOW / 32 / SPLIT, ARRAY = BM * HOPPER_STAGE;
+    extern __shared__ __align__(1024) char shared[];
+    float *stage = (float *)(shared + hopper_stage_at(BM, SPLIT));
+    struct tile_rows *info = (struct tile_rows *)(shared + hopper_info_at(BM, SPLIT));
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3;
+    const int group = __shfl_sync(0xffffffffu, threadIdx.x >> 7, 0);
+    const int K = p.weight.K, blocks = K / 32, part = blocks / FORMAT_PARTS;
+    const int windows = K / HOPPER_WINDOW, tiles = (p.weight.N + BN - 1) / BN;
+    const int m0 = blockIdx.y * BM, n = *p.n;
+    struct weights_flow flow;
+    struct format_weights w[HOPPER_RING];
+    float total[BM / 2], acc[BM / 2]; /* SPLIT 2, group 1: parts 2 and 3 */
+    int turn = 0;                     /* windows so far */
+
+    flow.blocks = blocks / SPLIT;
+    flow.base = (const char *)p.weight.packed +
+                ((size_t)(blockIdx.x * (BN / 16) + (SPLIT == 1 ? group * 4 : 0) + warp) * blocks +
+                 (SPLIT == 1 ? 0 : group * flow.blocks)) *
+                    1024;
+    flow.tile_bytes = (size_t)gridDim.x * (BN / 16) * blocks * 1024;
+    flow.turns = (tiles - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
+    flow.left = 0;
+    if (m0 < n) {
+#pragma unroll
+        for (int i = 0; i < HOPPER_RING - 1; i++)
+            flow.fetch(w[i], lane);
+        tile_rows_load<OUTPUT, BM>(p, m0, n, info);
+    }
+    launch_wait();
+    launch_next();
+    if (m0 >= n)
+        return;
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        if (i < windows)
+            window_load<BM, SPLIT>(p, m0, n, i, shared);
+        else
+            copy_commit();
+
+#pragma unroll 1
+    for (int column = blockIdx.x; column < tiles; column += gridDim.x) {
+        int in_part = 0, parts = 0;
+
+#pragma unroll
+        for (int i = 0; i < BM / 2; i++)
+            total[i] = 0.0f;
+#pragma unroll 1
+        for (int window = 0; window < windows; window++, turn++) {
+            const uint32_t rows = shared_address(shared) + (window & 1) * BM * HOPPER_WINDOW * 2 +
+                                  (SPLIT == 1 ? 0 : group * 2 * BM * 128);
+
+            if (turn < windows || windows > 2) {
+                if (turn == 0)
+                    copy_wait<1>();
+                else
+                    copy_wait<0>();
+                warpgroup_publish();
+                __syncthreads();
+                if (windows > 2 && turn > 0)
+                    window_load<BM, SPLIT>(p, m0, n, window + 1 < windows ? window + 1 : 0, shared);
+            }
+#pragma unroll
+            for (int b = 0; b < EACH; b++) {
+                const uint32_t at = rows + (b >> 1) * BM * 128 + (b & 1) * 64;
+                const struct format_weights &now = w[b % HOPPER_RING];
+
+                warpgroup_fence();
+                warpgroup_multiply<F, BM>(acc, now.half[0], warpgroup_rows(at), in_part > 0);
+                warpgroup_multiply<F, BM>(acc, now.half[1], warpgroup_rows(at + 32), 1);
+                warpgroup_commit();
+                warpgroup_wait<1>();
+                flow.fetch(w[(b + HOPPER_RING - 1) % HOPPER_RING], lane);
+                in_part++;
+                if ((b & 1) && in_part == part) {
+                    warpgroup_wait<0>();
+#pragma unroll
+                    for (int i = 0; i < BM / 2; i++)
+                        if (SPLIT == 1 || group == 0 || parts == 0)
+                            total[i] += acc[i]; /* 0 + part 0 is part 0 */
+                    in_part = 0;
+                    parts++;
+                }
+            }
+            if (windows > 2)
+                warpgroup_wait<0>();
+        }
+        warpgroup_wait<0>();
+        if (SPLIT == 1) {
+            float *own = stage + group * ARRAY;
+
+            warpgroup_barrier(group);
+#pragma unroll
+            for (int u = 0; u < BM / 8; u++)
+                sums_put(own + u * 8 * HOPPER_STAGE + warp * 16, HOPPER_STAGE, total + u * 4, lane);
+            warpgroup_barrier(group);
+            tile_output<F, OUTPUT, ACTIVE, BM, SPLIT>(p, info, own, m0, n, column * BN + group * 64,
+                                                      threadIdx.x & 127, 128);
+        } else {
+            __syncthreads(); /* the stage is where the rows were */
+#pragma unroll
+            for (int u = 0; u < BM / 8; u++) {
+                float *to = stage + group * ARRAY + u * 8 * HOPPER_STAGE + warp * 16;
+
+                sums_put(to, HOPPER_STAGE, total + 4 * u, lane);
+                if (group == 1)
+                    sums_put(to + ARRAY, HOPPER_STAGE, acc + 4 * u, lane);
+            }
+            __syncthreads();
+            tile_output<F, OUTPUT, ACTIVE, BM, SPLIT>(p, info, stage, m0, n, column * BN,
+                                                      threadIdx.x, HOPPER_THREADS);
+        }
+    }
+#else
+    (void)p;
+#endif
+}
+
+enum { ROW_WARPS = 4 }; /* a row each */
+
+/* x_out (n,K) and out (n,K): embeddings of tokens plus positions. */
+template <class F>
+static __global__ void __launch_bounds__(ROW_WARPS * 32) product_embed(const struct product p)
+{
+    typedef typename F::element element;
+    const int i = blockIdx.x * ROW_WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+    const int K = p.weight.K;
+    int token, position;
+
+    launch_wait();
+    launch_next();
+    if (i >= *p.n)
+        return;
+    if (p.tokens) {
+        token = p.tokens[i];
+        position = p.positions[i];
+    } else {
+        const struct cuda_row *row = p.rows.row + p.active[i];
+
+        token = row->token;
+        position = row->finished ? 0 : row->position;
+    }
+#pragma unroll 4
+    for (int k = lane * 4; k < K; k += 128) {
+        float4 e = embedding_get4<F>(p.embedding, token, k);
+        float4 v = *(const float4 *)(p.position_table + (size_t)position * K + k);
+
+        v.x = __fadd_rn(__fmul_rn(e.x, p.embedding_factor), v.x);
+        v.y = __fadd_rn(__fmul_rn(e.y, p.embedding_factor), v.y);
+        v.z = __fadd_rn(__fmul_rn(e.z, p.embedding_factor), v.z);
+        v.w = __fadd_rn(__fmul_rn(e.w, p.embedding_factor), v.w);
+        *(float4 *)(p.x_out + (size_t)i * K + k) = v;
+        output_put4((element *)p.out + (size_t)i * K + k, v);
+    }
+}
+
+/* out (n,N) elements and x_out (n,N) = layer norm of x_out: the same operations in the same order
+ * as tile_fill_float. V * 128 >= N. */
+template <class F, int V>
+static __global__ void __launch_bounds__(ROW_WARPS * 32) product_norm(const struct product p)
+{
+    typedef typename F::element element;
+    const int i = blockIdx.x * ROW_WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+    const int N = p.weight.N;
+    float4 gamma[V], beta[V], v[V];
+    float mean = 0.0f, square = 0.0f;
+    float *x = p.x_out + (size_t)i * N;
+
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        if (j * 128 >= N)
+            break;
+        gamma[j] = *(const float4 *)(p.gamma + j * 128 + lane * 4);
+        beta[j] = *(const float4 *)(p.beta + j * 128 + lane * 4);
+    }
+    launch_wait();
+    launch_next();
+    if (i >= *p.n)
+        return;
+#pragma unroll
+    for (int j = 0; j < V; j++)
+        v[j] = j * 128 < N ? __ldcg((const float4 *)(x + j * 128 + lane * 4))
+                           : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int j = 0; j < V; j++)
+        mean += (v[j].x + v[j].y) + (v[j].z + v[j].w);
+    mean = warp_sum(mean) / (float)N;
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        if (j * 128 >= N)
+            break;
+        v[j].x -= mean;
+        v[j].y -= mean;
+        v[j].z -= mean;
+        v[j].w -= mean;
+        square = __fmaf_rn(v[j].x, v[j].x, square);
+        square = __fmaf_rn(v[j].y, v[j].y, square);
+        square = __fmaf_rn(v[j].z, v[j].z, square);
+        square = __fmaf_rn(v[j].w, v[j].w, square);
+    }
+    square = 1.0f / sqrtf(warp_sum(square) / (float)N + PRODUCT_NORM_EPSILON);
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        int c = j * 128 + lane * 4;
+
+        if (j * 128 >= N)
+            break;
+        v[j].x = __fmaf_rn(v[j].x * square, gamma[j].x, beta[j].x);
+        v[j].y = __fmaf_rn(v[j].y * square, gamma[j].y, beta[j].y);
+        v[j].z = __fmaf_rn(v[j].z * square, gamma[j].z, beta[j].z);
+        v[j].w = __fmaf_rn(v[j].w * square, gamma[j].w, beta[j].w);
+        *(float4 *)(x + c) = v[j];
+        output_put4((element *)p.out + (size_t)i * N + c, v[j]);
+    }
+}
+
+#define HOPPER_KERNELS(F, OUTPUT, ACTIVE)                                                          \
+    {                                                                                              \
+        product_hopper<F, OUTPUT, ACTIVE, 32, 2>, product_hopper<F, OUTPUT, ACTIVE, 64, 1>         \
+    }
+#define HOPPER_FORMAT(F)                                                                           \
+    {                                                                                              \
+        {HOPPER_KERNELS(F, PRODUCT_PLAIN, false),    HOPPER_KERNELS(F, PRODUCT_PLAIN, true),       \
+         HOPPER_KERNELS(F, PRODUCT_RESIDUAL, false), HOPPER_KERNELS(F, PRODUCT_QKV, false),        \
+         HOPPER_KERNELS(F, PRODUCT_CROSS, false),    HOPPER_KERNELS(F, PRODUCT_LOGITS, false)},    \
+            product_embed<F>, product_norm<F, 4>, product_norm<F, 8>                               \
+    }
+
+#endif

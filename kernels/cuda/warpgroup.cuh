@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * warpgroup: Hopper's matrix instruction of 128 threads (wgmma), as far as it is used here: 64
+ * output columns (weights, in registers, packed as format.cuh has them) times N rows (activations,
+ * in shared memory, in 64-input pieces of 128 bytes a row, 16-byte words swizzled by the row). Its
+ * chains of sums give the same bits as those of mma.sync. Compute capability 9.0a alone.
+ */
+#ifndef PGPT_KERNELS_CUDA_WARPGROUP_CUH
+#define PGPT_KERNELS_CUDA_WARPGROUP_CUH
+
+#include "kernels/cuda/format.cuh"
+
+enum { WARPGROUP_PIECE = 64 }; /* inputs of a row that lie together: 128 bytes */
+
+/* Where 16-byte word `word` (0..7) of a row's piece lies behind the start of the pieces, all of
+ * whose rows are side by side. */
+static __device__ __forceinline__ uint32_t warpgroup_at(int row, int word)
+{
+    return (uint32_t)(row * 128 + ((word ^ (row & 7)) << 4));
+}
+
+/* Describes 16 inputs of rows that begin at `shared`; pieces begin at multiples of 1,024 bytes. */
+static __device__ __forceinline__ uint64_t warpgroup_rows(uint32_t shared)
+{
+    return (uint64_t)((shared & 0x3ffffu) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 |
+           (uint64_t)1 << 62; /* 8 rows are 1,024 bytes; swizzle of 128 bytes */
+}
+
+/* Registers that instructions in flight read or write may be touched after this. */
+static __device__ __forceinline__ void warpgroup_fence(void)
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+static __device__ __forceinline__ void warpgroup_commit(void)
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+/* All but the last PENDING committed groups have ended. */
+template <int PENDING> static __device__ __forceinline__ void warpgroup_wait(void)
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+/* What was written to shared memory by ordinary stores or cp.async is seen by the instruction after
+ * this and a barrier. */
+static __device__ __forceinline__ void warpgroup_publish(void)
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* The 128 threads of warpgroup `group`, the others not. */
+static __device__ __forceinline__ void warpgroup_barrier(int group)
+{
+    asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
+}
+
+#define WARPGROUP_MULTIPLY_32(TYPE, c, w, rows, add)                                               \
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %21, 0;\n\t"                                \
+                 "wgmma.mma_async.sync.aligned.m64n32k16.f32." TYPE "." TYPE " {"                  \
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"            \
+                 "}, {%16, %17, %18, %19}, %20, p, 1, 1, 0;\n\t}"                                  \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]),         \
+                   "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]),       \
+                   "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15])                              \
+                 : "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w), "l"(rows), "r"(add))
+
+#define WARPGROUP_MULTIPLY_64(TYPE, c, w, rows, add)                                               \
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %37, 0;\n\t"                                \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {"                  \
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "          \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"  \
+                 "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;\n\t}"                                  \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]),         \
+                   "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]),       \
+                   "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]), "+f"(c[16]), "+f"(c[17]),   \
+                   "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]),   \
+                   "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]),   \
+                   "+f"(c[30]), "+f"(c[31])                                                        \
+                 : "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w), "l"(rows), "r"(add))
+
+#define WARPGROUP_MULTIPLY_128(TYPE, c, w, rows, add)                                              \
+    asm volatile(                                                                                  \
+        "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %69, 0;\n\t"                                         \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " {"                          \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                   \
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "         \
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "         \
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"           \
+        "}, {%64, %65, %66, %67}, %68, p, 1, 1, 0;\n\t}"                                           \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]),      \
+          "+f"(c[7]), "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]),  \
+          "+f"(c[14]), "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]),            \
+          "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]), "+f"(c[25]),            \
+          "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31]),            \
+          "+f"(c[32]), "+f"(c[33]), "+f"(c[34]), "+f"(c[35]), "+f"(c[36]), "+f"(c[37]),            \
+          "+f"(c[38]), "+f"(c[39]), "+f"(c[40]), "+f"(c[41]), "+f"(c[42]), "+f"(c[43]),            \
+          "+f"(c[44]), "+f"(c[45]), "+f"(c[46]), "+f"(c[47]), "+f"(c[48]), "+f"(c[49]),            \
+          "+f"(c[50]), "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), "+f"(c[55]),            \
+          "+f"(c[56]), "+f"(c[57]), "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]),            \
+          "+f"(c[62]), "+f"(c[63])                                                                 \
+        : "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w), "l"(rows), "r"(add))
+
+template <class F> inline constexpr bool WARPGROUP_IS_BF16 = false;
+template <> inline constexpr bool WARPGROUP_IS_BF16<format_bf16> = true;
+
+/* c = 64 columns times N rows over 16 inputs, plus c when `add`. Of the 64 columns warp i of the
+ * four has 16 i .., and c is N / 8 tiles as mma.sync has them (format.cuh). Asynchronous. */
+template <class F, int N>
+static __device__ __forceinline__ void warpgroup_multiply(float (&c)[N / 2], const uint4 &w,
+                                                          uint64_t rows, int add)
+{
+    constexpr bool BF16 = WARPGROUP_IS_BF16<F>;
+
+    static_assert(N == 32 || N == 64 || N == 128, "rows of a block");
+    if constexpr (N == 32 && BF16)
+        WARPGROUP_MULTIPLY_32("bf16", c, w, rows, add);
+    else if constexpr (N == 32)
+        WARPGROUP_MULTIPLY_32("f16", c, w, rows, add);
+    else if constexpr (N == 64 && BF16)
+        WARPGROUP_MULTIPLY_64("bf16", c, w, rows, add);
+    else if constexpr (N == 64)
+        WARPGROUP_MULTIPLY_64("f16", c, w, rows, add);
+    else if constexpr (BF16)
+        WARPGROUP_MULTIPLY_128("bf16", c, w, rows, add);
+    else
+        WARPGROUP_MULTIPLY_128("f16", c, w, rows, add);
+}
+
+#endif
