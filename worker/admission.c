@@ -132,6 +132,10 @@ static bool decode(struct admission *a, struct job *job)
 
     if (status == CODEC_RETRY)
         return false;
+    if (status == CODEC_OK && FAULT_FAILS("decoded")) {
+        error_set(&error, "a fault refuses it");
+        status = CODEC_BAD_PAYLOAD;
+    }
     if (status != CODEC_OK) {
         generation_request_init(&job->request);
         dead_letter(job, "undecodable", error.message);

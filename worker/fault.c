@@ -4,20 +4,20 @@
 #ifdef PGPT_FAULTS
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 enum { FAULTS_MAX = 16 };
 
-/* action: what follows the name, up to the next comma. */
-static void act(const char *action)
+/* action: what follows the name, up to the next comma. True = the caller shall fail. */
+static bool act(const char *action)
 {
     if (!strncmp(action, "stall:", 6))
         usleep((useconds_t)atoi(action + 6) * 1000);
     else if (!strncmp(action, "kill", 4))
         kill(getpid(), SIGKILL);
+    return !strncmp(action, "fail", 4);
 }
 
 /* True when the action is for every pass, or for this one. */
@@ -28,19 +28,21 @@ static bool due(const char *action, int pass)
     return *at != '@' || atoi(at + 1) == pass;
 }
 
-void fault_point(const char *name)
+bool fault_point(const char *name)
 {
     static _Atomic int passes[FAULTS_MAX]; /* of each entry of PGPT_FAULT */
     const char *at = getenv("PGPT_FAULT");
     size_t size = strlen(name);
+    bool fails = false;
 
     for (int i = 0; at && i < FAULTS_MAX; i++) {
         if (!strncmp(at, name, size) && at[size] == ':' &&
             due(at + size + 1, atomic_fetch_add(&passes[i], 1) + 1))
-            act(at + size + 1);
+            fails |= act(at + size + 1);
         at = strchr(at, ',');
         at = at ? at + 1 : NULL;
     }
+    return fails;
 }
 #else
 typedef int fault_is_compiled_out; /* ISO C wants something in the file */

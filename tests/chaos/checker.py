@@ -35,6 +35,9 @@ class Logs:
     committed: list = field(default_factory=list) # (at, partition, offset): samples while it ran
     final_committed: dict = field(default_factory=dict) # partition -> (offset, end of the log)
     zombies: list = field(default_factory=list) # (from, to): an owner may not know yet that it lost its jobs
+    clocks_stepped: bool = False # workers' times of day are no evidence
+    raw: dict = field(default_factory=dict) # (topic, partition) -> [(offset, bytes)] of results and chunks
+    along: dict = field(default_factory=dict) # the same, of a slow reader while faults went on
     tables: dict = field(default_factory=dict)  # name -> rows, see reader.QUERIES
     rebuilt: dict = field(default_factory=dict) # the same, made from the log in an empty database
 
@@ -170,15 +173,29 @@ def check_streams(sent, logs):
 def check_reruns(logs):
     """No job starts again once its result is there: no first chunk was made, and no `started` event
     written, later. Workers that were stopped, or cut off from their broker, run until they learn that
-    they lost their partitions (what they publish is refused): those times are left out."""
+    they lost their partitions (what they publish is refused): those times are left out. Where workers'
+    clocks were stepped, a first chunk's append counts instead of what its worker thought the time was."""
     result_at = {r.value["job_id"]: r.at for r in logs.results}
     starts = [(c.value["job_id"], c.value["created_at_us"] / 1e6) for c in logs.chunks if c.value["seq"] == 0]
     starts += [(e.value["job_id"], e.value["started_at_us"] / 1e6) for e in logs.events if e.value["state"] == "started"]
+    if logs.clocks_stepped:
+        starts = [(c.value["job_id"], c.at) for c in logs.chunks if c.value["seq"] == 0]
     for job_id, at in starts:
         done = result_at.get(job_id)
         zombie = any(since <= at <= until for since, until in logs.zombies)
         if done is not None and at > done + RERUN_SLACK_S and not zombie:
             yield Violation("no second run", job_id, f"started {at - done:.3f} s after its result")
+
+
+def check_along(logs):
+    """A reader that reads along, slowly, is given what stands in the log in the end: no record that goes
+    away, none out of order, none left out."""
+    for place in set(logs.raw) | set(logs.along):
+        whole, seen = logs.raw.get(place, []), logs.along.get(place, [])
+        if seen != whole:
+            at = next((n for n, (a, b) in enumerate(zip(seen, whole)) if a != b), min(len(seen), len(whole)))
+            yield Violation("readers along see what stands", f"{place[0]} {place[1]}",
+                            f"record {at}: offsets {[o for o, _ in seen[at:at + 3]]}, in the log {[o for o, _ in whole[at:at + 3]]}")
 
 
 # ---- events, offsets ----
@@ -267,5 +284,5 @@ def recovery_gaps(logs, kills):
 
 def check(sent, logs, reference, with_database):
     found = [*check_results(sent, logs, reference), *check_dead_letters(sent, logs), *check_streams(sent, logs),
-             *check_reruns(logs), *check_events(logs), *check_offsets(logs)]
+             *check_reruns(logs), *check_along(logs), *check_events(logs), *check_offsets(logs)]
     return found + (list(check_sql(logs)) if with_database else [])

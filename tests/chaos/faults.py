@@ -10,6 +10,8 @@ import time
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from network import ANSWERS, REQUESTS, Trouble
+
 NOTHING_MORE = (0, None)
 BROKER_START_S = 12
 
@@ -156,17 +158,25 @@ def java_hash(text):
     return value & 0x7FFFFFFF
 
 
+def kill_leader(injector, topic, key):
+    """The broker that leads the partition of a key in one of the brokers' own topics. Asked of the topic: the
+    admin client's calls to a coordinator that is away may abort the process."""
+    try:
+        found = injector.sampler.list_topics(topic, timeout=2).topics[topic]
+        node = found.partitions[java_hash(key) % len(found.partitions)].leader
+    except (KafkaException, KeyError, ZeroDivisionError):
+        return None
+    broker = next((b for b in injector.run.kafka.brokers if b.node == node), None)
+    return break_broker(injector, broker, lambda b: b.kill(), 1, 5) if broker else None
+
+
 def kill_coordinator(injector):
-    """The broker that coordinates the workers' group, and their transactions when there is one alone."""
-    kafka = injector.run.kafka
-    try: # asked of the offsets topic: the admin client's calls to a coordinator that is away may abort the process
-        offsets = injector.sampler.list_topics("__consumer_offsets", timeout=2).topics["__consumer_offsets"]
-    except KafkaException:
-        return None
-    node = offsets.partitions[java_hash("pgpt-workers") % len(offsets.partitions)].leader
-    if node < 0:
-        return None
-    return break_broker(injector, next(b for b in kafka.brokers if b.node == node), lambda b: b.kill(), 1, 5)
+    return kill_leader(injector, "__consumer_offsets", "pgpt-workers")
+
+
+def kill_transaction_coordinator(injector):
+    worker = injector.pick_worker()
+    return kill_leader(injector, "__transaction_state", f"pgpt-workers-{worker.name}") if worker else None
 
 
 def roll_brokers(injector):
@@ -184,6 +194,62 @@ def roll_brokers(injector):
         left.pop(0).start()
         return (6, down) if left else None
     return (0, down)
+
+
+# ---- network ----
+
+def trouble_with(injector, seconds, reset=False, **what):
+    worker = injector.pick_worker()
+    if not worker:
+        return None
+    network, since = injector.run.network, time.time()
+    trouble = Trouble(f"{worker.name}-", **what)
+    injector.note(f"{trouble} for {seconds} s, then {'reset' if reset else 'released'}")
+    network.begin(trouble)
+
+    def lift():
+        network.lift(trouble, reset)
+        injector.cut_off.append((since, time.time()))
+    return (seconds, lift)
+
+
+def cut_worker(injector):
+    """A worker from all brokers, or its transactions alone; both ways, or only what is asked or answered:
+    a commit whose answer never comes."""
+    rng = injector.rng
+    return trouble_with(injector, rng.choice([1, 4, injector.run.args.session / 1000 + 3]), rng.random() < 0.5,
+                        role=rng.choice(["", "settle"]), held=rng.choice([(REQUESTS, ANSWERS), (REQUESTS,), (ANSWERS,)]))
+
+
+def delay_worker(injector):
+    rng = injector.rng
+    return trouble_with(injector, rng.uniform(2, 6), delay_s=rng.choice([0.05, 0.2, 0.6]))
+
+
+def reset_worker(injector):
+    worker = injector.pick_worker()
+    if not worker:
+        return None
+    injector.run.network.reset(Trouble(f"{worker.name}-"))
+    return NOTHING_MORE
+
+
+def slow_reader(injector):
+    injector.run.along.stand_still(time.time() + injector.rng.uniform(2, 8))
+    return NOTHING_MORE
+
+
+# ---- clocks ----
+
+def step_clock(injector):
+    """The time of day of one worker jumps, the steady clock does not."""
+    worker = injector.pick_worker() if injector.run.clocks_step else None
+    if not worker:
+        return None
+    step = injector.rng.choice([-86400, -3600, -5, 5, 3600, 86400])
+    injector.note(f"the clock of {worker.name} is off by {step} s")
+    worker.step_clock(step)
+    return (injector.rng.uniform(2, 8), lambda: worker.step_clock(0))
 
 
 # ---- PostgreSQL ----
@@ -204,9 +270,10 @@ def outage_postgres(injector):
 FAULTS = {"kill": kill_worker, "pause": pause_worker, "drain": drain_worker, "join": join_worker,
           "leave": leave_worker, "point": kill_at_point, "stall": stall_at_point, "poison": send_poison,
           "broker_kill": kill_broker, "broker_restart": restart_broker, "broker_pause": pause_broker,
-          "coordinator": kill_coordinator, "rolling": roll_brokers,
+          "coordinator": kill_coordinator, "transactions": kill_transaction_coordinator, "rolling": roll_brokers,
+          "cut": cut_worker, "delay": delay_worker, "reset": reset_worker, "slow_reader": slow_reader, "clock": step_clock,
           "postgres_kill": kill_postgres, "postgres_outage": outage_postgres}
-BROKER_FAULTS = ("broker_kill", "broker_restart", "broker_pause", "coordinator", "rolling")
+BROKER_FAULTS = ("broker_kill", "broker_restart", "broker_pause", "coordinator", "transactions", "rolling", "cut", "delay", "reset")
 
 
 class Injector:
@@ -320,6 +387,7 @@ class Injector:
         self.run.kafka.wait()
         if self.run.postgres and not self.run.postgres.alive:
             self.run.postgres.start()
+        self.run.network.troubles = []
         for worker in self.run.workers:
             worker.signal(signal.SIGCONT)
         if not any(w.wanted for w in self.run.workers):

@@ -29,7 +29,9 @@ class Reader:
     def keep(self, message):
         kind = TOPICS[message.topic()]
         key = message.key().decode(errors="replace") if message.key() is not None else None
-        value = message.value()
+        value = raw = message.value()
+        if kind in ("results", "chunks"):
+            self.logs.raw.setdefault((message.topic(), message.partition()), []).append((message.offset(), raw))
         if kind not in ("requests", "dead"):
             _, value = self.decoder.decode(value)
         getattr(self.logs, kind).append(Read(message.partition(), message.offset(), message.timestamp()[1] / 1000,
@@ -76,6 +78,45 @@ class Reader:
                 quiet_since = None
         self.logs.final_committed = self.committed_offsets()
         return self.logs
+
+    def close(self):
+        self.consumer.close()
+
+
+class Along:
+    """A slow read_committed reader of results and chunks that reads while faults go on: what it is given
+    must be what stands there in the end."""
+    EVERY_S = 0.02 # a record; fewer than are written, so that it falls behind
+    REST_S = 60
+
+    def __init__(self, bootstrap):
+        self.seen, self.next = {}, 0 # (topic, partition) -> [(offset, value)]
+        self.consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "chaos-along", "enable.auto.commit": False,
+                                  "isolation.level": "read_committed", "auto.offset.reset": "earliest", "log_level": 0,
+                                  "queued.max.messages.kbytes": 64, "fetch.message.max.bytes": 4096})
+        self.consumer.assign([TopicPartition(t, p, 0) for t in ("pgpt.results", "pgpt.chunks")
+                              for p in self.consumer.list_topics(t, timeout=30).topics[t].partitions])
+
+    def take(self, wait):
+        message = self.consumer.poll(wait)
+        if message is not None and not message.error():
+            self.seen.setdefault((message.topic(), message.partition()), []).append((message.offset(), message.value()))
+        return message is not None
+
+    def step(self, now):
+        if now >= self.next:
+            self.next = now + self.EVERY_S
+            self.take(0)
+
+    def stand_still(self, until):
+        self.next = until
+
+    def rest(self, logs):
+        """Reads on to the end of what the whole reader found; returns what it saw."""
+        wanted, deadline = len(logs.results) + len(logs.chunks), time.time() + self.REST_S
+        while sum(len(s) for s in self.seen.values()) < wanted and time.time() < deadline:
+            self.take(0.5)
+        return self.seen
 
     def close(self):
         self.consumer.close()

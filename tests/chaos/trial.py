@@ -16,6 +16,7 @@ from checker import Violation
 from faults import Injector
 from load import Load, draw_uuid
 from cluster import ROOT, Kafka, Postgres, Worker # load puts tests/lib on the path
+from network import Network
 
 MODEL = ROOT / "models/prometheus-mini"
 # Records carry the broker's time of append: one clock, and the order in which things became true.
@@ -23,6 +24,8 @@ BROKER_SETTINGS = "log.message.timestamp.type=LogAppendTime\n"
 MEMBERSHIP_FAULTS = {"kill", "join", "leave", "drain", "point"}
 ZOMBIE_S = 10 # how long a worker that was cut off may run jobs that are others' by now
 RECOVER_LIMIT_S = 15 # from a kill to the next result of a partition that had work
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None) # Debian's package faketime
+STEPPED_SHARE = 0.4 # of the runs with `clock`: there every worker runs under libfaketime
 
 
 @dataclass
@@ -40,6 +43,17 @@ class ChaosWorker(Worker):
     def __init__(self, name, directory, env, binary, poison_id):
         super().__init__(name, directory, env, binary)
         self.poison_id, self.wanted = poison_id, False
+        self.clock = self.directory / f"{name}.clock" # what libfaketime adds to the time of day
+
+    def step_clock(self, seconds):
+        ahead = self.clock.with_suffix(".next")
+        ahead.write_text(f"{seconds:+d}\n")
+        ahead.replace(self.clock)
+
+    def under_faketime(self):
+        self.step_clock(0)
+        self.env.update(LD_PRELOAD=str(FAKETIME), FAKETIME_TIMESTAMP_FILE=str(self.clock), FAKETIME_CACHE_DURATION="1",
+                        FAKETIME_DONT_FAKE_MONOTONIC="1")
 
     def start(self, fault=None):
         self.env["PGPT_FAULT"] = f"{self.poison_id}:kill" + (f",{fault}" if fault else "")
@@ -64,8 +78,9 @@ class Trial:
         self.directory = Path(tempfile.mkdtemp(prefix=f"pgpt-chaos-{seed}-"))
         os.chmod(self.directory, 0o755)
         self.bin = Path(args.build).resolve()
-        self.kafka = self.postgres = self.load = self.injector = None
+        self.kafka = self.postgres = self.load = self.injector = self.along = self.network = None
         self.workers = []
+        self.clocks_step = "clock" in args.faults and self.rng.random() < STEPPED_SHARE
         self.drain_limit = 40
 
     @property
@@ -75,7 +90,7 @@ class Trial:
     # ---- parts ----
 
     def worker_env(self):
-        env = {"PGPT_BROKERS": self.kafka.bootstrap, "PGPT_MODEL": str(MODEL), "PGPT_ENGINE_THREADS": "1",
+        env = {"PGPT_BROKERS": self.kafka.fronts, "PGPT_MODEL": str(MODEL), "PGPT_ENGINE_THREADS": "1",
                "PGPT_ENGINE_MAX_ROWS": "64", "PGPT_HTTP_PORT": "0", "PGPT_WORKER_DRAIN_MS": "10000",
                "PGPT_TRANSACTION_TIMEOUT_MS": "6000", "PGPT_KAFKA_CALL_TIMEOUT_MS": "5000"}
         if self.postgres:
@@ -87,6 +102,8 @@ class Trial:
     def add_worker(self, **env):
         worker = ChaosWorker(f"w{len(self.workers) + 1}", self.directory, {**self.worker_env(), **env},
                              self.bin / "pgpt-worker", self.poison_id)
+        if self.clocks_step:
+            worker.under_faketime()
         worker.start()
         self.workers.append(worker)
         return worker
@@ -95,7 +112,10 @@ class Trial:
         for program in ("pgpt-worker", "pgpt", "pgpt-engine"):
             if not (self.bin / program).exists():
                 raise RuntimeError(f"{self.bin / program} is missing: cmake --preset faults && cmake --build --preset faults")
-        self.kafka = Kafka(self.directory, self.args.brokers, self.args.session, BROKER_SETTINGS)
+        if self.clocks_step and not FAKETIME:
+            raise RuntimeError("libfaketime is missing: deploy/local/install --for tests")
+        self.network = Network()
+        self.kafka = Kafka(self.directory, self.args.brokers, self.args.session, BROKER_SETTINGS, self.network.front)
         self.kafka.start(180)
         subprocess.run([str(self.bin / "pgpt"), "topics", "--create", "--partitions", str(self.args.partitions),
                         "--replication", "3" if self.args.brokers == 3 else "1"], check=True, stdout=subprocess.DEVNULL,
@@ -115,8 +135,12 @@ class Trial:
         if self.postgres:
             self.postgres.kill()
             self.postgres.remove_outside()
+        if self.along:
+            self.along.close()
         if self.kafka:
             self.kafka.stop()
+        if self.network:
+            self.network.close()
 
     # ---- one run ----
 
@@ -135,11 +159,13 @@ class Trial:
         """Sends and breaks for the run's time, then repairs everything."""
         self.load = Load(self.kafka.bootstrap, self.seed, self.args.rate, self.poison_id)
         self.wait_for_work()
+        self.along = reader.Along(self.kafka.bootstrap)
         self.injector = Injector(self, self.load, random.Random(self.seed + 1), self.args.faults, self.args.pace)
         end = time.time() + self.args.seconds
         while time.time() < end:
             self.load.step()
             self.injector.step(time.time())
+            self.along.step(time.time())
             time.sleep(0.005)
         self.injector.repair()
         self.load.finish(self.tick)
@@ -188,6 +214,8 @@ class Trial:
         if not whole.whole(sent):
             self.stacks()
         whole.close()
+        logs.along = self.along.rest(logs)
+        logs.clocks_stepped = "clock" in self.counts
         logs.committed = self.injector.commit_samples
         logs.zombies = [(since, until + ZOMBIE_S) for since, until in self.injector.cut_off]
         final = len({e.value["job_id"] for e in logs.final_events()})

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Workers that stall or die at named points of a transaction, and jobs that kill them. The build has
 fault points (worker/fault.h); every other worker here is the same build without a fault."""
+import os
+import subprocess
 import time
 
 import pytest
 
 import wire
-from realm import check_stream, request
+from realm import KINDS, check_stream, request
 
 LONG = {"stream": True, "do_sample": True, "num_return_sequences": 4, "min_length": 40, "max_length": 50}
 
@@ -134,3 +136,34 @@ def test_poison_is_dead_lettered_after_its_third_death_alone(new_realm, generate
     worker.kill()
     realm.worker("healthy", faults="none")
     assert realm.run(request())[0]["status"] == "completed"
+
+
+@pytest.mark.release_only
+def test_a_bad_deploy_that_fails_every_record_stops_itself(new_realm):
+    """A build that refuses what it reads dead-letters 200 records, not the topic. The next build does the
+    rest; what was dead-lettered is replayed, and every job has one result."""
+    realm = new_realm(partitions=2)
+    jobs = [request(f"This is sentence number {n}.", max_length=4) for n in range(600)]
+    realm.send(*jobs)
+    bad = realm.worker("bad", faults="decoded:fail", wait=False)
+    deadline = time.time() + 30
+    while "dead-letter" not in bad.http("/readyz")[1] and time.time() < deadline:
+        time.sleep(0.05)
+    status, reason = bad.http("/readyz")
+    assert status == 503 and "pgpt dlq list" in reason, reason
+    assert bad.terminate() == 0, bad.tail()
+    realm.reader.quiet(1.0)
+    letters = realm.reader.records["dlq"]
+    assert 200 <= len(letters) <= 210 and not realm.reader.records["results"]
+    realm.worker("good", faults="none")
+    replay = subprocess.run([str(realm.cluster.build / "pgpt"), "dlq", "replay", "--all", "--yes", "--json"], check=False,
+                            capture_output=True, text=True, timeout=60,
+                            env={**os.environ, "PGPT_BROKERS": realm.brokers,
+                                 **{f"PGPT_TOPIC_{kind.upper()}": realm.topic(kind) for kind in KINDS}})
+    assert replay.returncode == 0, replay.stderr
+    results = realm.results([job["job_id"] for job in jobs], timeout=120)
+    realm.reader.quiet(1.0)
+    assert all(len(realm.reader.results[job_id]) == 1 for job_id in results), "a second result"
+    assert {r["attempt"] for r in results.values()} == {1, 2} and len(realm.reader.records["dlq"]) == len(letters)
+    assert all(r["status"] == "completed" for r in results.values())
+    realm.wait_lag_zero()

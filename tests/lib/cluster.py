@@ -74,20 +74,26 @@ class Process:
 
 
 class Broker(Process):
-    def __init__(self, node, directory, ports, controller_ports, session_ms, extra=""):
+    def __init__(self, node, directory, ports, controller_ports, session_ms, extra="", front=None):
         super().__init__(f"broker-{node}", directory)
         self.node, self.port = node, ports[node - 1]
+        listeners = advertised = f"PLAINTEXT://127.0.0.1:{self.port}"
+        if front: # clients that come through the relay stay on it
+            behind = free_port()
+            self.front_port = front(behind)
+            listeners += f",FRONT://127.0.0.1:{behind}"
+            advertised += f",FRONT://127.0.0.1:{self.front_port}"
         many = len(ports) > 1
         rf, isr = (3, 2) if many else (1, 1)
         voters = ",".join(f"{i + 1}@127.0.0.1:{p}" for i, p in enumerate(controller_ports))
         settings = f"""process.roles=broker,controller
 node.id={node}
 controller.quorum.voters={voters}
-listeners=PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller_ports[node - 1]}
-advertised.listeners=PLAINTEXT://127.0.0.1:{self.port}
+listeners={listeners},CONTROLLER://127.0.0.1:{controller_ports[node - 1]}
+advertised.listeners={advertised}
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,FRONT:PLAINTEXT
 log.dirs={self.directory}/data-{node}
 auto.create.topics.enable=false
 message.max.bytes=1179648
@@ -134,14 +140,16 @@ replica.lag.time.max.ms=5000
 
 class Kafka:
     """One broker or three. session_ms: a killed member's partitions go to another after this long.
-    extra: further lines of the brokers' settings."""
+    extra: further lines of the brokers' settings. front(port): opens a relay to a broker's port and returns
+    the relay's; clients that begin at `fronts` meet the brokers through it alone."""
 
-    def __init__(self, directory, nodes=1, session_ms=6000, extra=""):
+    def __init__(self, directory, nodes=1, session_ms=6000, extra="", front=None):
         ports = [free_port() for _ in range(nodes)]
         controllers = [free_port() for _ in range(nodes)]
-        self.brokers = [Broker(i + 1, Path(directory) / "kafka", ports, controllers, session_ms, extra)
+        self.brokers = [Broker(i + 1, Path(directory) / "kafka", ports, controllers, session_ms, extra, front)
                         for i in range(nodes)]
         self.bootstrap = ",".join(f"127.0.0.1:{p}" for p in ports)
+        self.fronts = ",".join(f"127.0.0.1:{b.front_port}" for b in self.brokers) if front else self.bootstrap
 
     def start(self, timeout=90):
         for broker in self.brokers:
