@@ -17,7 +17,7 @@ struct health {
     bool blocked[HEALTH_GATE_COUNT];
     char reasons[HEALTH_GATE_COUNT][REASON_BYTES];
     _Atomic int64_t beats[HEALTH_BEAT_COUNT]; /* 0 = that thread has not begun */
-    int64_t stall_limit_us;
+    int64_t limits_us[HEALTH_BEAT_COUNT];
     _Atomic bool failed;
     char failure[512];
 };
@@ -43,7 +43,8 @@ struct health *health_create(int64_t stall_limit_us)
     if (!h)
         return NULL;
     pthread_mutex_init(&h->lock, NULL);
-    h->stall_limit_us = stall_limit_us;
+    for (int beat = 0; beat < HEALTH_BEAT_COUNT; beat++)
+        h->limits_us[beat] = stall_limit_us;
     for (int gate = 0; gate < HEALTH_GATE_COUNT; gate++)
         if (at_first[gate])
             health_block(h, (enum health_gate)gate, at_first[gate]);
@@ -109,12 +110,18 @@ void health_beat(struct health *h, enum health_beat beat, int64_t now_mono_us)
     atomic_store_explicit(&h->beats[beat], now_mono_us, memory_order_relaxed);
 }
 
+void health_limit(struct health *h, enum health_beat beat, int64_t limit_us)
+{
+    if (limit_us < h->limits_us[beat])
+        h->limits_us[beat] = limit_us;
+}
+
 bool health_alive(struct health *h, int64_t now_mono_us, char *reason, size_t reason_size)
 {
     for (int beat = 0; beat < HEALTH_BEAT_COUNT; beat++) {
         int64_t last = atomic_load_explicit(&h->beats[beat], memory_order_relaxed);
 
-        if (last && now_mono_us - last > h->stall_limit_us) {
+        if (last && now_mono_us - last > h->limits_us[beat]) {
             snprintf(reason, reason_size, "the %s thread has made no progress for %lld ms\n",
                      beat_names[beat], (long long)(now_mono_us - last) / 1000);
             return false;

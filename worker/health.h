@@ -39,6 +39,9 @@ void health_clear(struct health *health, enum health_gate gate);
 bool health_ready(struct health *health, char *reasons, size_t reasons_size);
 
 void health_beat(struct health *health, enum health_beat beat, int64_t now_mono_us);
+/* For a thread that beats before each call, when no call of it may last so long; the stall limit
+ * stays the most. Before the thread starts. */
+void health_limit(struct health *health, enum health_beat beat, int64_t limit_us);
 bool health_alive(struct health *health, int64_t now_mono_us, char *reason, size_t reason_size);
 
 /* A fatal error: the process shall exit non-zero; the first message is kept. */

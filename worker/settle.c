@@ -33,8 +33,9 @@
 
 enum {
     TRANSACTION_JOBS_MAX = 4096,
-    RETRY_PAUSE_MS = 50,   /* after an abort */
-    RECOVER_PAUSE_MS = 500 /* between tries to reach the brokers */
+    RETRY_PAUSE_MS = 50,    /* after an abort */
+    RECOVER_PAUSE_MS = 500, /* between tries to reach the brokers */
+    CALL_SLACK_MS = 4000    /* on a machine that is short of time */
 };
 
 struct settle {
@@ -177,6 +178,11 @@ static enum kafka_class producer_create(struct settle *s)
 
 /* ---- one transaction ---- */
 
+static void beat(struct settle *s)
+{
+    health_beat(s->pipeline->health, HEALTH_BEAT_SETTLE, clock_mono_us());
+}
+
 static enum kafka_class send_offsets(struct settle *s, const struct assignment_transaction *t)
 {
     rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new((int)t->part_count);
@@ -196,6 +202,7 @@ static enum kafka_class send_offsets(struct settle *s, const struct assignment_t
         entry->metadata_size = ledger_metadata_write(ledger, metadata);
         entry->metadata = metadata; /* owned by the list */
     }
+    beat(s);
     failed =
         rd_kafka_send_offsets_to_transaction(s->producer, list, t->group, s->records.timeout_ms);
     rd_kafka_topic_partition_list_destroy(list);
@@ -219,6 +226,7 @@ static enum kafka_class publish(struct settle *s, const struct assignment_transa
     for (size_t i = 0; i < t->part_count; i++)
         if (settle_records_index(&s->records, &t->parts[i], jobs, &error))
             goto abort;
+    beat(s);
     if (rd_kafka_flush(s->producer, s->records.timeout_ms)) {
         error_set(&error, "the brokers did not acknowledge the records in time");
         goto abort;
@@ -232,6 +240,7 @@ static enum kafka_class publish(struct settle *s, const struct assignment_transa
         goto abort;
     }
     FAULT_POINT("commit");
+    beat(s);
     return kafka_client_classify(rd_kafka_commit_transaction(s->producer, s->records.timeout_ms),
                                  "commit_transaction");
 abort:
@@ -330,7 +339,7 @@ static void recover(struct settle *s, const struct assignment_transaction *t, st
     metrics_add(METRIC_TRANSACTIONS_INDETERMINATE, 1);
     producer_destroy(s);
     while (!give_up(s)) {
-        health_beat(s->pipeline->health, HEALTH_BEAT_SETTLE, clock_mono_us());
+        beat(s);
         if (producer_create(s) == KAFKA_OK)
             break;
         pause_ms(RECOVER_PAUSE_MS);
@@ -342,7 +351,7 @@ static void recover(struct settle *s, const struct assignment_transaction *t, st
             split_done(&ledger, t->parts[i].partition, jobs, &done);
             continue;
         }
-        health_beat(s->pipeline->health, HEALTH_BEAT_SETTLE, clock_mono_us());
+        beat(s);
         pause_ms(RECOVER_PAUSE_MS);
         i--; /* the same part again */
     }
@@ -358,7 +367,7 @@ static void abort_transaction(struct settle *s, const struct assignment_transact
 {
     enum kafka_class class;
 
-    health_beat(s->pipeline->health, HEALTH_BEAT_SETTLE, clock_mono_us());
+    beat(s);
     class = kafka_client_classify(rd_kafka_abort_transaction(s->producer, s->records.timeout_ms),
                                   "abort_transaction");
     metrics_add(METRIC_TRANSACTIONS_ABORTED, 1);
@@ -529,6 +538,9 @@ int settle_start(struct settle *s, struct error *error)
                          "settle: no transactional producer: the brokers at %s did not "
                          "answer within %d ms, or refused",
                          s->pipeline->config->kafka_brokers, s->records.timeout_ms);
+    /* Calls of librdkafka have hung for ever, whatever their timeout. */
+    health_limit(s->pipeline->health, HEALTH_BEAT_SETTLE,
+                 (2 * (int64_t)s->records.timeout_ms + CALL_SLACK_MS) * 1000);
     if (pthread_create(&s->thread, NULL, settle_main, s))
         return error_set(error, "settle: its thread could not be started");
     s->started = true;

@@ -82,7 +82,7 @@ def show(n, seed, trial, verdict, args):
         print(f"  and {len(verdict.violations) - 20} more")
     if verdict.violations:
         print(f"  again: {replay_command(sys.argv[1:], seed)}")
-    if verdict.violations or args.keep:
+    if verdict.violations or args.keep or trial.hung:
         print(f"  logs: {trial.directory}", flush=True)
     else:
         shutil.rmtree(trial.directory, ignore_errors=True)

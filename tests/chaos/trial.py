@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import checker
+import hanging
 import reader
 from checker import Violation
 from faults import Injector
@@ -79,7 +80,7 @@ class Trial:
         os.chmod(self.directory, 0o755)
         self.bin = Path(args.build).resolve()
         self.kafka = self.postgres = self.load = self.injector = self.along = self.network = None
-        self.workers = []
+        self.workers, self.hung = [], []
         self.clocks_step = "clock" in args.faults and self.rng.random() < STEPPED_SHARE
         self.drain_limit = 40
 
@@ -193,6 +194,23 @@ class Trial:
             if code != 0:
                 self.injector.ended_badly(worker, code)
 
+    def read_logs(self, sent):
+        whole = reader.Reader(self.kafka.bootstrap, ROOT / "schema")
+        logs = whole.read_all(sent, self.args.recovery, self.tick)
+        if not whole.whole(sent):
+            self.stacks()
+            self.end_forgotten_transactions()
+            logs = whole.read_all(sent, self.args.recovery / 2, self.tick) if self.hung else logs
+        whole.close()
+        return logs
+
+    def end_forgotten_transactions(self):
+        """What monitoring/FAULTS.md tells an operator to do. Reported, and no violation: the brokers lost them."""
+        self.hung = hanging.find(self.kafka)
+        for place in self.hung:
+            self.injector.note(f"hanging transaction aborted: {' '.join(place)}")
+            hanging.abort(self.kafka, place)
+
     def rebuilt_tables(self, final):
         """What a recorder makes of the whole log in an empty database."""
         url = self.postgres.copy("rebuilt")
@@ -203,17 +221,13 @@ class Trial:
         times = sorted(r.at for r in logs.results)
         recovered = max(times, default=repaired) - repaired
         any_gaps, own_gaps = checker.recovery_gaps(logs, self.injector.kills)
-        return {"recovered_s": round(max(recovered, 0), 2), "next_result_s": any_gaps, "next_of_partition_s": own_gaps}
+        return {"recovered_s": round(max(recovered, 0), 2), "hanging": len(self.hung), "next_result_s": any_gaps, "next_of_partition_s": own_gaps}
 
     def execute(self):
         self.start()
         self.drive()
         repaired, sent = time.time(), self.load.sent
-        whole = reader.Reader(self.kafka.bootstrap, ROOT / "schema")
-        logs = whole.read_all(sent, self.args.recovery, self.tick)
-        if not whole.whole(sent):
-            self.stacks()
-        whole.close()
+        logs = self.read_logs(sent)
         logs.along = self.along.rest(logs)
         logs.clocks_stepped = "clock" in self.counts
         logs.committed = self.injector.commit_samples
@@ -242,6 +256,8 @@ class Trial:
             text += f", kill to next result p50 {gaps[len(gaps) // 2]:.2f} s max {gaps[-1]:.2f} s"
         if own:
             text += f", in the partitions left p50 {own[len(own) // 2]:.2f} s max {own[-1]:.2f} s"
+        if self.hung:
+            text += f", hanging transactions of the brokers: {', '.join('-'.join(p[:2]) for p in self.hung)} (kept: {self.directory})"
         if self.injector.self_kills:
             text += f", {self.injector.self_kills} deaths at points"
         if self.injector.fatal_exits:

@@ -128,7 +128,8 @@ replica.lag.time.max.ms=5000
         self.config.write_text(settings)
         (self.directory / "log4j2.properties").write_text(
             "rootLogger.level=WARN\nrootLogger.appenderRef.c.ref=C\nappender.c.type=Console\nappender.c.name=C\n"
-            "appender.c.layout.type=PatternLayout\nappender.c.layout.pattern=%d %p %c{1} %m%n\n")
+            "appender.c.layout.type=PatternLayout\nappender.c.layout.pattern=%d %p %c{1} %m%n\n"
+            "logger.t.name=kafka.coordinator.transaction\nlogger.t.level=INFO\n") # what becomes of transactions
         self.java = ["java", "-Xms256m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
                      f"-Dlog4j2.configurationFile={self.directory}/log4j2.properties", "-cp", f"{LOCAL}/kafka/lib/*"]
         subprocess.run(self.java + ["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(self.config)],

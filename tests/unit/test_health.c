@@ -74,6 +74,24 @@ static void a_thread_that_stands_still_is_named(void **state)
     health_destroy(h);
 }
 
+static void a_thread_may_have_a_shorter_limit(void **state)
+{
+    struct health *h = health_create(1000);
+
+    (void)state;
+    health_limit(h, HEALTH_BEAT_SETTLE, 300);
+    health_limit(h, HEALTH_BEAT_INTAKE, 5000); /* never more than the stall limit */
+    health_beat(h, HEALTH_BEAT_SETTLE, 5000);
+    assert_true(health_alive(h, 5300, text, sizeof text));
+    assert_false(health_alive(h, 5301, text, sizeof text));
+    assert_non_null(strstr(text, "settle"));
+    health_beat(h, HEALTH_BEAT_SETTLE, 6000);
+    health_beat(h, HEALTH_BEAT_INTAKE, 5000);
+    assert_false(health_alive(h, 6001, text, sizeof text));
+    assert_non_null(strstr(text, "intake"));
+    health_destroy(h);
+}
+
 static void the_first_failure_stays(void **state)
 {
     struct health *h = health_create(1000);
@@ -95,6 +113,7 @@ int main(void)
         cmocka_unit_test(ready_when_no_gate_is_blocked),
         cmocka_unit_test(long_reasons_are_cut),
         cmocka_unit_test(a_thread_that_stands_still_is_named),
+        cmocka_unit_test(a_thread_may_have_a_shorter_limit),
         cmocka_unit_test(the_first_failure_stays),
     };
 

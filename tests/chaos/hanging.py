@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""Transactions that the brokers themselves forgot: their coordinator has ended them (or knows nothing of
+them), but a partition never got the marker, so that read_committed readers stop there for ever. No client
+can write such a marker; an operator does by kafka-transactions.sh, and so does this."""
+import subprocess
+
+import load # noqa: F401  (puts cluster on the path)
+from cluster import LOCAL
+
+TOOL = ["java", "-Xmx128m", "-XX:+UseSerialGC", "-cp", f"{LOCAL}/kafka/lib/*", "org.apache.kafka.tools.TransactionsCommand"]
+UNDER_WAY = ("Ongoing", "PrepareCommit", "PrepareAbort", "PrepareEpochFence")
+
+
+def ask(bootstrap, *command):
+    """The table that the tool prints: a dict a row, by the names in its head."""
+    out = subprocess.run([*TOOL, "--bootstrap-server", bootstrap, *command], capture_output=True, text=True, check=True,
+                         timeout=120).stdout.splitlines()
+    rows = [[cell.strip() for cell in line.split("\t")] for line in out if "\t" in line]
+    return [dict(zip(rows[0], row)) for row in rows[1:]]
+
+
+def find(kafka):
+    """(topic, partition, start offset) of each transaction that is open in a log and nowhere else."""
+    under_way = {row["ProducerId"] for row in ask(kafka.bootstrap, "list") if row["TransactionState"] in UNDER_WAY}
+    open_in_logs = {(row["Topic"], row["Partition"], row["StartOffset"]): row["ProducerId"] for broker in kafka.brokers
+                    for row in ask(kafka.bootstrap, "find-hanging", "--broker-id", str(broker.node),
+                                   "--max-transaction-timeout", "0")}
+    return sorted(place for place, producer in open_in_logs.items() if producer not in under_way)
+
+
+def abort(kafka, place):
+    topic, partition, start = place
+    subprocess.run([*TOOL, "--bootstrap-server", kafka.bootstrap, "abort", "--topic", topic, "--partition", partition,
+                    "--start-offset", start], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120)
