@@ -181,7 +181,7 @@ static void *control_main(void *argument)
             record_apply(c, message);
         else if (message && message->err == RD_KAFKA_RESP_ERR__PARTITION_EOF)
             c->read_to = message->offset;
-        else if (message)
+        else if (message && !kafka_client_broken(c->consumer, message->err))
             log_write(LOG_WARN, "control", NULL, "%s", rd_kafka_message_errstr(message));
         if (message)
             rd_kafka_message_destroy(message);

@@ -464,7 +464,8 @@ static void on_error(struct intake *in, const rd_kafka_message_t *message)
 {
     char reason[512];
 
-    if (message->err == RD_KAFKA_RESP_ERR__PARTITION_EOF)
+    if (message->err == RD_KAFKA_RESP_ERR__PARTITION_EOF ||
+        kafka_client_broken(in->consumer, message->err))
         return;
     snprintf(reason, sizeof reason, "partition %d: %s", message->partition,
              rd_kafka_message_errstr(message));

@@ -110,6 +110,14 @@ rd_kafka_t *kafka_client_new(rd_kafka_type_t type, rd_kafka_conf_t *conf, struct
     return client;
 }
 
+bool kafka_client_broken(rd_kafka_t *client, rd_kafka_resp_err_t code)
+{
+    if (code != RD_KAFKA_RESP_ERR__FATAL)
+        return false;
+    error_line(client, code, "", NULL);
+    return true;
+}
+
 enum kafka_class kafka_client_classify(rd_kafka_error_t *error, const char *call)
 {
     enum kafka_class class = KAFKA_INDETERMINATE;

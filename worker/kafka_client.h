@@ -7,6 +7,7 @@
 #define PGPT_WORKER_KAFKA_CLIENT_H
 
 #include <librdkafka/rdkafka.h>
+#include <stdbool.h>
 
 #include "kernels/base/arena.h"
 #include "worker/config.h"
@@ -28,6 +29,10 @@ rd_kafka_conf_t *kafka_client_conf(const struct kafka_client_options *options,
 /* Makes the client; takes conf in any case. */
 rd_kafka_t *kafka_client_new(rd_kafka_type_t type, rd_kafka_conf_t *conf,
                              struct error *error) PGPT_MUST_CHECK;
+
+/* True for a message's error that says that its client is broken for good, such as a member whose
+ * group's rights were taken away; the worker fails then. Consumers get these by poll alone. */
+bool kafka_client_broken(rd_kafka_t *client, rd_kafka_resp_err_t code);
 
 /* What may be done after a failed transactional call. */
 enum kafka_class {

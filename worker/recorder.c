@@ -324,6 +324,8 @@ static void message_take(struct recorder *r, const rd_kafka_message_t *message)
 {
     struct owned *o = owned_find(r, message->partition);
 
+    if (message->err && kafka_client_broken(r->consumer, message->err))
+        return;
     if (message->err) {
         log_write(LOG_WARN, "recorder", NULL, "%s", rd_kafka_message_errstr(message));
         if (message->err == RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET ||

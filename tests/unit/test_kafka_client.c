@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -59,11 +60,38 @@ static void pass_through_wins_where_no_guarantee_rests_on_it(void **state)
     expect(&config, "acks", "-1");
 }
 
+/* What a consumer gets by poll when its client is broken for good, and nobody hears of otherwise.
+ */
+static void a_broken_consumer_fails_the_worker(void **state)
+{
+    struct config config = {.kafka_brokers = "127.0.0.1:1", .worker_name = "w"};
+    const char *const settings[] = {"group.id", "g", NULL};
+    struct health *health = health_create(1000);
+    struct kafka_client_options options = {&config, health, "test", settings, NULL};
+    struct error error;
+    char reason[512];
+    rd_kafka_conf_t *conf = kafka_client_conf(&options, &error);
+    rd_kafka_t *consumer = conf ? kafka_client_new(RD_KAFKA_CONSUMER, conf, &error) : NULL;
+
+    (void)state;
+    assert_non_null(consumer);
+    assert_false(kafka_client_broken(consumer, RD_KAFKA_RESP_ERR__TRANSPORT));
+    assert_false(health_failed(health, reason, sizeof reason));
+    rd_kafka_test_fatal_error(consumer, RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED, "not yours");
+    assert_true(kafka_client_broken(consumer, RD_KAFKA_RESP_ERR__FATAL));
+    assert_true(health_failed(health, reason, sizeof reason));
+    assert_non_null(strstr(reason, "w-test"));
+    assert_non_null(strstr(reason, "not yours"));
+    rd_kafka_destroy_flags(consumer, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+    health_destroy(health);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_broker_that_comes_back_is_found_soon),
         cmocka_unit_test(pass_through_wins_where_no_guarantee_rests_on_it),
+        cmocka_unit_test(a_broken_consumer_fails_the_worker),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
