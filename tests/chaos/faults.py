@@ -384,7 +384,7 @@ class Injector:
         for broker in self.run.kafka.brokers:
             if not broker.alive:
                 broker.start()
-        self.run.kafka.wait()
+        self.run.kafka.wait(240)
         if self.run.postgres and not self.run.postgres.alive:
             self.run.postgres.start()
         self.run.network.troubles = []

@@ -3,12 +3,14 @@
 them), but a partition never got the marker, so that read_committed readers stop there for ever. No client
 can write such a marker; an operator does by kafka-transactions.sh, and so does this."""
 import subprocess
+import time
 
 import load # noqa: F401  (puts cluster on the path)
 from cluster import LOCAL
 
 TOOL = ["java", "-Xmx128m", "-XX:+UseSerialGC", "-cp", f"{LOCAL}/kafka/lib/*", "org.apache.kafka.tools.TransactionsCommand"]
 UNDER_WAY = ("Ongoing", "PrepareCommit", "PrepareAbort", "PrepareEpochFence")
+LONGEST_S = 12 # past transaction.timeout.ms of the workers here, and the brokers' look at it
 
 
 def ask(bootstrap, *command):
@@ -19,16 +21,24 @@ def ask(bootstrap, *command):
     return [dict(zip(rows[0], row)) for row in rows[1:]]
 
 
+def open_in_logs(kafka):
+    """(topic, partition, start offset, producer) of every transaction without an end in a partition's log."""
+    return {(row["Topic"], row["Partition"], row["StartOffset"], row["ProducerId"]) for broker in kafka.brokers
+            for row in ask(kafka.bootstrap, "find-hanging", "--broker-id", str(broker.node), "--max-transaction-timeout", "0")}
+
+
 def find(kafka):
-    """(topic, partition, start offset) of each transaction that is open in a log and nowhere else."""
+    """(topic, partition, start offset) of each transaction that is open in a log and nowhere else, and has been for longer
+    than any may be."""
+    before = open_in_logs(kafka)
+    if before:
+        time.sleep(LONGEST_S)
+    stuck = before & open_in_logs(kafka) if before else set()
     under_way = {row["ProducerId"] for row in ask(kafka.bootstrap, "list") if row["TransactionState"] in UNDER_WAY}
-    open_in_logs = {(row["Topic"], row["Partition"], row["StartOffset"]): row["ProducerId"] for broker in kafka.brokers
-                    for row in ask(kafka.bootstrap, "find-hanging", "--broker-id", str(broker.node),
-                                   "--max-transaction-timeout", "0")}
-    return sorted(place for place, producer in open_in_logs.items() if producer not in under_way)
+    return sorted(place[:3] for place in stuck if place[3] not in under_way)
 
 
 def abort(kafka, place):
     topic, partition, start = place
     subprocess.run([*TOOL, "--bootstrap-server", kafka.bootstrap, "abort", "--topic", topic, "--partition", partition,
-                    "--start-offset", start], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120)
+                    "--start-offset", start], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120)

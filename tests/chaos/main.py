@@ -18,7 +18,7 @@ import time
 import traceback
 
 from faults import FAULTS, POINTS
-from trial import ROOT, Trial
+from trial import NOT_STARTED, ROOT, Trial
 
 
 def parse(argv):
@@ -86,7 +86,7 @@ def show(n, seed, trial, verdict, args):
         print(f"  logs: {trial.directory}", flush=True)
     else:
         shutil.rmtree(trial.directory, ignore_errors=True)
-    if args.record:
+    if args.record and verdict.note != NOT_STARTED: # a campaign tries it again
         with open(args.record, "a", encoding="utf-8") as out:
             out.write(json.dumps({"seed": seed, "brokers": args.brokers, "faults": trial.counts, "jobs": verdict.jobs,
                                   "violations": [v.rule for v in verdict.violations], **verdict.figures}) + "\n")

@@ -23,6 +23,7 @@ MODEL = ROOT / "models/prometheus-mini"
 # Records carry the broker's time of append: one clock, and the order in which things became true.
 BROKER_SETTINGS = "log.message.timestamp.type=LogAppendTime\n"
 MEMBERSHIP_FAULTS = {"kill", "join", "leave", "drain", "point"}
+NOT_STARTED = "not started" # brokers or workers did not come up on this machine in time
 ZOMBIE_S = 10 # how long a worker that was cut off may run jobs that are others' by now
 RECOVER_LIMIT_S = 15 # from a kill to the next result of a partition that had work
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None) # Debian's package faketime
@@ -118,15 +119,25 @@ class Trial:
         self.network = Network()
         self.kafka = Kafka(self.directory, self.args.brokers, self.args.session, BROKER_SETTINGS, self.network.front)
         self.kafka.start(180)
-        subprocess.run([str(self.bin / "pgpt"), "topics", "--create", "--partitions", str(self.args.partitions),
-                        "--replication", "3" if self.args.brokers == 3 else "1"], check=True, stdout=subprocess.DEVNULL,
-                       env={**os.environ, "PGPT_BROKERS": self.kafka.bootstrap})
+        self.create_topics()
         if not self.args.no_database:
             self.postgres = Postgres(self.directory)
             self.postgres.start()
             self.postgres.create()
         for _ in range(self.rng.randint(2, 3)):
             self.add_worker()
+
+    def create_topics(self):
+        """Brokers that have just started on a busy machine may not answer in time."""
+        command = [str(self.bin / "pgpt"), "topics", "--create", "--partitions", str(self.args.partitions), "--replication",
+                   "3" if self.args.brokers == 3 else "1"]
+        for _ in range(5):
+            done = subprocess.run(command, capture_output=True, text=True, check=False,
+                                  env={**os.environ, "PGPT_BROKERS": self.kafka.bootstrap})
+            if done.returncode == 0:
+                return
+            time.sleep(3)
+        raise RuntimeError(f"no topics: {done.stderr}")
 
     def stop(self):
         for worker in self.workers:
@@ -265,7 +276,9 @@ class Trial:
         return text
 
     def broken(self, trace):
-        """The verdict when the harness itself failed."""
+        """The verdict when the harness itself failed. Before the first fault there was no run at all."""
+        if not self.injector:
+            return Verdict(0, 0, [Violation("the run began", "-", trace)], NOT_STARTED)
         jobs = len(self.load.sent.jobs) if self.load else 0
         return Verdict(jobs, self.injector.count if self.injector else 0,
                        [Violation("the harness ran to its end", "-", trace)], "not finished")
