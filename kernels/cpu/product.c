@@ -9,16 +9,16 @@
 #include "kernels/cpu/product_kernel.h"
 
 /* Inputs of one block stay in a core's second-level cache beside the panels that pass by. */
-enum { BLOCK_BYTES = 1 << 17, BLOCK_ROWS = 96 }; /* PRODUCT_K_MAX: one row fits */
+enum { BLOCK_BYTES = 1 << 17, BLOCK_ROWS = 96 }; /* one row of PRODUCT_K_MAX inputs fits */
 
 struct product_weight {
     enum product_format format;
-    int32_t N, K, panels;
-    float *f32; /* packed as product_kernel.h says, one of the two */
-    int8_t *i8;
-    float *scale; /* (panels * 16), int8 only */
-    int32_t *sum; /* (panels * 16) 128 times the sum of a column, int8 only */
-    float *bias;  /* (panels * 16) */
+    int32_t N, K, groups;
+    int32_t panels, width;    /* how many, and the columns of one */
+    float *f32;               /* (panels, K, 16), one of the two */
+    struct product_group *i8; /* (panels, groups) */
+    float *balance;           /* (2, K) what W was multiplied by, and its inverse; int8 only */
+    float *bias;              /* (panels * width) */
 };
 
 static const struct product_kernel *kernel_current(void)
@@ -44,35 +44,53 @@ static void row_pack_f32(struct product_weight *w, int32_t n, const float *row)
         to[(int64_t)k * PRODUCT_PANEL] = row[k];
 }
 
-/* out (K4 * 4), zeros past K; returns the scale. */
-static float weight_quantise(int32_t K, const float *row, int8_t *out)
+static void balance_make(struct product_weight *w, const float *weight, const float *reach)
 {
-    int32_t length = product_groups(K) * PRODUCT_GROUP;
-    float most = 0.0f, factor;
+    for (int32_t k = 0; k < w->K; k++) {
+        double squares = 0.0;
+        float balance = 1.0f;
 
-    for (int32_t k = 0; k < K; k++)
-        most = fabsf(row[k]) > most ? fabsf(row[k]) : most;
-    factor = most > 0.0f ? 127.0f / most : 0.0f;
-    for (int32_t k = 0; k < K; k++)
-        out[k] = (int8_t)rintf(row[k] * factor);
-    memset(out + K, 0, (size_t)(length - K));
-    return most / 127.0f;
+        for (int32_t n = 0; reach && n < w->N; n++)
+            squares += (double)weight[(int64_t)n * w->K + k] * weight[(int64_t)n * w->K + k];
+        if (squares > 0.0 && reach[k] > 0.0f)
+            balance = (float)sqrt(reach[k] / sqrt(squares / w->N));
+        w->balance[k] = balance;
+        w->balance[w->K + k] = 1.0f / balance;
+    }
 }
 
-static void row_pack_int8(struct product_weight *w, int32_t n, const float *row, int8_t *work)
+/* count values, balanced, to column n of a group. */
+static void group_pack(struct product_group *group, int32_t n, int32_t count, const float *row,
+                       const float *balance)
 {
-    int32_t groups = product_groups(w->K), total = 0;
-    int8_t *to =
-        w->i8 +
-        ((int64_t)(n / PRODUCT_PANEL) * groups * PRODUCT_PANEL + n % PRODUCT_PANEL) * PRODUCT_GROUP;
+    float values[PRODUCT_GROUP] = {0}, low = 0.0f, high = 0.0f, factor;
+    int32_t zero, total = 0;
 
-    w->scale[n] = weight_quantise(w->K, row, work);
-    for (int32_t g = 0; g < groups; g++)
-        memcpy(to + (int64_t)g * PRODUCT_PANEL * PRODUCT_GROUP, work + g * PRODUCT_GROUP,
-               PRODUCT_GROUP);
-    for (int32_t k = 0; k < w->K; k++)
-        total += work[k];
-    w->sum[n] = 128 * total;
+    for (int32_t k = 0; k < count; k++) {
+        values[k] = row[k] * balance[k];
+        low = values[k] < low ? values[k] : low;
+        high = values[k] > high ? values[k] : high;
+    }
+    factor = high - low < PRODUCT_TINY ? 0.0f : PRODUCT_Q_MAX / (high - low);
+    zero = (int32_t)rintf(-low * factor);
+    for (int32_t k = 0; k < PRODUCT_GROUP; k++) {
+        int32_t q = zero + (int32_t)rintf(values[k] * factor);
+
+        q = q > 255 ? 255 : q;
+        group->q[k / PRODUCT_QUAD][n][k % PRODUCT_QUAD] = (uint8_t)q;
+        total += q - zero;
+    }
+    group->scale[n] = factor > 0.0f ? (high - low) / PRODUCT_Q_MAX : 0.0f;
+    group->pair[n] = (struct product_pair){{(int16_t)-total, (int16_t)-zero}};
+}
+
+static void row_pack_int8(struct product_weight *w, int32_t n, const float *row)
+{
+    struct product_group *groups = w->i8 + (int64_t)(n / PRODUCT_STRIP) * w->groups;
+
+    for (int32_t g = 0, k = 0; k < w->K; g++, k += PRODUCT_GROUP)
+        group_pack(groups + g, n % PRODUCT_STRIP,
+                   w->K - k < PRODUCT_GROUP ? w->K - k : PRODUCT_GROUP, row + k, w->balance + k);
 }
 
 /* Zeroed, on a cache line of its own; NULL when memory is out. */
@@ -88,24 +106,23 @@ static void *lines_alloc(size_t size)
 
 static bool arrays_alloc(struct product_weight *w)
 {
-    size_t columns = (size_t)w->panels * PRODUCT_PANEL;
+    size_t panels = (size_t)w->panels;
 
-    w->bias = lines_alloc(columns * sizeof *w->bias);
+    w->bias = lines_alloc(panels * (size_t)w->width * sizeof *w->bias);
     if (w->format == PRODUCT_F32) {
-        w->f32 = lines_alloc(columns * (size_t)w->K * sizeof *w->f32);
+        w->f32 = lines_alloc(panels * PRODUCT_PANEL * (size_t)w->K * sizeof *w->f32);
         return w->bias && w->f32;
     }
-    w->scale = lines_alloc(columns * sizeof *w->scale);
-    w->sum = lines_alloc(columns * sizeof *w->sum);
-    w->i8 = lines_alloc(columns * (size_t)product_groups(w->K) * PRODUCT_GROUP);
-    return w->bias && w->scale && w->sum && w->i8;
+    w->i8 = lines_alloc(panels * (size_t)w->groups * sizeof *w->i8);
+    w->balance = lines_alloc(2 * (size_t)w->K * sizeof *w->balance);
+    return w->bias && w->i8 && w->balance;
 }
 
 struct product_weight *product_pack(enum product_format format, int32_t N, int32_t K,
-                                    const float *weight, const float *bias, struct error *error)
+                                    const float *weight, const float *bias, const float *reach,
+                                    struct error *error)
 {
     struct product_weight *w;
-    int8_t *work = NULL;
 
     if (N < 1 || K < 1 || K > PRODUCT_K_MAX) {
         error_set(error, "product: %d x %d is outside the supported sizes (K up to %d)", (int)N,
@@ -118,22 +135,23 @@ struct product_weight *product_pack(enum product_format format, int32_t N, int32
     w->format = format;
     w->N = N;
     w->K = K;
-    w->panels = (N + PRODUCT_PANEL - 1) / PRODUCT_PANEL;
-    work = malloc((size_t)product_groups(K) * PRODUCT_GROUP);
-    if (!arrays_alloc(w) || !work)
+    w->width = format == PRODUCT_INT8 ? PRODUCT_STRIP : PRODUCT_PANEL;
+    w->panels = (N + w->width - 1) / w->width;
+    w->groups = product_groups(K);
+    if (!arrays_alloc(w))
         goto no_memory;
+    if (format == PRODUCT_INT8)
+        balance_make(w, weight, reach);
     for (int32_t n = 0; n < N; n++)
         if (format == PRODUCT_INT8)
-            row_pack_int8(w, n, weight + (int64_t)n * K, work);
+            row_pack_int8(w, n, weight + (int64_t)n * K);
         else
             row_pack_f32(w, n, weight + (int64_t)n * K);
     if (bias)
         memcpy(w->bias, bias, (size_t)N * sizeof *bias);
-    free(work);
     return w;
 no_memory:
     error_set(error, "product: out of memory for a weight of %d x %d", (int)N, (int)K);
-    free(work);
     product_free(w);
     return NULL;
 }
@@ -144,19 +162,20 @@ void product_free(struct product_weight *w)
         return;
     free(w->f32);
     free(w->i8);
-    free(w->scale);
-    free(w->sum);
+    free(w->balance);
     free(w->bias);
     free(w);
 }
 
 size_t product_bytes(const struct product_weight *w)
 {
-    size_t columns = (size_t)w->panels * PRODUCT_PANEL;
+    size_t panels = (size_t)w->panels, size = panels * (size_t)w->width * sizeof *w->bias;
 
     if (w->format == PRODUCT_F32)
-        return sizeof *w + columns * ((size_t)w->K + 1) * sizeof(float);
-    return sizeof *w + columns * ((size_t)product_groups(w->K) * PRODUCT_GROUP + 3 * sizeof(float));
+        size += panels * PRODUCT_PANEL * (size_t)w->K * sizeof *w->f32;
+    else
+        size += panels * (size_t)w->groups * sizeof *w->i8 + 2 * (size_t)w->K * sizeof *w->balance;
+    return sizeof *w + size;
 }
 
 size_t product_scratch(const struct product_weight *w, int32_t M)
@@ -181,20 +200,17 @@ static void call_run(const struct product_call *call, int64_t begin, int64_t end
 {
     const struct product_kernel *kernel = kernel_current();
     const struct product_weight *w = call->w;
-    const int32_t length = product_groups(w->K) * PRODUCT_GROUP;
-    int32_t most = w->format == PRODUCT_INT8 ? BLOCK_BYTES / (2 * length) : BLOCK_ROWS;
-    _Alignas(64) int8_t q[BLOCK_BYTES];
-    float scales[BLOCK_ROWS];
+    const int32_t inputs_most = BLOCK_BYTES / (int32_t)sizeof(struct product_input);
+    int32_t most = w->format == PRODUCT_INT8 ? inputs_most / w->groups : BLOCK_ROWS;
+    struct product_input inputs[BLOCK_BYTES / sizeof(struct product_input)];
     struct product_block b = {.K = w->K,
                               .N = w->N,
+                              .groups = w->groups,
                               .first = first,
                               .end = last,
-                              .q = q,
-                              .x_scale = scales,
+                              .inputs = inputs,
                               .f32 = w->f32,
                               .i8 = w->i8,
-                              .scale = w->scale,
-                              .sum = w->sum,
                               .bias = w->bias,
                               .activation = call->activation};
 
@@ -209,18 +225,19 @@ static void call_run(const struct product_call *call, int64_t begin, int64_t end
             continue;
         }
         for (int32_t i = 0; i < b.rows; i++)
-            scales[i] =
-                kernel->quantise(w->K, b.x + (int64_t)i * w->K, q + 2 * (int64_t)i * length);
+            kernel->quantise(w->K, b.x + (int64_t)i * w->K, w->balance + w->K,
+                             inputs + (int64_t)i * w->groups);
         kernel->run_int8(&b);
     }
 }
 
-/* Panels are shared out in fours, the width of a tile, where there are enough of them. */
+/* Panels of 16 columns are shared out in fours, the width of a tile, where there are enough. */
 static void part_columns(void *arg, int32_t part, int32_t parts)
 {
     const struct product_call *call = arg;
     int32_t panels = call->w->panels;
-    struct threads_range range = threads_share(panels, panels >= 4 * parts ? 4 : 1, part, parts);
+    int32_t unit = call->w->format == PRODUCT_F32 && panels >= 4 * parts ? 4 : 1;
+    struct threads_range range = threads_share(panels, unit, part, parts);
 
     call_run(call, 0, call->M, (int32_t)range.begin, (int32_t)range.end);
 }
@@ -254,15 +271,19 @@ void product_columns(const struct product_weight *w, int32_t M, const float *x,
 
 void product_row(const struct product_weight *w, int32_t n, float *out)
 {
-    int64_t panel = n / PRODUCT_PANEL, column = n % PRODUCT_PANEL;
-    int32_t groups = product_groups(w->K);
+    int64_t panel = n / w->width, column = n % w->width;
 
+    if (w->format == PRODUCT_F32) {
+        for (int32_t k = 0; k < w->K; k++)
+            out[k] = w->f32[(panel * w->K + k) * PRODUCT_PANEL + column];
+        return;
+    }
     for (int32_t k = 0; k < w->K; k++) {
-        int64_t group = (panel * groups + k / PRODUCT_GROUP) * PRODUCT_PANEL + column;
+        const struct product_group *group = w->i8 + panel * w->groups + k / PRODUCT_GROUP;
+        int32_t quad = k % PRODUCT_GROUP / PRODUCT_QUAD;
+        int32_t q = group->q[quad][column][k % PRODUCT_QUAD] + group->pair[column].part[1];
 
-        out[k] = w->format == PRODUCT_F32
-                     ? w->f32[(panel * w->K + k) * PRODUCT_PANEL + column]
-                     : (float)w->i8[group * PRODUCT_GROUP + k % PRODUCT_GROUP] * w->scale[n];
+        out[k] = (float)q * group->scale[column] * w->balance[w->K + k];
     }
 }
 

@@ -8,15 +8,18 @@
  *
  *   PRODUCT_F32: sum = 0; for k = 0..K-1: sum = fmaf(x[m][k], w[n][k], sum); y = sum + b[n].
  *
- *   PRODUCT_INT8: scale_w[n] = max_k |w[n][k]| / 127, q_w = rint(w * (127 / max)). A row of x is
- *   cut into two digits of 8 bits: q = rint(x * (16256 / max)) = 128 high + low with high =
- *   floor((q + 64) / 128), scale_x[m] = max / 16256; a row of zeros has scale 0 and digits 0. The
- *   sums of both digits are exact in int32 for K <= 65,536;
- *   y = fmaf(fmaf(128, sum_high, sum_low), scale_x[m] * scale_w[n], b[n]).
+ *   PRODUCT_INT8: K is cut into groups of 64, the last may be shorter. Each group of a row of W and
+ *   of a row of x has a scale and a zero point of its own, and 8 bits a value. With v being
+ *   w[n][k] * balance[k] or x[m][k] * (1 / balance[k]):
+ *     low = min(0, min_k v), range = max(0, max_k v) - low, factor = 255 / range,
+ *     scale = range / 255, zero = rint(-low * factor), q = min(255, rint(v * factor) + zero);
+ *     range < 1e-30: scale, zero and all q are 0.
+ *   d_g = sum_k (q_x - zero_x) (q_w - zero_w) is exact in int32, and in float32 (below 2^24);
+ *   sum = 0; for g = 0..: sum = fmaf((float)d_g, scale_x[m][g] * scale_w[n][g], sum); y = sum +
+ * b[n].
  *
  * Then y = activation(y), then y += add[m][n]. No b: b[n] = 0. Activations are those of math.h,
- * rint is to nearest even. One digit alone would make most of the format's error; the second costs
- * nothing where weights are waited for.
+ * rint is to nearest even.
  */
 #ifndef PGPT_KERNELS_CPU_PRODUCT_H
 #define PGPT_KERNELS_CPU_PRODUCT_H
@@ -34,9 +37,12 @@ struct product_weight; /* opaque */
 
 enum { PRODUCT_K_MAX = 65536 };
 
-/* Packs weight (N,K) row-major with bias (N) or NULL. Both may be freed afterwards. */
+/* Packs weight (N,K) row-major with bias (N) or NULL. reach (K), or NULL: how far each input goes,
+ * roughly; int8 then balances inputs against weights, so that neither side of a group is ruled by
+ * one value: balance[k] = sqrt(reach[k] / sqrt(mean_n w[n][k]^2)), else 1. All three may be freed
+ * afterwards. */
 struct product_weight *product_pack(enum product_format format, int32_t N, int32_t K,
-                                    const float *weight, const float *bias,
+                                    const float *weight, const float *bias, const float *reach,
                                     struct error *error) PGPT_MUST_CHECK;
 void product_free(struct product_weight *weight);          /* NULL is allowed */
 size_t product_bytes(const struct product_weight *weight); /* resident */

@@ -12,43 +12,70 @@
 
 enum { TILE_ROWS = 6 };
 
-static void eight_store(int8_t *out, __m256i q)
+INLINE float eight_top(__m256 values)
 {
-    __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+    float lanes[8], top = 0.0f;
 
-    _mm_storel_epi64((__m128i *)out, _mm_packs_epi16(words, words));
-}
-
-static float avx2_quantise(int32_t K, const float *row, int8_t *out)
-{
-    const __m256 sign = _mm256_set1_ps(-0.0f);
-    int32_t whole = K & ~7, length = product_groups(K) * PRODUCT_GROUP, k;
-    __m256 most = _mm256_setzero_ps(), factors;
-    float lanes[8], top = 0.0f, factor;
-
-    for (k = 0; k < whole; k += 8)
-        most = _mm256_max_ps(most, _mm256_andnot_ps(sign, _mm256_loadu_ps(row + k)));
-    _mm256_storeu_ps(lanes, most);
+    _mm256_storeu_ps(lanes, values);
     for (int i = 0; i < 8; i++)
         top = lanes[i] > top ? lanes[i] : top;
-    for (k = whole; k < K; k++)
-        top = fabsf(row[k]) > top ? fabsf(row[k]) : top;
-    factor = top > 0.0f ? PRODUCT_Q_MAX / top : 0.0f;
-    factors = _mm256_set1_ps(factor);
-    for (k = 0; k < whole; k += 8) {
-        __m256i q = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(row + k), factors));
-        __m256i high = _mm256_srai_epi32(_mm256_add_epi32(q, _mm256_set1_epi32(64)), 7);
+    return top;
+}
 
-        eight_store(out + k, high);
-        eight_store(out + length + k, _mm256_sub_epi32(q, _mm256_slli_epi32(high, 7)));
-    }
-    for (k = whole; k < length; k++) {
-        int32_t q = k < K ? (int32_t)rintf(row[k] * factor) : 0;
+/* One group of PRODUCT_GROUP values. */
+INLINE void group_quantise(const __m256 *values, struct product_input *out)
+{
+    enum { PARTS = PRODUCT_GROUP / 8 };
+    __m256 lows = _mm256_setzero_ps(), highs = _mm256_setzero_ps();
+    __m256i total = _mm256_setzero_si256();
+    int32_t lanes[8], sum = 0, zero;
+    float low, range, factor;
 
-        out[k] = (int8_t)product_high(q);
-        out[length + k] = (int8_t)(q - 128 * product_high(q));
+#pragma GCC unroll 8
+    for (int i = 0; i < PARTS; i++) {
+        lows = _mm256_min_ps(lows, values[i]);
+        highs = _mm256_max_ps(highs, values[i]);
     }
-    return top / PRODUCT_Q_MAX;
+    low = -eight_top(_mm256_xor_ps(lows, _mm256_set1_ps(-0.0f)));
+    range = eight_top(highs) - low;
+    factor = range < PRODUCT_TINY ? 0.0f : PRODUCT_Q_MAX / range;
+    zero = _mm_cvtss_si32(_mm_set_ss(-low * factor)) - 128;
+#pragma GCC unroll 8
+    for (int i = 0; i < PARTS; i++) {
+        __m256i whole = _mm256_cvtps_epi32(_mm256_mul_ps(values[i], _mm256_set1_ps(factor)));
+        __m128i words;
+
+        whole = _mm256_min_epi32(_mm256_add_epi32(whole, _mm256_set1_epi32(zero)),
+                                 _mm256_set1_epi32(127));
+        words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+        _mm_storel_epi64((__m128i *)(out->q + 8 * i), _mm_packs_epi16(words, words));
+        total = _mm256_add_epi32(total, whole);
+    }
+    _mm256_storeu_si256((__m256i *)lanes, total);
+    for (int i = 0; i < 8; i++)
+        sum += lanes[i];
+    out->scale = factor > 0.0f ? range / PRODUCT_Q_MAX : 0.0f;
+    out->pair = (struct product_pair){{(int16_t)zero, (int16_t)sum}};
+}
+
+static void avx2_quantise(int32_t K, const float *row, const float *factors,
+                          struct product_input *inputs)
+{
+    float copies[2][PRODUCT_GROUP] = {0}; /* of the last group when it is short */
+
+    for (int32_t at = 0; at < K; at += PRODUCT_GROUP) {
+        const float *x = row + at, *f = factors + at;
+        __m256 values[PRODUCT_GROUP / 8];
+
+        if (K - at < PRODUCT_GROUP) {
+            x = memcpy(copies[0], x, (size_t)(K - at) * sizeof *x);
+            f = memcpy(copies[1], f, (size_t)(K - at) * sizeof *f);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < PRODUCT_GROUP / 8; i++)
+            values[i] = _mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_loadu_ps(f + 8 * i));
+        group_quantise(values, inputs++);
+    }
 }
 
 static void panel_store(const struct product_block *b, int32_t row, int32_t panel, __m256 low,
@@ -159,66 +186,96 @@ static void avx2_run_f32(const struct product_block *b)
         }
 }
 
-/* The sums of 8 columns from two registers with two partial sums a column, as floats. */
-INLINE __m256 sums_join(__m256i first, __m256i second)
+/* start plus the sums of 8 columns from two registers with two partial sums a column, as floats. */
+INLINE __m256 sums_join(__m256i first, __m256i second, __m256i start)
 {
     __m256i pairs = _mm256_hadd_epi32(first, second);
 
-    return _mm256_cvtepi32_ps(_mm256_permute4x64_epi64(pairs, 0xd8)); /* hadd works in lanes */
+    pairs = _mm256_permute4x64_epi64(pairs, 0xd8); /* hadd works in lanes */
+    return _mm256_cvtepi32_ps(_mm256_add_epi32(pairs, start));
 }
 
-/* One row by one panel: its two digits share the weights. */
-static void row_int8(const struct product_block *b, int32_t m, int32_t p)
+/* sum (R, 16) += one group: R rows by 16 columns from `first` on, two partial sums a column. */
+INLINE void group_add(const struct product_input *x, int64_t row, const struct product_group *w,
+                      int32_t first, const int R, __m256 (*sum)[2])
 {
-    const int64_t groups = product_groups(b->K);
-    const int64_t length = groups * PRODUCT_GROUP;
-    const int8_t *q = b->q + 2 * m * length;
-    const int8_t *w = b->i8 + p * length * PRODUCT_PANEL;
-    __m256i sum[2][4]; /* digits, 4 columns each */
-    __m256 y[2];
+    __m256i d[2][4];
 
-#pragma GCC unroll 8
-    for (int j = 0; j < 4; j++)
-        sum[0][j] = sum[1][j] = _mm256_setzero_si256();
-    for (int64_t g = 0; g < groups; g++) {
-        __m256i column[4];
-
-#pragma GCC unroll 8
-        for (int j = 0; j < 4; j++)
-            column[j] = _mm256_cvtepi8_epi16(
-                _mm_load_si128((const __m128i *)(w + (g * 4 + j) * PRODUCT_PANEL)));
 #pragma GCC unroll 2
-        for (int digit = 0; digit < 2; digit++) {
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+            d[r][j] = _mm256_setzero_si256();
+    for (int k = 0; k < PRODUCT_QUADS; k++) {
+        __m256i columns[4];
+
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+            columns[j] = _mm256_cvtepu8_epi16(
+                _mm_load_si128((const __m128i *)w->q[k][first + j * PRODUCT_QUAD]));
+#pragma GCC unroll 2
+        for (int r = 0; r < R; r++) {
             int32_t four;
             __m256i value;
 
-            memcpy(&four, q + digit * length + g * PRODUCT_GROUP, sizeof four);
+            memcpy(&four, x[r * row].q + k * PRODUCT_QUAD, sizeof four);
             value = _mm256_cvtepi8_epi16(_mm_set1_epi32(four));
-#pragma GCC unroll 8
+#pragma GCC unroll 4
             for (int j = 0; j < 4; j++)
-                sum[digit][j] =
-                    _mm256_add_epi32(sum[digit][j], _mm256_madd_epi16(value, column[j]));
+                d[r][j] = _mm256_add_epi32(d[r][j], _mm256_madd_epi16(value, columns[j]));
         }
     }
 #pragma GCC unroll 2
-    for (int half = 0; half < 2; half++) {
-        int32_t at = p * PRODUCT_PANEL + half * 8;
-        __m256 high = sums_join(sum[0][2 * half], sum[0][2 * half + 1]);
-        __m256 low = sums_join(sum[1][2 * half], sum[1][2 * half + 1]);
+    for (int r = 0; r < R; r++) {
+        int32_t pair;
 
-        y[half] = _mm256_fmadd_ps(
-            _mm256_fmadd_ps(_mm256_set1_ps(128.0f), high, low),
-            _mm256_mul_ps(_mm256_set1_ps(b->x_scale[m]), _mm256_load_ps(b->scale + at)),
-            _mm256_load_ps(b->bias + at));
+        memcpy(&pair, &x[r * row].pair, sizeof pair);
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            const int32_t at = first + half * 8;
+            __m256i start = _mm256_madd_epi16(_mm256_load_si256((const __m256i *)(w->pair + at)),
+                                              _mm256_set1_epi32(pair));
+            __m256 scale =
+                _mm256_mul_ps(_mm256_set1_ps(x[r * row].scale), _mm256_load_ps(w->scale + at));
+
+            sum[r][half] = _mm256_fmadd_ps(sums_join(d[r][2 * half], d[r][2 * half + 1], start),
+                                           scale, sum[r][half]);
+        }
     }
-    panel_store(b, m, p, y[0], y[1]);
+}
+
+/* R rows by one panel of 16 columns. */
+INLINE void tile_int8(const struct product_block *b, int64_t m, int32_t panel, const int R)
+{
+    const int64_t G = b->groups;
+    const int32_t column = panel * PRODUCT_PANEL;
+    const struct product_group *w = b->i8 + column / PRODUCT_STRIP * G;
+    const float *bias = b->bias + column;
+    __m256 sum[2][2];
+
+#pragma GCC unroll 2
+    for (int r = 0; r < R; r++)
+        sum[r][0] = sum[r][1] = _mm256_setzero_ps();
+    for (int64_t g = 0; g < G; g++)
+        group_add(b->inputs + m * G + g, G, w + g, column % PRODUCT_STRIP, R, sum);
+#pragma GCC unroll 2
+    for (int r = 0; r < R; r++)
+        panel_store(b, (int32_t)m + r, panel, _mm256_add_ps(sum[r][0], _mm256_load_ps(bias)),
+                    _mm256_add_ps(sum[r][1], _mm256_load_ps(bias + 8)));
 }
 
 static void avx2_run_int8(const struct product_block *b)
 {
-    for (int32_t p = b->first; p < b->end; p++)
-        for (int32_t m = 0; m < b->rows; m++)
-            row_int8(b, m, p);
+    enum { PARTS = PRODUCT_STRIP / PRODUCT_PANEL };
+
+    for (int32_t p = b->first * PARTS; p < b->end * PARTS && p * PRODUCT_PANEL < b->N; p++) {
+        int32_t m = 0;
+
+        for (; m + 2 <= b->rows; m += 2)
+            tile_int8(b, m, p, 2);
+        if (m < b->rows)
+            tile_int8(b, m, p, 1);
+    }
 }
 
 const struct product_kernel product_kernel_avx2 = {"avx2", avx2_quantise, avx2_run_f32,

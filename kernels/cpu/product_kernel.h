@@ -11,17 +11,33 @@
 
 #include "kernels/cpu/product.h"
 
-/* Panels of PRODUCT_PANEL output columns. float32: (panels, K, 16). int8: (panels, K4, 16, 4), four
- * consecutive k of a column side by side, K4 = ceil(K / 4), filled up with zeros. */
-enum { PRODUCT_PANEL = 16, PRODUCT_GROUP = 4 };
+/* Columns of one panel. float32 panels are (K, 16), int8 ones (groups) of struct product_group. */
+enum { PRODUCT_PANEL = 16, PRODUCT_STRIP = 64 };
+enum { PRODUCT_GROUP = 64, PRODUCT_QUAD = 4, PRODUCT_QUADS = PRODUCT_GROUP / PRODUCT_QUAD };
 
-#define PRODUCT_Q_MAX 16256.0f /* 128 * 127 */
+#define PRODUCT_Q_MAX 255.0f
+#define PRODUCT_TINY 1e-30f
 
-/* The high digit of q = 128 high + low. */
-static inline int32_t product_high(int32_t q)
-{
-    return (q + 64) >> 7;
-}
+/* What brings sum_k q_x q_w of a group to sum_k (q_x - zero_x) (q_w - zero_w): add
+ * input[0] weight[0] + input[1] weight[1] of these. All fit 16 bits. */
+struct product_pair {
+    int16_t part[2]; /* input: zero, sum of q; weight: -sum of (q - zero), -zero */
+};
+
+/* 64 inputs by 64 columns; past K and N all q are the zero point. */
+struct product_group {
+    _Alignas(64) float scale[PRODUCT_STRIP];
+    struct product_pair pair[PRODUCT_STRIP];
+    uint8_t q[PRODUCT_QUADS][PRODUCT_STRIP][PRODUCT_QUAD];
+};
+
+/* 64 values of a row of x: q and zero are 128 less than product.h says, to be signed as vpdpbusd
+ * wants one side to be. */
+struct product_input {
+    float scale;
+    struct product_pair pair;
+    int8_t q[PRODUCT_GROUP];
+};
 
 static inline int32_t product_groups(int32_t K)
 {
@@ -30,16 +46,13 @@ static inline int32_t product_groups(int32_t K)
 
 /* Rows 0..rows-1 times panels first..end-1. */
 struct product_block {
-    int32_t K, N, rows;
-    int32_t first, end;   /* panels */
-    const float *x;       /* (rows, K), float32 only */
-    const int8_t *q;      /* (rows, 2, K4 * 4) as quantise() of the set leaves them, int8 only */
-    const float *x_scale; /* (rows), int8 only */
-    const float *f32;     /* packed panels, one of the two */
-    const int8_t *i8;
-    const float *scale; /* (panels * 16), int8 only */
-    const int32_t *sum; /* (panels * 16) 128 times each column's sum, int8 only */
-    const float *bias;  /* (panels * 16) */
+    int32_t K, N, rows, groups;
+    int32_t first, end;                 /* panels */
+    const float *x;                     /* (rows, K), float32 only */
+    const struct product_input *inputs; /* (rows, groups), int8 only */
+    const float *f32;                   /* packed panels, one of the two */
+    const struct product_group *i8;
+    const float *bias; /* (N rounded up to panels) */
     enum product_activation activation;
     const float *add; /* (rows, N) or NULL */
     float *y;         /* (rows, N) */
@@ -47,9 +60,9 @@ struct product_block {
 
 struct product_kernel {
     const char *name;
-    /* out (2, K4 * 4): high digits, then low ones, zeros (as the set writes them) past K; returns
-     * the row's scale. */
-    float (*quantise)(int32_t K, const float *row, int8_t *out);
+    /* One row times factors (K) to inputs (groups). */
+    void (*quantise)(int32_t K, const float *row, const float *factors,
+                     struct product_input *inputs);
     void (*run_f32)(const struct product_block *block);
     void (*run_int8)(const struct product_block *block);
 };

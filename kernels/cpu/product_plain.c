@@ -2,22 +2,38 @@
 #include "kernels/cpu/product_kernel.h"
 #include "kernels/cpu/product_tail.h"
 
-static float plain_quantise(int32_t K, const float *row, int8_t *out)
+static void group_quantise(const float *values, struct product_input *out)
 {
-    int32_t length = product_groups(K) * PRODUCT_GROUP;
-    float most = 0.0f;
-    float factor;
+    float low = 0.0f, high = 0.0f, factor;
+    int32_t zero, total = 0;
 
-    for (int32_t k = 0; k < K; k++)
-        most = fabsf(row[k]) > most ? fabsf(row[k]) : most;
-    factor = most > 0.0f ? PRODUCT_Q_MAX / most : 0.0f;
-    for (int32_t k = 0; k < length; k++) {
-        int32_t q = k < K ? (int32_t)rintf(row[k] * factor) : 0;
-
-        out[k] = (int8_t)product_high(q);
-        out[length + k] = (int8_t)(q - 128 * product_high(q));
+    for (int32_t k = 0; k < PRODUCT_GROUP; k++) {
+        low = values[k] < low ? values[k] : low;
+        high = values[k] > high ? values[k] : high;
     }
-    return most / PRODUCT_Q_MAX;
+    factor = high - low < PRODUCT_TINY ? 0.0f : PRODUCT_Q_MAX / (high - low);
+    zero = (int32_t)rintf(-low * factor) - 128;
+    for (int32_t k = 0; k < PRODUCT_GROUP; k++) {
+        int32_t q = zero + (int32_t)rintf(values[k] * factor);
+
+        out->q[k] = (int8_t)(q > 127 ? 127 : q);
+        total += out->q[k];
+    }
+    out->scale = factor > 0.0f ? (high - low) / PRODUCT_Q_MAX : 0.0f;
+    out->pair = (struct product_pair){{(int16_t)zero, (int16_t)total}};
+}
+
+static void plain_quantise(int32_t K, const float *row, const float *factors,
+                           struct product_input *inputs)
+{
+    for (int32_t at = 0; at < K; at += PRODUCT_GROUP) {
+        int32_t count = K - at < PRODUCT_GROUP ? K - at : PRODUCT_GROUP;
+        float values[PRODUCT_GROUP] = {0};
+
+        for (int32_t k = 0; k < count; k++)
+            values[k] = row[at + k] * factors[at + k];
+        group_quantise(values, inputs++);
+    }
 }
 
 static void panel_f32(int32_t K, const float *restrict x, const float *restrict w,
@@ -32,28 +48,24 @@ static void panel_f32(int32_t K, const float *restrict x, const float *restrict 
         y[j] = sum[j] + bias[j];
 }
 
-static void panel_int8(int32_t groups, const int8_t *restrict q, float x_scale,
-                       const int8_t *restrict w, const float *restrict scale,
-                       const float *restrict bias, float *restrict y)
+/* sum (64) += one group of one row */
+static void group_add(const struct product_input *restrict x,
+                      const struct product_group *restrict w, float *restrict sum)
 {
-    int32_t high[PRODUCT_PANEL] = {0}, low[PRODUCT_PANEL] = {0};
+    for (int32_t j = 0; j < PRODUCT_STRIP; j++) {
+        int32_t d = x->pair.part[0] * w->pair[j].part[0] + x->pair.part[1] * w->pair[j].part[1];
 
-    for (int32_t k = 0; k < groups * PRODUCT_GROUP; k++)
-        for (int32_t j = 0; j < PRODUCT_PANEL; j++) {
-            int32_t weight = w[((int64_t)(k / PRODUCT_GROUP) * PRODUCT_PANEL + j) * PRODUCT_GROUP +
-                               k % PRODUCT_GROUP];
-
-            high[j] += (int32_t)q[k] * weight;
-            low[j] += (int32_t)q[groups * PRODUCT_GROUP + k] * weight;
-        }
-    for (int32_t j = 0; j < PRODUCT_PANEL; j++)
-        y[j] = fmaf(fmaf(128.0f, (float)high[j], (float)low[j]), x_scale * scale[j], bias[j]);
+        for (int32_t k = 0; k < PRODUCT_GROUP; k++)
+            d += x->q[k] * w->q[k / PRODUCT_QUAD][j][k % PRODUCT_QUAD];
+        sum[j] = fmaf((float)d, x->scale * w->scale[j], sum[j]);
+    }
 }
 
-static void plain_store(const struct product_block *b, int32_t row, int32_t panel, float *y)
+static void plain_store(const struct product_block *b, int32_t row, int32_t panel, int32_t width,
+                        float *y)
 {
-    int32_t first = panel * PRODUCT_PANEL;
-    int32_t count = b->N - first < PRODUCT_PANEL ? b->N - first : PRODUCT_PANEL;
+    int32_t first = panel * width;
+    int32_t count = b->N - first < width ? b->N - first : width;
     int64_t at = (int64_t)row * b->N + first;
 
     product_tail(b->activation, count, b->add ? b->add + at : NULL, y);
@@ -68,22 +80,22 @@ static void plain_run_f32(const struct product_block *b)
         for (int32_t m = 0; m < b->rows; m++) {
             panel_f32(b->K, b->x + (int64_t)m * b->K, b->f32 + (int64_t)p * b->K * PRODUCT_PANEL,
                       b->bias + p * PRODUCT_PANEL, y);
-            plain_store(b, m, p, y);
+            plain_store(b, m, p, PRODUCT_PANEL, y);
         }
 }
 
 static void plain_run_int8(const struct product_block *b)
 {
-    int32_t groups = product_groups(b->K);
-    int64_t length = (int64_t)groups * PRODUCT_GROUP;
-    float y[PRODUCT_PANEL];
-
     for (int32_t p = b->first; p < b->end; p++)
         for (int32_t m = 0; m < b->rows; m++) {
-            panel_int8(groups, b->q + 2 * m * length, b->x_scale[m],
-                       b->i8 + p * length * PRODUCT_PANEL, b->scale + p * PRODUCT_PANEL,
-                       b->bias + p * PRODUCT_PANEL, y);
-            plain_store(b, m, p, y);
+            float y[PRODUCT_STRIP] = {0};
+
+            for (int64_t g = 0; g < b->groups; g++)
+                group_add(b->inputs + (int64_t)m * b->groups + g,
+                          b->i8 + (int64_t)p * b->groups + g, y);
+            for (int32_t j = 0; j < PRODUCT_STRIP; j++)
+                y[j] += b->bias[p * PRODUCT_STRIP + j];
+            plain_store(b, m, p, PRODUCT_STRIP, y);
         }
 }
 

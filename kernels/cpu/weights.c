@@ -14,6 +14,7 @@ struct packer {
     enum product_format format; /* of attention and feed-forward products */
     float *weight;              /* (largest) */
     float *bias;                /* (largest rows) */
+    float *reach;               /* (2 D) of the inputs of the product being packed */
     struct error *error;
 };
 
@@ -33,21 +34,49 @@ static void linear_read(struct packer *p, const struct model_linear *linear, int
 }
 
 static struct product_weight *pack(struct packer *p, enum product_format format, int64_t N,
-                                   int64_t K, const float *bias)
+                                   int64_t K, const float *bias, const float *reach)
 {
     struct product_weight *w =
-        product_pack(format, (int32_t)N, (int32_t)K, p->weight, bias, p->error);
+        product_pack(format, (int32_t)N, (int32_t)K, p->weight, bias, reach, p->error);
 
     if (w)
         p->weights->bytes += product_bytes(w);
     return w;
 }
 
+/* reach (D): how far each output of a norm goes, about three deviations. */
+static const float *norm_reach(struct packer *p, const struct model_norm *norm)
+{
+    const int32_t D = p->weights->D;
+    float *gain = p->reach, *bias = p->reach + D;
+
+    model_tensor_f32(&norm->weight, gain);
+    model_tensor_f32(&norm->bias, bias);
+    for (int32_t i = 0; i < D; i++)
+        p->reach[i] = 3.0f * fabsf(gain[i]) + fabsf(bias[i]);
+    return p->reach;
+}
+
+/* The same of embedding rows plus positions, which lie within 1. */
+static const float *embedding_reach(struct packer *p, const struct model_tensor *embedding)
+{
+    const int64_t D = p->weights->D, rows = embedding->rows;
+
+    model_tensor_f32(embedding, p->weight);
+    memset(p->reach, 0, (size_t)D * sizeof *p->reach);
+    for (int64_t i = 0; i < rows * D; i++)
+        p->reach[i % D] += p->weight[i] * p->weight[i];
+    for (int64_t i = 0; i < D; i++)
+        p->reach[i] = 3.0f * p->weights->embedding_scale * sqrtf(p->reach[i] / (float)rows) + 1.0f;
+    return p->reach;
+}
+
+/* reach (K) of the inputs, or NULL when nothing is known. */
 static struct product_weight *linear_pack(struct packer *p, const struct model_linear *linear,
-                                          float factor)
+                                          float factor, const float *reach)
 {
     linear_read(p, linear, 0, factor);
-    return pack(p, p->format, linear->weight.rows, linear->weight.cols, p->bias);
+    return pack(p, p->format, linear->weight.rows, linear->weight.cols, p->bias, reach);
 }
 
 /* The query's factor 1 / sqrt(dh) is a power of two for the usual head sizes: exact in the weights.
@@ -58,24 +87,26 @@ static float query_factor(const struct model *model, int32_t heads)
 }
 
 static struct product_weight *qkv_pack(struct packer *p, const struct model_attention *attention,
-                                       float factor)
+                                       float factor, const float *reach)
 {
     int64_t D = p->weights->D;
 
     linear_read(p, &attention->q, 0, factor);
     linear_read(p, &attention->k, D, 1.0f);
     linear_read(p, &attention->v, 2 * D, 1.0f);
-    return pack(p, p->format, 3 * D, D, p->bias);
+    return pack(p, p->format, 3 * D, D, p->bias, reach);
 }
 
 static struct product_weight *cross_kv_pack(struct packer *p,
                                             const struct model_attention *attention)
 {
     int64_t D = p->weights->D;
+    const float *reach =
+        norm_reach(p, &p->model->encoder[p->model->config.encoder_layers - 1].norm);
 
     linear_read(p, &attention->k, 0, 1.0f);
     linear_read(p, &attention->v, D, 1.0f);
-    return pack(p, p->format, 2 * D, D, p->bias);
+    return pack(p, p->format, 2 * D, D, p->bias, reach);
 }
 
 static int norm_read(struct packer *p, const struct model_norm *from, struct weights_norm *to)
@@ -95,25 +126,30 @@ static int norm_read(struct packer *p, const struct model_norm *from, struct wei
 static int cross_pack(struct packer *p, const struct model_layer *from, float factor,
                       struct weights_layer *to)
 {
-    to->cross_q = linear_pack(p, &from->cross.q, factor);
+    to->cross_q = linear_pack(p, &from->cross.q, factor, norm_reach(p, &from->self.norm));
     to->cross_kv = to->cross_q ? cross_kv_pack(p, &from->cross) : NULL;
-    to->cross_out = to->cross_kv ? linear_pack(p, &from->cross.out, 1.0f) : NULL;
+    to->cross_out = to->cross_kv ? linear_pack(p, &from->cross.out, 1.0f, NULL) : NULL;
     return to->cross_out ? norm_read(p, &from->cross.norm, &to->cross_norm) : -1;
 }
 
-static int layer_pack(struct packer *p, const struct model_layer *from, int32_t heads, bool decoder,
-                      struct weights_layer *to)
+/* before: the norm that the layer's input comes from, NULL for the embedding. */
+static int layer_pack(struct packer *p, const struct model_layer *from, bool decoder,
+                      const struct model_norm *before, struct weights_layer *to)
 {
-    float factor = query_factor(p->model, heads);
+    const struct model *m = p->model;
+    const struct model_tensor *embedding = decoder ? &m->decoder_embedding : &m->encoder_embedding;
+    float factor = query_factor(m, decoder ? m->config.decoder_heads : m->config.encoder_heads);
 
-    to->qkv = qkv_pack(p, &from->self, factor);
-    to->out = to->qkv ? linear_pack(p, &from->self.out, 1.0f) : NULL;
+    to->qkv = qkv_pack(p, &from->self, factor,
+                       before ? norm_reach(p, before) : embedding_reach(p, embedding));
+    to->out = to->qkv ? linear_pack(p, &from->self.out, 1.0f, NULL) : NULL;
     if (!to->out || norm_read(p, &from->self.norm, &to->norm))
         return -1;
     if (decoder && cross_pack(p, from, factor, to))
         return -1;
-    to->fc1 = linear_pack(p, &from->fc1, 1.0f);
-    to->fc2 = to->fc1 ? linear_pack(p, &from->fc2, 1.0f) : NULL;
+    to->fc1 = linear_pack(p, &from->fc1, 1.0f,
+                          norm_reach(p, decoder ? &from->cross.norm : &from->self.norm));
+    to->fc2 = to->fc1 ? linear_pack(p, &from->fc2, 1.0f, NULL) : NULL;
     return to->fc2 ? norm_read(p, &from->norm, &to->ffn_norm) : -1;
 }
 
@@ -135,16 +171,17 @@ static int side_pack(struct packer *p, bool decoder)
         model_position_f32(p->model, decoder, i, side->positions + (int64_t)i * D);
     p->weights->bytes += (size_t)P * (size_t)D * sizeof(float);
     for (int32_t i = 0; i < side->layer_count; i++)
-        if (layer_pack(p, &from[i], side->heads, decoder, &side->layers[i]))
+        if (layer_pack(p, &from[i], decoder, i ? &from[i - 1].norm : NULL, &side->layers[i]))
             return -1;
     return 0;
 }
 
 static struct product_weight *embedding_pack(struct packer *p, enum product_format format,
-                                             const struct model_tensor *tensor, const float *bias)
+                                             const struct model_tensor *tensor, const float *bias,
+                                             const float *reach)
 {
     model_tensor_f32(tensor, p->weight);
-    return pack(p, format, tensor->rows, tensor->cols, bias);
+    return pack(p, format, tensor->rows, tensor->cols, bias, reach);
 }
 
 /* The output projection, then the embeddings, each packed once however often it is used. */
@@ -153,21 +190,22 @@ static int embeddings_pack(struct packer *p, enum product_format format)
     const struct model *m = p->model;
     struct weights *w = p->weights;
 
+    norm_reach(p, &m->decoder[m->config.decoder_layers - 1].norm);
     memset(p->bias, 0, (size_t)w->V * sizeof *p->bias);
     if (m->logits_bias.data)
         model_tensor_f32(&m->logits_bias, p->bias);
-    w->output = embedding_pack(p, format, &m->output, p->bias);
+    w->output = embedding_pack(p, format, &m->output, p->bias, p->reach);
     if (!w->output)
         return -1;
     w->decoder.embedding = m->decoder_embedding.data == m->output.data
                                ? w->output
-                               : embedding_pack(p, format, &m->decoder_embedding, NULL);
+                               : embedding_pack(p, format, &m->decoder_embedding, NULL, NULL);
     if (!w->decoder.embedding)
         return -1;
     w->encoder.embedding = m->encoder_embedding.data == m->output.data ? w->output
                            : m->encoder_embedding.data == m->decoder_embedding.data
                                ? w->decoder.embedding
-                               : embedding_pack(p, format, &m->encoder_embedding, NULL);
+                               : embedding_pack(p, format, &m->encoder_embedding, NULL, NULL);
     return w->encoder.embedding ? 0 : -1;
 }
 
@@ -203,7 +241,8 @@ struct weights *weights_create(const struct model *model, enum weights_format fo
     p.weights = calloc(1, sizeof *p.weights);
     p.weight = malloc((size_t)(rows * D) * sizeof *p.weight);
     p.bias = malloc((size_t)rows * sizeof *p.bias);
-    if (!p.weights || !p.weight || !p.bias) {
+    p.reach = malloc(2 * (size_t)D * sizeof *p.reach);
+    if (!p.weights || !p.weight || !p.bias || !p.reach) {
         error_set(error, "weights: out of memory");
         goto failed;
     }
@@ -219,10 +258,12 @@ struct weights *weights_create(const struct model *model, enum weights_format fo
         goto failed;
     free(p.weight);
     free(p.bias);
+    free(p.reach);
     return p.weights;
 failed:
     free(p.weight);
     free(p.bias);
+    free(p.reach);
     weights_destroy(p.weights);
     return NULL;
 }

@@ -134,7 +134,7 @@ static int product_measure(struct threads *threads, enum product_format format,
         weight[i] = (float)(i % 255 - 127) / 127;
     for (int i = 0; i < PRODUCT_M * PRODUCT_K; i++)
         try.x[i] = (float)(i % 253 - 126) / 126;
-    try.weight = product_pack(format, PRODUCT_N, PRODUCT_K, weight, NULL, error);
+    try.weight = product_pack(format, PRODUCT_N, PRODUCT_K, weight, NULL, NULL, error);
     if (!try.weight)
         goto out;
     *operations_per_us =

@@ -161,8 +161,8 @@ static void case_run(struct case_data *c)
         c->w[i] = (float)(i * 7919 % 257) / 128.0f - 1.0f;
     for (int64_t i = 0; i < (int64_t)c->M * c->K; i++)
         c->x[i] = (float)(i * 104729 % 263) / 128.0f - 1.0f;
-    c->f32 = product_pack(PRODUCT_F32, c->N, c->K, c->w, NULL, &error);
-    c->i8 = product_pack(PRODUCT_INT8, c->N, c->K, c->w, NULL, &error);
+    c->f32 = product_pack(PRODUCT_F32, c->N, c->K, c->w, NULL, NULL, &error);
+    c->i8 = product_pack(PRODUCT_INT8, c->N, c->K, c->w, NULL, NULL, &error);
     if (!c->f32 || !c->i8) {
         fprintf(stderr, "bench_product: %s\n", error.message);
         exit(1);
