@@ -29,15 +29,14 @@ enum {
 
 #if PGPT_CUDA_HOPPER && __CUDA_ARCH__ >= 900
 
-/* A window of the rows' inputs into its place: a committed group of copies. With SPLIT 2 a window
- * is half a window of either half of the inputs. */
+/* A window of the rows' inputs to `tile`: a committed group of copies. With SPLIT 2 a window is
+ * half a window of either half of the inputs. */
 template <int BM, int SPLIT>
 static __device__ __forceinline__ void window_load(const struct product &p, int m0, int n,
                                                    int window, char *tile)
 {
     const int K = p.weight.K;
 
-    tile += (window & 1) * BM * HOPPER_WINDOW * 2;
 #pragma unroll 4
     for (int t = 0; t < BM * 32 / HOPPER_THREADS; t++) {
         const int i = threadIdx.x + t * HOPPER_THREADS, r = i >> 5, piece = i >> 3 & 3,
@@ -250,6 +249,7 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
 {
 #if PGPT_CUDA_HOPPER && __CUDA_ARCH__ >= 900
     constexpr int BN = 128 / SPLIT, EACH = HOPPER_WINDOW / 32 / SPLIT, ARRAY = BM * HOPPER_STAGE;
+    constexpr int WINDOW = BM * HOPPER_WINDOW * 2; /* bytes */
     extern __shared__ __align__(1024) char shared[];
     float *stage = (float *)(shared + hopper_stage_at(BM, SPLIT));
     struct tile_rows *info = (struct tile_rows *)(shared + hopper_info_at(BM, SPLIT));
@@ -284,7 +284,7 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
 #pragma unroll
     for (int i = 0; i < 2; i++)
         if (i < windows)
-            window_load<BM, SPLIT>(p, m0, n, i, shared);
+            window_load<BM, SPLIT>(p, m0, n, i, shared + i * WINDOW);
         else
             copy_commit();
 
@@ -297,8 +297,9 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
             total[i] = 0.0f;
 #pragma unroll 1
         for (int window = 0; window < windows; window++, turn++) {
-            const uint32_t rows = shared_address(shared) + (window & 1) * BM * HOPPER_WINDOW * 2 +
-                                  (SPLIT == 1 ? 0 : group * 2 * BM * 128);
+            const int place = windows > 2 ? turn & 1 : window;
+            const uint32_t rows =
+                shared_address(shared) + place * WINDOW + (SPLIT == 1 ? 0 : group * 2 * BM * 128);
 
             if (turn < windows || windows > 2) {
                 if (turn == 0)
@@ -307,8 +308,12 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
                     copy_wait<0>();
                 warpgroup_publish();
                 __syncthreads();
-                if (windows > 2 && turn > 0)
-                    window_load<BM, SPLIT>(p, m0, n, window + 1 < windows ? window + 1 : 0, shared);
+                /* all have left the window before: its place takes the one after this. None after
+                 * the last, for the stage may lie there */
+                if (windows > 2 && turn > 0 &&
+                    (window + 1 < windows || column + (int)gridDim.x < tiles))
+                    window_load<BM, SPLIT>(p, m0, n, window + 1 < windows ? window + 1 : 0,
+                                           shared + (1 - place) * WINDOW);
             }
 #pragma unroll
             for (int b = 0; b < EACH; b++) {
