@@ -15,7 +15,8 @@ const struct cli_command command_bench = {
     .summary = "measures decode steps, tokens a second and the share of the device's floor",
     .text =
         "For each batch a JSON line:\n"
-        "  us_per_step   a decode step alone, median of the rounds (with _min and _max)\n"
+        "  us_per_step   a decode step alone, of calls in which all rows run and nothing is being\n"
+        "                encoded; median of the rounds (with _min and _max)\n"
         "  tok_per_s     generated tokens over wall time, encoding and host work included\n"
         "  floor_us      below it no implementation can be here: bytes over the bandwidth or\n"
         "                operations over the rate, whichever is longer, plus the dependent phases\n"

@@ -5,12 +5,13 @@
  */
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "kernels/tool/replay.h"
 #include "kernels/tool/verify.h"
 
-enum { REQUESTS = 32, MAX_NEW = 48 };
+enum { REQUESTS = 32, MAX_NEW = 48, COPIES = 16 };
 
 static int32_t smaller(int32_t a, int32_t b)
 {
@@ -89,6 +90,33 @@ static void compare(struct verify_row *row, const struct replay_output *alone,
     snprintf(row->rule, sizeof row->rule, "the same bits as alone");
 }
 
+/* Every request many times at once, so that all rows are full: a device takes other kernels there.
+ */
+static int crowd_verify(struct verify *v, const struct engine_request *requests,
+                        const struct replay_output *alone, struct error *error)
+{
+    struct engine_request *crowd = calloc((size_t)COPIES * REQUESTS, sizeof *crowd);
+    struct replay_output *outputs = calloc((size_t)COPIES * REQUESTS, sizeof *outputs);
+    struct replay_schedule schedule = {.k = 16};
+    struct verify_row *row = verify_row_add(v, "crowd, k 16");
+    int status = -1;
+
+    if (!crowd || !outputs) {
+        error_set(error, "out of memory");
+        goto out;
+    }
+    for (int32_t i = 0; i < COPIES; i++)
+        memcpy(crowd + i * REQUESTS, requests, REQUESTS * sizeof *requests);
+    status = replay_run(v->engine, crowd, COPIES * REQUESTS, &schedule, outputs, error);
+    for (int32_t i = 0; !status && i < COPIES; i++)
+        compare(row, alone, outputs + i * REQUESTS);
+    replay_free(outputs, COPIES * REQUESTS);
+out:
+    free(crowd);
+    free(outputs);
+    return status;
+}
+
 static int schedule_verify(struct verify *v, struct engine *engine, const char *name,
                            const struct replay_schedule *schedule,
                            const struct engine_request *requests, const struct replay_output *alone,
@@ -146,8 +174,9 @@ int verify_batches(struct verify *v, struct error *error)
         snprintf(name, sizeof name, "batch, k %d", steps[i]);
         status = schedule_verify(v, v->engine, name, &random, requests, alone, error);
     }
-    if (!status && !strcmp(v->options->device, "cpu"))
-        status = threads_verify(v, requests, alone, error);
+    if (!status)
+        status = strcmp(v->options->device, "cpu") ? crowd_verify(v, requests, alone, error)
+                                                   : threads_verify(v, requests, alone, error);
     replay_free(alone, REQUESTS);
     return status;
 }
