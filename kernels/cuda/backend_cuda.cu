@@ -366,10 +366,11 @@ static void batch_pack(struct backend *backend, const struct engine_request *req
     int32_t *starts = rows + tokens, at = 0;
 
     host[0] = tokens;
-    batch->longest = 0;
+    batch->longest = batch->rows = 0;
     for (int32_t i = 0; i < count; i++) {
         starts[i] = at;
         batch->slots[i] = slots[i];
+        batch->rows += backend->slots[slots[i]].row_count;
         batch->generations[i] = backend->slots[slots[i]].generation;
         if (requests[i].source_len > batch->longest)
             batch->longest = requests[i].source_len;

@@ -11,7 +11,7 @@
 #include "kernels/cuda/step.h"
 
 enum {
-    MEMORY_BATCHES = 4,         /* encodings under way at once */
+    MEMORY_BATCHES = 8,         /* encodings under way at once */
     MEMORY_BATCH_TOKENS = 8192, /* source tokens of one encoding; at least the longest source */
     MEMORY_STEPS_MOST = 64,     /* steps of one call */
 };

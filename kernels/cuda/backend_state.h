@@ -44,7 +44,7 @@ struct backend_row {
 struct backend_batch {
     bool enqueued;
     cudaEvent_t done;
-    int32_t count, tokens, longest;
+    int32_t count, rows, tokens, longest;
     int32_t *slots;        /* (max_rows) */
     uint32_t *generations; /* (max_rows) of these slots when they were admitted */
 };

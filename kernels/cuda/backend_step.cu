@@ -13,6 +13,7 @@ enum {
     WAIT_NAP_US = 20,
     CALL_US = 100, /* of a call are not its steps */
     WAIT_MOST_US = 30 * 1000 * 1000,
+    ENCODING_STEPS = 2, /* an encoding takes about so many steps */
 };
 #define WAIT_SLEEP_SHARE 0.8 /* of the expected time is slept through */
 
@@ -104,14 +105,27 @@ int backend_join_first(struct backend *backend, int64_t *waited_us, struct error
     return 0;
 }
 
-/* Takes finished encodings off the ring; waits for the first when nothing else is to be done. */
-static int batches_join(struct backend *backend, int64_t *waited_us, struct error *error)
+/* Rows of encodings that have not joined. */
+static int32_t newcomers(const struct backend *backend)
+{
+    int32_t rows = 0;
+
+    for (int32_t i = 0; i < backend->batch_count; i++)
+        rows += backend->batches[(backend->batch_first + i) % MEMORY_BATCHES].rows;
+    return rows;
+}
+
+/* Takes finished encodings off the ring. Waits for the others only while more is lost without: rows
+ * that do not join now have this call's k steps still before them when the others have ended; that
+ * weighs against the time for which the running rows stand still. */
+static int batches_join(struct backend *backend, int32_t k, int64_t *waited_us, struct error *error)
 {
     while (backend->batch_count) {
         const struct backend_batch *batch = &backend->batches[backend->batch_first];
         cudaError_t status = batch->enqueued ? cudaEventQuery(batch->done) : cudaErrorNotReady;
 
-        if (status == cudaErrorNotReady && backend->active_count)
+        if (status == cudaErrorNotReady &&
+            (int64_t)ENCODING_STEPS * backend->active_count > (int64_t)k * newcomers(backend))
             return 0;
         if (status != cudaSuccess && status != cudaErrorNotReady)
             return backend_fail(backend, status, "encoding", error);
@@ -331,7 +345,7 @@ int backend_step(struct backend *backend, int32_t k, struct engine_output *out, 
     status = cudaSetDevice(backend->device);
     if (status != cudaSuccess)
         return backend_fail(backend, status, "choosing the device", error);
-    if (batches_join(backend, &waited, error))
+    if (batches_join(backend, k, &waited, error))
         return -1;
     out->encode_us = waited;
     if (!backend->active_count)
