@@ -206,6 +206,9 @@ static int places_seek(struct recorder *r, struct error *error)
 
     for (int i = 0; i < list->cnt; i++)
         list->elems[i].offset = owned_find(r, list->elems[i].partition)->position.next;
+    /* In this order: a seek wakes the client's thread, which finds by itself what was resumed up to
+     * a second later. When it fails, all are paused again. */
+    rd_kafka_resume_partitions(r->consumer, list);
     failed = rd_kafka_seek_partitions(r->consumer, list, KAFKA_CALL_MS);
     if (failed) {
         status = error_set(error, "seek: %s", rd_kafka_error_string(failed));
@@ -215,8 +218,6 @@ static int places_seek(struct recorder *r, struct error *error)
         if (list->elems[i].err)
             status = error_set(error, "seek in partition %d: %s", (int)list->elems[i].partition,
                                rd_kafka_err2str(list->elems[i].err));
-    if (!status)
-        rd_kafka_resume_partitions(r->consumer, list);
     rd_kafka_topic_partition_list_destroy(list);
     return status;
 }
@@ -311,11 +312,15 @@ static bool event_add(struct recorder *r, const rd_kafka_message_t *message)
     enum codec_status status = codec_decode(r->codec, RECORD_JOB_EVENT, message->payload,
                                             message->len, r->batch->arena, &event, &error);
 
-    if (status == CODEC_NO_MEMORY || status == CODEC_RETRY) {
+    enum recorder_added added = RECORDER_NO_EVENT;
+
+    if (!status)
+        added = recorder_batch_add(r->batch, &event, &error);
+    if (status == CODEC_NO_MEMORY || status == CODEC_RETRY || added == RECORDER_NO_ROOM) {
         retry_later(r, error.message);
         return false;
     }
-    if (status || recorder_batch_add(r->batch, &event, &error))
+    if (added != RECORDER_ADDED)
         log_write(LOG_WARN, "recorder", &where, "event passed over: %s", error.message);
     return true;
 }

@@ -171,22 +171,27 @@ static bool is_newer(const struct recorder_state *a, const struct recorder_state
     return a->attempt > b->attempt || (a->attempt == b->attempt && a->rank > b->rank);
 }
 
-int recorder_batch_add(struct recorder_batch *b, const struct job_event *event, struct error *error)
+enum recorder_added recorder_batch_add(struct recorder_batch *b, const struct job_event *event,
+                                       struct error *error)
 {
     struct recorder_state state = {0};
     struct recorder_row *row;
     uint8_t id[16];
 
-    if (b->event_count >= b->max_events)
-        return error_set(error, "the batch is full");
-    if (uuid_parse(event->job_id, id))
-        return error_set(error, "job_id is no UUID");
+    if (uuid_parse(event->job_id, id)) {
+        error_set(error, "job_id is no UUID");
+        return RECORDER_NO_EVENT;
+    }
     state.rank = state_find(event->state, &state.status);
-    if (!state.rank)
-        return error_set(error, "state is none of accepted, started, completed, failed, cancelled, "
-                                "expired");
-    if (state_read(b, event, &state))
-        return error_set(error, "out of memory for a batch of events; lower recorder.batch");
+    if (!state.rank) {
+        error_set(error, "state is none of accepted, started, completed, failed, cancelled, "
+                         "expired");
+        return RECORDER_NO_EVENT;
+    }
+    if (b->event_count >= b->max_events || state_read(b, event, &state)) {
+        error_set(error, "no memory for a batch of events; lower recorder.batch");
+        return RECORDER_NO_ROOM;
+    }
     row = row_find(b, id);
     b->event_count++;
     if (!row->newest.rank || is_newer(&state, &row->newest))
@@ -195,7 +200,7 @@ int recorder_batch_add(struct recorder_batch *b, const struct job_event *event, 
     row->started_at_us = earliest(row->started_at_us, time_clamp(event->started_at_us));
     if (state.rank == RECORDER_RANK_FINAL && row->finals++ == 0)
         row->first_final = state;
-    return 0;
+    return RECORDER_ADDED;
 }
 
 static int row_order(const void *a, const void *b)

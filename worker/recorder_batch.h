@@ -84,10 +84,16 @@ void recorder_batch_reset(struct recorder_batch *batch);
 /* No further event fits (count or memory): write it, then reset. */
 bool recorder_batch_full(const struct recorder_batch *batch);
 
-/* Merges one event whose texts lie in the batch's arena. -1 with the reason when it is no job's
- * event (an id that is no UUID, an unknown state) or memory is out; the batch is unchanged then. */
-int recorder_batch_add(struct recorder_batch *batch, const struct job_event *event,
-                       struct error *error) PGPT_MUST_CHECK;
+enum recorder_added {
+    RECORDER_ADDED,
+    RECORDER_NO_EVENT, /* no job's event: an id that is no UUID, an unknown state */
+    RECORDER_NO_ROOM   /* the batch or memory is full: it must come again */
+};
+
+/* Merges one event whose texts lie in the batch's arena. With the reason when it was not added; the
+ * batch is unchanged then. */
+enum recorder_added recorder_batch_add(struct recorder_batch *batch, const struct job_event *event,
+                                       struct error *error) PGPT_MUST_CHECK;
 
 void recorder_batch_sort(struct recorder_batch *batch);  /* ends adding */
 void recorder_batch_count(struct recorder_batch *batch); /* buckets, minutes of final_is_new rows */

@@ -130,13 +130,34 @@ static void what_is_no_event_changes_nothing(void **state)
 
     (void)state;
     e.job_id = (struct text){"no-uuid", 7};
-    assert_int_equal(recorder_batch_add(b, &e, &error), -1);
+    assert_int_equal(recorder_batch_add(b, &e, &error), RECORDER_NO_EVENT);
     assert_non_null(strstr(error.message, "job_id"));
     e = simple("paused", 1, 10);
-    assert_int_equal(recorder_batch_add(b, &e, &error), -1);
+    assert_int_equal(recorder_batch_add(b, &e, &error), RECORDER_NO_EVENT);
     assert_non_null(strstr(error.message, "state"));
     assert_int_equal(b->row_count, 0);
     assert_int_equal(b->event_count, 0);
+    recorder_batch_destroy(b);
+}
+
+/* Not the same as what is no event: this one must come again. */
+static void an_event_without_memory_has_no_room(void **state)
+{
+    static const char bad[] = "t\xff"; /* it is copied to be mended */
+    struct recorder_batch *b = create(16);
+    struct job_event e = simple("completed", 1, 10);
+
+    (void)state;
+    for (size_t size = 1 << 20; size; size /= 2)
+        while (arena_alloc(b->arena, size))
+            ;
+    e.tenant = (struct text){bad, 2};
+    assert_int_equal(recorder_batch_add(b, &e, &error), RECORDER_NO_ROOM);
+    assert_int_equal(b->row_count, 0);
+    assert_int_equal(b->event_count, 0);
+    recorder_batch_reset(b);
+    assert_int_equal(recorder_batch_add(b, &e, &error), RECORDER_ADDED);
+    assert_string_equal(b->rows[0].newest.tenant.data, "t?");
     recorder_batch_destroy(b);
 }
 
@@ -152,7 +173,8 @@ static void a_full_batch_takes_no_more(void **state)
         snprintf(id, sizeof id, "00000000-0000-4000-8000-00000000000%d", i);
         e.job_id = (struct text){id, 36};
         assert_int_equal(recorder_batch_full(b), i == 3);
-        assert_int_equal(recorder_batch_add(b, &e, &error), i == 3 ? -1 : 0);
+        assert_int_equal(recorder_batch_add(b, &e, &error),
+                         i == 3 ? RECORDER_NO_ROOM : RECORDER_ADDED);
     }
     assert_int_equal(b->row_count, 3);
     recorder_batch_reset(b);
@@ -256,6 +278,7 @@ int main(void)
         cmocka_unit_test(the_newest_attempt_and_state_win),
         cmocka_unit_test(random_streams_agree_with_a_scan),
         cmocka_unit_test(what_is_no_event_changes_nothing),
+        cmocka_unit_test(an_event_without_memory_has_no_room),
         cmocka_unit_test(a_full_batch_takes_no_more),
         cmocka_unit_test(texts_become_what_postgresql_takes),
         cmocka_unit_test(times_are_clamped),
