@@ -32,7 +32,8 @@ port_open() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 # What up and down agree on. The ports' names are not PGPT_KAFKA_*: those are the worker's settings for
 # librdkafka. The database's folder moves to /var/tmp when the server's user cannot reach the checkout
 # (a clone below /root).
-run_dir=$local_dir/run
+run_dir=$local_dir/run env_file=$local_dir/env
+[ -z "${PGPT_LOCAL_RUN_DIR:-}" ] || run_dir=$PGPT_LOCAL_RUN_DIR env_file=$PGPT_LOCAL_RUN_DIR/env
 # ports_file: the ports of the last `up`, which later calls keep to.
 ports_file=$run_dir/ports
 used_kafka_port= used_postgres_port=
