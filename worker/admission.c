@@ -114,6 +114,15 @@ static struct job *job_from(const rd_kafka_message_t *message,
     return job;
 }
 
+bool admission_is_full(const struct config *config, bool was_full)
+{
+    double share = was_full ? config->queue_resume_ratio : 1.0;
+
+    /* At the bound it is full; once full, until it is down to the share. */
+    return (double)job_alive() + !was_full > share * (double)config->queue_max_jobs ||
+           (double)job_bytes() + !was_full > share * (double)config->queue_max_mb * (1 << 20);
+}
+
 static void dead_letter(struct job *job, const char *class, const char *message)
 {
     job->outcome = JOB_DEAD_LETTER;
@@ -130,8 +139,11 @@ static bool decode(struct admission *a, struct job *job)
     enum codec_status status = codec_decode(a->codec, RECORD_GENERATION_REQUEST, job->original.data,
                                             job->original.size, job->arena, &job->request, &error);
 
-    if (status == CODEC_RETRY)
+    /* A record that needs more than its arena's maximum always will; other memory comes back. */
+    if (status == CODEC_RETRY || (status == CODEC_NO_MEMORY && !arena_is_full(job->arena))) {
+        log_write(LOG_WARN, "intake", &job->log, "read again later: %s", error.message);
         return false;
+    }
     if (status == CODEC_OK && FAULT_FAILS("decoded")) {
         error_set(&error, "a fault refuses it");
         status = CODEC_BAD_PAYLOAD;
@@ -190,6 +202,7 @@ enum admission_status admission_run(struct admission *a, const rd_kafka_message_
         job_destroy(job);
         return ADMISSION_RETRY;
     }
+    job_charge(job);
     over = dead_letter_limit_add(&a->limit, job->outcome == JOB_DEAD_LETTER,
                                  p->config->dlq_limit_ratio);
     if (job->outcome == JOB_OPEN)

@@ -17,6 +17,10 @@ struct admission; /* opaque: a decoder and the window of dead letters */
 struct admission *admission_create(struct pipeline *pipeline, struct error *error) PGPT_MUST_CHECK;
 void admission_destroy(struct admission *admission); /* NULL is allowed */
 
+/* The bounds on what a worker has read and not yet committed, in jobs and in bytes, with
+ * hysteresis. Any thread. */
+bool admission_is_full(const struct config *config, bool was_full);
+
 enum admission_status {
     ADMISSION_OK,
     ADMISSION_RETRY, /* no memory, or a registry that does not answer: the same record again later

@@ -30,8 +30,10 @@ INT(engine_memory_mb, "engine.memory_mb", 0, 0, 1048576,
     "budget for attention caches and work space; 0 = what max_rows needs")
 
 INT(queue_max_jobs, "queue.max_jobs", 4096, 1, 1000000, "jobs admitted but not running")
+INT(queue_max_mb, "queue.max_mb", 256, 1, 1048576,
+    "memory of the jobs that were read and are not committed yet")
 REAL(queue_resume_ratio, "queue.resume_ratio", 0.75, 0.1, 1.0,
-     "paused partitions resume when the queue falls below this share of max_jobs")
+     "paused partitions resume when the jobs fall to this share of max_jobs and max_mb")
 INT(queue_ageing_ms, "queue.ageing_ms", 2000, 1, 3600000,
     "a waiting job gains one priority level each time this long passes")
 

@@ -181,13 +181,13 @@ static void stops_apply(struct engine_stage *s)
         count = step_ring_stops(s->ring, stops, STOPS_AT_ONCE);
         for (size_t i = 0; i < count; i++) {
             struct running *r = s->places[stops[i].tag & UINT32_MAX];
-            uint32_t bit = stops[i].sequence < 0 ? 0 : 1u << stops[i].sequence;
+            uint32_t bit = 1u << stops[i].sequence;
 
             if (!r || r->tag != stops[i].tag)
                 continue; /* the engine had ended it meanwhile */
             if (r->live & bit)
                 engine_stop_sequence(s->engine, r->slot, stops[i].sequence);
-            r->live &= bit ? ~bit : 0;
+            r->live &= ~bit;
             if (!r->live)
                 let_go(s, r, RUNNING_FINISHED);
         }
@@ -200,10 +200,9 @@ static void take(struct engine_stage *s, struct job *job)
 {
     struct running *r = running_table_add(&s->table, job, s->detokeniser);
 
-    if (!r) {
-        job_finish(job, JOB_FAILED, "internal", "it needs more memory than one job may take",
-                   clock_wall_us());
-        settle_push(s->pipeline->settle, job);
+    if (!r) { /* the job stays open: it runs elsewhere */
+        job_destroy(job);
+        out_of_memory(s);
         return;
     }
     /* A cancel that came before the table knew the job. */

@@ -28,7 +28,13 @@ enum health_gate {
 
 /* Threads that must show progress; one that has not for its limit makes /healthz fail
  * and, soon after, the main thread end the process. */
-enum health_beat { HEALTH_BEAT_INTAKE, HEALTH_BEAT_ENGINE, HEALTH_BEAT_SETTLE, HEALTH_BEAT_COUNT };
+enum health_beat {
+    HEALTH_BEAT_INTAKE,
+    HEALTH_BEAT_TEXT, /* the engine's thread waits for it: the cause is named first */
+    HEALTH_BEAT_ENGINE,
+    HEALTH_BEAT_SETTLE,
+    HEALTH_BEAT_COUNT
+};
 
 struct health *health_create(int64_t stall_limit_us);
 void health_destroy(struct health *health);

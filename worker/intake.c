@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "kernels/base/clock.h"
 #include "worker/admission.h"
@@ -19,6 +20,7 @@
 #include "worker/kafka_client.h"
 #include "worker/lag.h"
 #include "worker/takeover.h"
+#include "worker/topics.h"
 
 enum pause_reason {
     PAUSE_UNTAKEN = 1,   /* assigned, its ledger is not read yet */
@@ -34,11 +36,11 @@ enum pause_reason {
 
 enum {
     POLL_MS = 20,
+    RECORD_RETRY_MS = 50,
     TAKEOVER_RETRY_US = 500000,
     SEEK_RETRY_US = 100000,
     TOPICS_CHECK_US = 30000000,
-    TOPICS_RETRY_US = 2000000,
-    METADATA_TIMEOUT_MS = 3000
+    TOPICS_RETRY_US = 2000000
 };
 
 struct intake {
@@ -67,12 +69,6 @@ struct intake {
 
 /* ---- pausing ---- */
 
-static rd_kafka_topic_partition_list_t *list_new(const struct intake *in)
-{
-    (void)in;
-    return rd_kafka_topic_partition_list_new(16);
-}
-
 static void list_add(const struct intake *in, rd_kafka_topic_partition_list_t *list,
                      int32_t partition, int64_t offset)
 {
@@ -80,10 +76,12 @@ static void list_add(const struct intake *in, rd_kafka_topic_partition_list_t *l
         ->offset = offset;
 }
 
-/* Tells the client what changed. */
+/* Tells the client what changed. The client's thread would see what was resumed when it next looks
+ * by itself, up to a second later; a request to the partitions' leaders wakes it. */
 static void pauses_apply(struct intake *in)
 {
-    rd_kafka_topic_partition_list_t *pause = list_new(in), *resume = list_new(in);
+    rd_kafka_topic_partition_list_t *pause = rd_kafka_topic_partition_list_new(16);
+    rd_kafka_topic_partition_list_t *resume = rd_kafka_topic_partition_list_new(16);
     int64_t paused = 0;
 
     for (int32_t p = 0; p < in->partition_end; p++) {
@@ -100,8 +98,10 @@ static void pauses_apply(struct intake *in)
     }
     if (pause->cnt)
         rd_kafka_pause_partitions(in->consumer, pause);
-    if (resume->cnt)
+    if (resume->cnt) {
         rd_kafka_resume_partitions(in->consumer, resume);
+        lag_ask_now(in->lag);
+    }
     rd_kafka_topic_partition_list_destroy(pause);
     rd_kafka_topic_partition_list_destroy(resume);
     metrics_set(METRIC_PARTITIONS_PAUSED, paused);
@@ -116,7 +116,7 @@ static void reason_set(struct intake *in, unsigned reason, bool on)
  * partition: then the partition stays paused, and seeks_retry() asks again. */
 static void rewind_to(struct intake *in, int32_t partition, int64_t offset)
 {
-    rd_kafka_topic_partition_list_t *list = list_new(in);
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
     rd_kafka_error_t *failed;
 
     list_add(in, list, partition, offset);
@@ -150,13 +150,8 @@ static void seeks_retry(struct intake *in, int64_t now)
 static void pauses_review(struct intake *in)
 {
     struct pipeline *p = in->pipeline;
-    size_t most = (size_t)p->config->queue_max_jobs;
-    size_t depth = job_alive();
 
-    if (depth >= most)
-        reason_set(in, PAUSE_FULL, true);
-    else if ((double)depth <= (double)most * p->config->queue_resume_ratio)
-        reason_set(in, PAUSE_FULL, false);
+    reason_set(in, PAUSE_FULL, admission_is_full(p->config, in->all_reasons & PAUSE_FULL));
     reason_set(in, PAUSE_DRAIN, atomic_load(&in->draining));
     reason_set(in, PAUSE_CONTROL, !control_caught_up(p->control));
     reason_set(in, PAUSE_ALONE, in->alone || in->alone_running);
@@ -169,57 +164,30 @@ static void pauses_review(struct intake *in)
 
 /* ---- topics ---- */
 
-static int32_t outputs_count(struct intake *in, const char **missing)
-{
-    const struct config *c = in->pipeline->config;
-    const char *const topics[] = {c->topic_chunks, c->topic_results, c->topic_events,
-                                  c->topic_index};
-    int32_t least = ASSIGNMENT_PARTITIONS_MAX;
-
-    for (size_t i = 0; i < sizeof topics / sizeof *topics; i++) {
-        int32_t n = kafka_client_partitions(in->consumer, topics[i], METADATA_TIMEOUT_MS);
-
-        if (n < 0) {
-            *missing = topics[i];
-            return -1;
-        }
-        least = n < least ? n : least;
-    }
-    *missing = c->topic_dlq;
-    return kafka_client_partitions(in->consumer, c->topic_dlq, METADATA_TIMEOUT_MS) < 1 ? -1
-                                                                                        : least;
-}
-
 /* Partitions without their counterparts stay paused and the worker unready. */
 static void topics_review(struct intake *in, int64_t now)
 {
-    const char *missing = NULL;
-    char reason[256] = "";
+    struct error reason = {""};
 
     if (now < in->topics_at_us)
         return;
-    in->output_partitions = outputs_count(in, &missing);
-    if (in->output_partitions < 0)
-        snprintf(reason, sizeof reason,
-                 "topic %s does not answer or does not exist; "
-                 "create it with `pgpt topics --create`",
-                 missing);
+    in->output_partitions = topics_outputs(in->consumer, in->pipeline->config, &reason);
     for (int32_t p = 0; p < in->partition_end; p++) {
         in->reasons[p] &= (uint8_t)~PAUSE_NO_OUTPUT;
         if (!in->assigned[p] || p < in->output_partitions)
             continue;
         in->reasons[p] |= PAUSE_NO_OUTPUT;
-        if (!*reason)
-            snprintf(reason, sizeof reason,
-                     "request partition %d has no counterpart in every "
-                     "output topic; grow them with `pgpt topics --create`",
-                     p);
+        if (!*reason.message)
+            error_set(&reason,
+                      "request partition %d has no counterpart in every "
+                      "output topic; grow them with `pgpt topics --create`",
+                      p);
     }
-    if (*reason)
-        health_block(in->pipeline->health, HEALTH_TOPICS, reason);
+    if (*reason.message)
+        health_block(in->pipeline->health, HEALTH_TOPICS, reason.message);
     else
         health_clear(in->pipeline->health, HEALTH_TOPICS);
-    in->topics_at_us = now + (*reason ? TOPICS_RETRY_US : TOPICS_CHECK_US);
+    in->topics_at_us = now + (*reason.message ? TOPICS_RETRY_US : TOPICS_CHECK_US);
 }
 
 /* ---- assignment ---- */
@@ -373,6 +341,7 @@ static void assignment_report(struct intake *in)
     metrics_set(METRIC_PARTITIONS_ASSIGNED, in->assigned_count - in->untaken_count);
     metrics_set(METRIC_LEDGER_AHEAD, assignment_ahead(in->pipeline->assignment));
     metrics_set(METRIC_JOBS_IN_FLIGHT, (int64_t)job_alive());
+    metrics_set(METRIC_JOBS_BYTES, (int64_t)job_bytes());
     if (!in->assigned_count)
         health_block(health, HEALTH_ASSIGNMENT, "no partition is assigned to this worker");
     else if (in->untaken_count)
@@ -390,6 +359,7 @@ static void admit(struct intake *in, rd_kafka_message_t *message,
     case ADMISSION_OK:
         break;
     case ADMISSION_RETRY:
+        nanosleep(&(struct timespec){0, RECORD_RETRY_MS * 1000000L}, NULL);
         rewind_to(in, message->partition, message->offset);
         break;
     case ADMISSION_LIMIT:
@@ -477,7 +447,7 @@ static void on_error(struct intake *in, const rd_kafka_message_t *message)
 static void *intake_main(void *argument)
 {
     struct intake *in = argument;
-    size_t most = (size_t)in->pipeline->config->queue_max_jobs;
+    const struct config *config = in->pipeline->config;
     char reason[8];
 
     while (!atomic_load(&in->stopping) &&
@@ -495,7 +465,7 @@ static void *intake_main(void *argument)
         lag_review(in->lag, in->assigned, in->partition_end, now);
         engines_review(in->engines, now);
         /* The reviews are not free; the bound on jobs is looked at for each record. */
-        for (int n = 0; n < 256 && !in->all_reasons && job_alive() < most; n++) {
+        for (int n = 0; n < 256 && !in->all_reasons && !admission_is_full(config, false); n++) {
             message = rd_kafka_consumer_poll(in->consumer, n ? 0 : POLL_MS);
             if (!message)
                 break;

@@ -6,12 +6,14 @@
 
 enum {
     ARENA_FIRST = 2048,
-    ARENA_BASE_MAX = 4 << 20, /* token ids and texts of 8 sequences at the model's positions */
-    ARENA_PAYLOAD_FACTOR = 16 /* decoded strings and arrays against their encoded size */
+    ARENA_BASE_MAX = 4 << 20, /* running_table_add() allows what the run needs */
+    /* decoded against encoded size: an empty text in an array has 1 byte there and 32 here, and
+     * blocks double */
+    ARENA_PAYLOAD_FACTOR = 96
 };
 
 static struct job_identity identity = {"", "", "", ""};
-static _Atomic size_t alive;
+static _Atomic size_t alive, bytes;
 
 void job_identity_set(const struct job_identity *value)
 {
@@ -41,6 +43,7 @@ struct job *job_create(size_t payload_size)
     job->log.traceparent = "";
     generation_request_init(&job->request);
     atomic_fetch_add(&alive, 1);
+    job_charge(job);
     return job;
 }
 
@@ -48,6 +51,7 @@ void job_destroy(struct job *job)
 {
     if (!job)
         return;
+    atomic_fetch_sub(&bytes, job->charged);
     arena_destroy(job->arena);
     free(job);
     atomic_fetch_sub(&alive, 1);
@@ -56,6 +60,19 @@ void job_destroy(struct job *job)
 size_t job_alive(void)
 {
     return atomic_load(&alive);
+}
+
+size_t job_bytes(void)
+{
+    return atomic_load(&bytes);
+}
+
+void job_charge(struct job *job)
+{
+    size_t held = sizeof *job + arena_held(job->arena);
+
+    atomic_fetch_add(&bytes, held - job->charged); /* it never shrinks */
+    job->charged = held;
 }
 
 static struct text text_of(const char *s)

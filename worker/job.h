@@ -49,6 +49,7 @@ struct scheduler_links {
 struct job {
     struct job *next; /* link of whichever queue owns the job */
     struct arena *arena;
+    size_t charged; /* its part of job_bytes() */
 
     /* The record it came from. */
     int32_t partition;
@@ -95,6 +96,10 @@ struct job {
 struct job *job_create(size_t payload_size) PGPT_MUST_CHECK;
 void job_destroy(struct job *job); /* frees the arena and the job; NULL is allowed */
 size_t job_alive(void);            /* jobs created and not destroyed, in the process */
+/* Memory of these: each as large as it was at its last charge. Its owner charges it when a stage
+ * has added to it. */
+size_t job_bytes(void);
+void job_charge(struct job *job);
 
 /* What every result says of its worker. Set once, before the first job; the texts must stay. */
 struct job_identity {

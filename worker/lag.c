@@ -86,6 +86,11 @@ static void ask(struct lag *l, const uint8_t *assigned, int32_t partition_end)
     rd_kafka_topic_partition_list_destroy(list);
 }
 
+void lag_ask_now(struct lag *l)
+{
+    l->ask_at_us = 0;
+}
+
 void lag_review(struct lag *l, const uint8_t *assigned, int32_t partition_end, int64_t now_mono_us)
 {
     rd_kafka_event_t *event = l->asked ? rd_kafka_queue_poll(l->answers, 0) : NULL;

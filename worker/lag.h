@@ -18,6 +18,8 @@ struct lag *lag_create(struct pipeline *pipeline, rd_kafka_t *consumer,
                        struct error *error) PGPT_MUST_CHECK;
 void lag_destroy(struct lag *lag); /* NULL is allowed */
 
+/* The next review asks, whenever it asked last. */
+void lag_ask_now(struct lag *lag);
 /* Takes an answer that has come and asks again when it is time. assigned (partition_end) bools. */
 void lag_review(struct lag *lag, const uint8_t *assigned, int32_t partition_end,
                 int64_t now_mono_us);

@@ -31,6 +31,7 @@ COUNTER(ENGINE_STEPS, "pgpt_engine_steps_total", "", "Decode steps run")
 GAUGE(ENGINE_ROWS, "pgpt_engine_rows", "", "Sequences in the running batch")
 GAUGE(QUEUE_DEPTH, "pgpt_queue_jobs", "", "Jobs admitted but not running")
 GAUGE(JOBS_IN_FLIGHT, "pgpt_jobs_in_flight", "", "Jobs between intake and commit")
+GAUGE(JOBS_BYTES, "pgpt_jobs_in_flight_bytes", "", "Memory that they hold")
 GAUGE(JOBS_AWAITING_CHUNKS, "pgpt_jobs_awaiting_chunks", "",
       "Finished jobs held until their chunks are acknowledged")
 GAUGE(REQUESTS_LAG, "pgpt_requests_lag", "", "Records of owned partitions that are not finished")

@@ -56,6 +56,7 @@ static void prepare_job(struct prepare *p, struct job *job)
     job->source_count = generation_prepare(&job->request, engine_limits(pipeline->engine),
                                            pipeline->prompts, pipeline->config->engine_model_name,
                                            job->arena, &job->source, &problems);
+    job_charge(job);
     if (job->source_count < 0) {
         bool invalid = problems.count > 0;
 

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { RESULT_ROOM = 65536 }; /* what later stages copy: a message, the rest of a block */
+
 int running_table_init(struct running_table *table, size_t jobs)
 {
     table->bucket_count = 64;
@@ -41,7 +43,12 @@ static struct running_bucket *bucket_of(struct running_table *table, const uint8
 struct running *running_table_add(struct running_table *table, struct job *job,
                                   const struct detokeniser *detokeniser)
 {
-    struct running *running = arena_calloc(job->arena, 1, sizeof *running);
+    struct running *running;
+
+    /* Twice: parts of blocks stay unused. */
+    arena_allow(job->arena, sizeof *running + RESULT_ROOM +
+                                2 * generation_run_memory(&job->request, detokeniser));
+    running = arena_calloc(job->arena, 1, sizeof *running);
 
     if (!running)
         return NULL;

@@ -58,8 +58,8 @@ int running_table_init(struct running_table *table, size_t jobs) PGPT_MUST_CHECK
 /* Destroys the jobs that are still inside. */
 void running_table_free(struct running_table *table);
 
-/* Makes a job's running state, in its arena, and adds it; job->running points at it. NULL = the
- * arena is full; nothing was added. */
+/* Makes a job's running state, in its arena, which is allowed what the run can need at most, and
+ * adds it; job->running points at it. NULL = memory is out; nothing was added. */
 struct running *running_table_add(struct running_table *table, struct job *job,
                                   const struct detokeniser *detokeniser) PGPT_MUST_CHECK;
 /* Cancels do not find it any more; it still counts until running_table_forget(). */

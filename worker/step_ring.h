@@ -62,7 +62,7 @@ void step_ring_send(struct step_ring *ring); /* the batch that was opened */
 struct step_batch *step_ring_receive(struct step_ring *ring, int64_t wait_us);
 void step_ring_done(struct step_ring *ring); /* with the batch that was received */
 
-/* A sequence to stop, or the whole job (sequence -1). The tag belongs to one job alone, so that a
+/* A sequence to stop. The tag belongs to one job alone, so that a
  * note about one that has left hits no other. */
 struct step_stop {
     uint64_t tag;

@@ -8,10 +8,16 @@
 
 #include "kernels/base/clock.h"
 #include "schema/codec.h"
+#include "worker/assignment.h"
 #include "worker/fault.h"
 #include "worker/kafka_client.h"
 
-enum { POLL_MS = 100 };
+enum {
+    POLL_MS = 100,
+    QUEUE_MAX = 100000, /* chunks and events that the client holds ... */
+    PARTITION_MAX =
+        QUEUE_MAX / 4 /* ... and of these, chunks of one partition: its leader may be gone */
+};
 
 struct stream {
     struct pipeline *pipeline;
@@ -22,6 +28,7 @@ struct stream {
     pthread_t thread;
     bool started;
     _Atomic bool stopping;
+    _Atomic int32_t unacked[ASSIGNMENT_PARTITIONS_MAX]; /* chunks, a partition */
 };
 
 /* A chunk that cannot be delivered would hold its job back for ever: the worker ends, and its jobs
@@ -53,6 +60,7 @@ static void on_delivery(rd_kafka_t *producer, const rd_kafka_message_t *message,
     if (!job)
         return;
     metrics_add(METRIC_CHUNKS_PRODUCED, 1);
+    atomic_fetch_sub(&s->unacked[message->partition], 1);
     /* At 0 the job may be gone before this line ends: nothing of it is touched after. */
     if (atomic_fetch_sub(&job->chunks_unacked, 1) == 1)
         settle_poke(s->pipeline->settle);
@@ -94,8 +102,10 @@ static enum stream_status produce(struct stream *s, rd_kafka_topic_t *topic, con
     code = rd_kafka_error_code(failed);
     rd_kafka_error_destroy(failed);
     /* A partition that was just added is known after the next refresh of the metadata. */
-    if (code == RD_KAFKA_RESP_ERR__QUEUE_FULL || code == RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION)
+    if (code == RD_KAFKA_RESP_ERR__QUEUE_FULL)
         return STREAM_FULL;
+    if (code == RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION)
+        return STREAM_LATER;
     log_write(LOG_ERROR, "stream", &job->log, "producing to %s [%d]: %s",
               rd_kafka_topic_name(topic), job->partition, rd_kafka_err2str(code));
     return STREAM_FAILED;
@@ -104,18 +114,23 @@ static enum stream_status produce(struct stream *s, rd_kafka_topic_t *topic, con
 enum stream_status stream_chunk(struct stream *s, struct job *job,
                                 const struct generation_chunk *chunk)
 {
+    _Atomic int32_t *unacked = &s->unacked[job->partition];
     enum stream_status status;
     struct error error;
 
+    if (atomic_load(unacked) >= PARTITION_MAX)
+        return STREAM_LATER;
     if (codec_encode(s->codec, RECORD_GENERATION_CHUNK, chunk, &s->buffer, &error)) {
         health_fail(s->pipeline->health, "a chunk could not be encoded: %s", error.message);
         return STREAM_FAILED;
     }
     atomic_fetch_add(&job->chunks_unacked, 1);
+    atomic_fetch_add(unacked, 1);
     status = produce(s, s->chunks, job, job);
     if (status == STREAM_SENT)
         return status;
     atomic_fetch_sub(&job->chunks_unacked, 1);
+    atomic_fetch_sub(unacked, 1);
     if (status == STREAM_FAILED)
         health_fail(s->pipeline->health, "a chunk could not be produced to %s [%d]",
                     s->pipeline->config->topic_chunks, job->partition);
@@ -142,8 +157,8 @@ void stream_event(struct stream *s, const struct job *job, const char *state, in
 
     if (codec_encode(s->codec, RECORD_JOB_EVENT, &event, &s->buffer, &error))
         log_write(LOG_WARN, "stream", &job->log, "a live event was not encoded: %s", error.message);
-    else if (produce(s, s->events, job, NULL) == STREAM_FULL)
-        log_write(LOG_DEBUG, "stream", &job->log, "a live event was dropped: the queue is full");
+    else if (produce(s, s->events, job, NULL) != STREAM_SENT)
+        log_write(LOG_DEBUG, "stream", &job->log, "a live event was dropped: there is no room");
 }
 
 /* ---- life ---- */
@@ -167,7 +182,7 @@ struct stream *stream_create(struct pipeline *pipeline, struct error *error)
 
 static rd_kafka_t *producer_new(struct stream *s, struct error *error)
 {
-    char linger[24];
+    char linger[24], queue[24];
     const char *settings[] = {"enable.idempotence",
                               "true",
                               "acks",
@@ -177,7 +192,7 @@ static rd_kafka_t *producer_new(struct stream *s, struct error *error)
                               "linger.ms",
                               linger,
                               "queue.buffering.max.messages",
-                              "100000",
+                              queue,
                               "queue.buffering.max.kbytes",
                               "131072",
                               "topic.metadata.refresh.interval.ms",
@@ -187,6 +202,7 @@ static rd_kafka_t *producer_new(struct stream *s, struct error *error)
                                            settings, s};
     rd_kafka_conf_t *conf;
 
+    snprintf(queue, sizeof queue, "%d", QUEUE_MAX);
     snprintf(linger, sizeof linger, "%lld", (long long)s->pipeline->config->chunk_linger_ms);
     conf = kafka_client_conf(&options, error);
     if (!conf)

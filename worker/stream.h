@@ -19,7 +19,8 @@ void stream_destroy(struct stream *stream); /* NULL is allowed */
 
 enum stream_status {
     STREAM_SENT,
-    STREAM_FULL,  /* the client's queue is full: try again later */
+    STREAM_FULL,  /* the client's queue is full: try again later, whatever the partition */
+    STREAM_LATER, /* this partition takes no more for now; others may */
     STREAM_FAILED /* the worker has been failed (health_fail) */
 };
 

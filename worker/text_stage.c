@@ -27,12 +27,22 @@ struct text_stage {
     struct running_queue unannounced, blocked;
     int64_t review_at_us;
     int64_t retry_at_us; /* while something is blocked */
+    bool is_full;        /* the stream's queue was, at the last try */
+    bool failed;         /* nothing is passed on any more */
 };
+
+/* A job's arena has room for all that it can need, so memory itself is out. As when the engine's
+ * thread finds that: the worker ends, its jobs stay open and run elsewhere. */
+static void out_of_memory(struct text_stage *t)
+{
+    t->failed = true;
+    health_fail(t->pipeline->health, "text stage: out of memory");
+}
 
 /* ---- chunks ---- */
 
-/* One chunk; false when it was not sent. */
-static bool chunk_send(struct text_stage *t, struct running *r, int32_t sequence)
+/* One chunk. */
+static enum stream_status chunk_send(struct text_stage *t, struct running *r, int32_t sequence)
 {
     const struct job_identity *identity = job_identity_get();
     const struct assembly *assembly = &r->run->sequences[sequence];
@@ -57,29 +67,36 @@ static bool chunk_send(struct text_stage *t, struct running *r, int32_t sequence
         FAULT_POINT("first_chunk");
     if (part->last)
         FAULT_POINT("last_chunk");
-    return stream_chunk(t->pipeline->stream, r->job, &chunk) == STREAM_SENT;
+    return stream_chunk(t->pipeline->stream, r->job, &chunk);
 }
 
-/* Sends what there is; false when something is left. */
-static bool chunks_send(struct text_stage *t, struct running *r)
+/* Sends what there is; STREAM_SENT when nothing is left. */
+static enum stream_status chunks_send(struct text_stage *t, struct running *r)
 {
     for (int32_t i = 0; i < r->run->sequence_count; i++)
-        for (; r->chunks_sent[i] < r->run->sequences[i].chunk_count; r->chunks_sent[i]++)
-            if (!chunk_send(t, r, i))
-                return false;
-    return true;
+        for (; r->chunks_sent[i] < r->run->sequences[i].chunk_count; r->chunks_sent[i]++) {
+            enum stream_status status = chunk_send(t, r, i);
+
+            if (status != STREAM_SENT)
+                return status;
+        }
+    return STREAM_SENT;
 }
 
-/* While one job waits for room in the stream, chunks of all others queue up behind it. */
+/* While the client's queue is full, jobs wait in the order they came; while only a partition takes
+ * no more, its jobs wait alone. */
 static void chunks_pump(struct text_stage *t, struct running *r)
 {
+    enum stream_status status;
+
     if (r->is_blocked || !r->job->request.stream)
         return;
-    if (TAILQ_EMPTY(&t->blocked)) {
-        if (chunks_send(t, r))
-            return;
+    status = t->is_full && !TAILQ_EMPTY(&t->blocked) ? STREAM_FULL : chunks_send(t, r);
+    if (status == STREAM_SENT)
+        return;
+    t->is_full = status == STREAM_FULL;
+    if (TAILQ_EMPTY(&t->blocked))
         t->retry_at_us = clock_mono_us() + BLOCKED_RETRY_US;
-    }
     r->is_blocked = true;
     TAILQ_INSERT_TAIL(&t->blocked, r, blocked);
 }
@@ -103,24 +120,25 @@ static void timings_set(struct running *r)
     timings->decode_us = at_least_0(r->last_mono_us - r->encoded_mono_us);
 }
 
-static void result_set(struct running *r)
+static int result_set(struct running *r)
 {
     static const enum job_outcome outcomes[] = {[RUNNING_FINISHED] = JOB_COMPLETED,
                                                 [RUNNING_CANCELLED] = JOB_CANCELLED,
                                                 [RUNNING_EXPIRED] = JOB_EXPIRED};
     struct job *job = r->job;
 
-    if (!r->failure && generation_run_result(r->run, &job->result))
-        r->failure = "the result needs more memory than one job may take";
+    if (generation_run_result(r->run, &job->result))
+        return -1;
     timings_set(r);
     if (r->failure) {
         log_write(LOG_ERROR, "engine", &job->log, "failed: %s", r->failure);
         job_finish(job, JOB_FAILED, "internal", r->failure, clock_wall_us());
-        return;
+        return 0;
     }
     job_finish(job, outcomes[r->end], NULL, NULL, clock_wall_us());
     metrics_add(METRIC_TOKENS_PROMPT, (uint64_t)job->result.usage.prompt_tokens);
     metrics_add(METRIC_TOKENS_GENERATED, (uint64_t)job->result.usage.generated_tokens);
+    return 0;
 }
 
 /* The job goes to settle, and is settle's from then on. A stale one goes there without an outcome:
@@ -129,14 +147,17 @@ static void finish(struct text_stage *t, struct running *r)
 {
     struct job *job = r->job;
 
+    if (r->end != RUNNING_STALE && result_set(r)) {
+        out_of_memory(t);
+        return;
+    }
     if (r->is_unannounced)
         TAILQ_REMOVE(&t->unannounced, r, unannounced);
     if (r->is_blocked)
         TAILQ_REMOVE(&t->blocked, r, blocked);
     running_table_remove(t->table, r);
-    if (r->end != RUNNING_STALE)
-        result_set(r);
     job->running = NULL;
+    job_charge(job);
     atomic_fetch_sub(&job->chunks_unacked, 1); /* the stage's own: from now on 0 means settled */
     settle_push(t->pipeline->settle, job);
     running_table_forget(t->table);
@@ -144,13 +165,17 @@ static void finish(struct text_stage *t, struct running *r)
 
 static void blocked_retry(struct text_stage *t)
 {
-    struct running *r;
+    struct running *r, *next;
 
-    while ((r = TAILQ_FIRST(&t->blocked))) {
-        if (!chunks_send(t, r)) {
-            t->retry_at_us = clock_mono_us() + BLOCKED_RETRY_US;
-            return;
-        }
+    t->is_full = false;
+    t->retry_at_us = clock_mono_us() + BLOCKED_RETRY_US;
+    for (r = TAILQ_FIRST(&t->blocked); r && !t->is_full; r = next) {
+        enum stream_status status = chunks_send(t, r);
+
+        next = TAILQ_NEXT(r, blocked);
+        t->is_full = status == STREAM_FULL;
+        if (status != STREAM_SENT)
+            continue;
         TAILQ_REMOVE(&t->blocked, r, blocked);
         r->is_blocked = false;
         if (r->ended)
@@ -175,16 +200,13 @@ static void item_take(struct text_stage *t, const struct step_batch *batch,
     if (!r->first_mono_us)
         r->first_mono_us = batch->at_mono_us;
     r->last_mono_us = batch->at_mono_us;
-    if (r->failure)
-        return;
     switch (generation_run_take(r->run, &it->item)) {
     case GENERATION_TOOK_STOP:
         step_ring_stop(t->ring, (struct step_stop){r->tag, it->item.sequence});
         break;
     case GENERATION_TOOK_NOMEM:
-        r->failure = "its texts need more memory than one job may take";
-        step_ring_stop(t->ring, (struct step_stop){r->tag, -1});
-        break;
+        out_of_memory(t);
+        return;
     case GENERATION_TOOK_SOME:
     case GENERATION_TOOK_FINISHED:
         break;
@@ -209,12 +231,13 @@ static void end_take(struct text_stage *t, const struct step_batch *batch,
     }
     if (generation_run_finished(r->run))
         r->end = RUNNING_FINISHED; /* the cancel or the deadline came too late */
-    else if (r->end == RUNNING_FINISHED && !r->failure)
+    else if (r->end == RUNNING_FINISHED)
         r->failure = "the engine let go of it before its sequences had ended";
-    else if (!r->failure &&
-             generation_run_end(r->run,
-                                r->end == RUNNING_EXPIRED ? ASSEMBLE_EXPIRED : ASSEMBLE_CANCELLED))
-        r->failure = "its texts need more memory than one job may take";
+    if (generation_run_end(r->run,
+                           r->end == RUNNING_EXPIRED ? ASSEMBLE_EXPIRED : ASSEMBLE_CANCELLED)) {
+        out_of_memory(t);
+        return;
+    }
     chunks_pump(t, r);
     if (!r->is_blocked)
         finish(t, r);
@@ -224,9 +247,9 @@ static void batch_take(struct text_stage *t, const struct step_batch *batch)
 {
     for (size_t i = 0; i < batch->admitted_count; i++)
         admitted_take(t, batch, batch->admitted[i]);
-    for (size_t i = 0; i < batch->item_count; i++)
+    for (size_t i = 0; i < batch->item_count && !t->failed; i++)
         item_take(t, batch, &batch->items[i]);
-    for (size_t i = 0; i < batch->end_count; i++)
+    for (size_t i = 0; i < batch->end_count && !t->failed; i++)
         end_take(t, batch, &batch->ends[i]);
 }
 
@@ -275,6 +298,7 @@ static void *text_main(void *argument)
         struct step_batch *batch = step_ring_receive(t->ring, wait);
         int64_t now = clock_mono_us();
 
+        health_beat(t->pipeline->health, HEALTH_BEAT_TEXT, now);
         if (batch) {
             batch_take(t, batch);
             step_ring_done(t->ring);

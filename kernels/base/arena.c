@@ -19,6 +19,7 @@ struct arena {
     struct arena_block *last;  /* newest, allocations come from it */
     size_t total;              /* payload bytes of all blocks */
     size_t max;
+    bool full; /* an allocation met the maximum */
 };
 
 static struct arena_block *block_create(size_t size)
@@ -48,6 +49,7 @@ struct arena *arena_create(size_t first_block, size_t max_bytes)
     }
     arena->total = first_block;
     arena->max = max_bytes;
+    arena->full = false;
     return arena;
 }
 
@@ -76,6 +78,7 @@ void arena_reset(struct arena *arena)
     arena->first->used = 0;
     arena->last = arena->first;
     arena->total = arena->first->size;
+    arena->full = false;
 }
 
 /* Doubles the last block's size, within the maximum. */
@@ -85,8 +88,10 @@ static int arena_grow(struct arena *arena, size_t need)
     size_t left = arena->max - arena->total;
     struct arena_block *block;
 
-    if (need > left)
+    if (need > left) {
+        arena->full = true;
         return -1;
+    }
     if (size < need)
         size = need;
     if (size > left)
@@ -155,4 +160,22 @@ size_t arena_used(const struct arena *arena)
     for (const struct arena_block *b = arena->first; b; b = b->next)
         used += b->used;
     return used;
+}
+
+size_t arena_held(const struct arena *arena)
+{
+    return arena->total;
+}
+
+void arena_allow(struct arena *arena, size_t bytes)
+{
+    size_t max = bytes < SIZE_MAX - arena->total ? arena->total + bytes : SIZE_MAX;
+
+    if (max > arena->max)
+        arena->max = max;
+}
+
+bool arena_is_full(const struct arena *arena)
+{
+    return arena->full;
 }

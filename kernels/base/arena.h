@@ -7,6 +7,7 @@
 #ifndef PGPT_KERNELS_BASE_ARENA_H
 #define PGPT_KERNELS_BASE_ARENA_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "kernels/base/error.h"
@@ -39,7 +40,12 @@ void *arena_alloc(struct arena *arena, size_t size) PGPT_MUST_CHECK;
 void *arena_calloc(struct arena *arena, size_t count, size_t size) PGPT_MUST_CHECK;
 /* Copies and terminates; data == NULL on failure. */
 struct text arena_text(struct arena *arena, const void *data, size_t size) PGPT_MUST_CHECK;
-size_t arena_used(const struct arena *arena); /* bytes in all blocks */
+size_t arena_used(const struct arena *arena); /* bytes given out */
+size_t arena_held(const struct arena *arena); /* bytes of all blocks */
+/* More may be needed than was known when it was made: the maximum becomes what is held + bytes. */
+void arena_allow(struct arena *arena, size_t bytes);
+/* True when an allocation failed because of the maximum; false when memory itself was out. */
+bool arena_is_full(const struct arena *arena);
 
 #ifdef __cplusplus
 }

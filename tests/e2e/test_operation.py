@@ -125,6 +125,51 @@ def test_a_partition_without_counterparts_stays_paused(new_realm):
     reader.until(lambda: reader.results.get(held["job_id"]), 30, realm.state)
 
 
+@pytest.mark.parametrize("kind", ["control", "dlq"])
+def test_a_missing_topic_is_named(new_realm, kind):
+    """Of those with one partition as well: without cancels read to their end nothing may be admitted."""
+    realm = new_realm()
+    for future in realm.admin.delete_topics([realm.topic(kind)]).values():
+        future.result(10)
+    worker = realm.worker(wait=False)
+    deadline = time.time() + 30
+    while realm.topic(kind) not in worker.http("/readyz")[1] and time.time() < deadline:
+        time.sleep(0.1)
+    status, reason = worker.http("/readyz")
+    assert status == 503 and realm.topic(kind) in reason and "pgpt topics --create" in reason, reason
+
+
+@pytest.mark.release_only
+def test_large_requests_are_bounded_by_their_bytes(new_realm):
+    """queue.max_mb: the intake pauses long before queue.max_jobs, and nothing is lost by that."""
+    realm = new_realm(partitions=1)
+    jobs = [request("Good morning!" + " " * 100_000, num_beams=8) for _ in range(60)]
+    realm.send(*jobs)
+    worker = realm.worker(queue_max_mb=1, engine_max_rows=8, wait=False)
+    most_jobs = most_bytes = paused = 0
+    while len(realm.reader.results) < len(jobs):
+        realm.reader.poll(0.01)
+        if worker.http("/healthz")[0] == 200:
+            most_jobs = max(most_jobs, worker.metric("pgpt_jobs_in_flight"))
+            most_bytes = max(most_bytes, worker.metric("pgpt_jobs_in_flight_bytes"))
+            paused += worker.metric("pgpt_partitions_paused")
+    realm.check_exactly_once()
+    # One job more than fits; it may hold its payload several times.
+    assert 0 < most_jobs <= 11 and most_bytes < 2_500_000 and paused, (most_jobs, most_bytes, paused)
+
+
+@pytest.mark.release_only
+def test_the_first_job_does_not_wait(new_realm):
+    """A ready worker fetches: the client's own look at what was resumed comes up to a second later."""
+    waits = []
+    while len(waits) < 3 and min(waits, default=1e6) > 200_000: # a busy machine has another try
+        realm = new_realm()
+        realm.reader.quiet(0.1)
+        realm.worker()
+        waits.append(realm.run(request(max_length=4))[0]["timings"]["queue_us"])
+    assert min(waits) <= 200_000, waits
+
+
 def test_offset_out_of_range_is_an_error_not_a_jump(new_realm):
     """The group's place is no longer in the log: unready with the reason, nothing skipped silently."""
     realm = new_realm(partitions=1)

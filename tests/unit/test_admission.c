@@ -9,6 +9,8 @@
 
 #include "tests/unit/worker_fixture.h"
 
+#include <avro.h>
+
 #include "schema/codec.h"
 #include "tests/unit/kafka_fixture.h"
 #include "worker/admission.h"
@@ -222,6 +224,69 @@ static void bytes_that_nobody_can_decode_are_dead_letters(void **state)
     buffer_free(&buffer);
 }
 
+/* Decodable, though of no use: prepare will say what is wrong with it. */
+static void a_request_that_decodes_into_much_is_no_dead_letter(void **state)
+{
+    enum { STOPS = 500000 };
+    struct generation_request request;
+    struct buffer buffer = {0};
+    struct text *stops = calloc(STOPS, sizeof *stops);
+
+    (void)state;
+    assert_non_null(stops);
+    for (int i = 0; i < STOPS; i++)
+        stops[i] = (struct text){"", 0};
+    generation_request_init(&request);
+    request.job_id = (struct text){ID, 36};
+    request.stop = stops;
+    request.stop_count = STOPS;
+    assert_int_equal(codec_encode(codec, RECORD_GENERATION_REQUEST, &request, &buffer, &error), 0);
+    assert_int_equal(admit(buffer.data, buffer.size, NULL, &first), ADMISSION_OK);
+    assert_int_equal(settled.count, 0);
+    assert_int_equal(prepared.count, 1);
+    assert_int_equal(prepared.head->request.stop_count, STOPS);
+    buffer_free(&buffer);
+    free(stops);
+}
+
+/* Avro C's memory, of which there may be no large piece. */
+static bool memory_out;
+
+static void *avro_memory(void *user, void *old, size_t old_size, size_t size)
+{
+    (void)user;
+    (void)old_size;
+    if (size)
+        return memory_out && size > 65536 ? NULL : realloc(old, size);
+    free(old);
+    return NULL;
+}
+
+/* Nothing is wrong with the record: it must come again, not go to the dead letters. */
+static void a_record_without_memory_comes_again(void **state)
+{
+    static char prompt[100000];
+    struct generation_request request;
+    struct buffer buffer = {0};
+    enum admission_status status;
+
+    (void)state;
+    memset(prompt, 'x', sizeof prompt);
+    generation_request_init(&request);
+    request.job_id = (struct text){ID, 36};
+    request.prompt = (struct text){prompt, sizeof prompt};
+    assert_int_equal(codec_encode(codec, RECORD_GENERATION_REQUEST, &request, &buffer, &error), 0);
+    memory_out = true;
+    status = admit(buffer.data, buffer.size, NULL, &first);
+    memory_out = false;
+    assert_int_equal(status, ADMISSION_RETRY);
+    assert_int_equal(settled.count + prepared.count, 0);
+    assert_int_equal(job_alive(), 0);
+    assert_int_equal(admit(buffer.data, buffer.size, NULL, &first), ADMISSION_OK);
+    assert_int_equal(prepared.count, 1);
+    buffer_free(&buffer);
+}
+
 static void an_id_that_is_no_uuid_is_a_dead_letter(void **state)
 {
     static const char *const ids[] = {"", "7", "00000000-0000-4000-8000-00000000000",
@@ -342,6 +407,41 @@ static void too_many_dead_letters_stop_the_intake(void **state)
     rd_kafka_message_destroy(message);
 }
 
+/* ---- bounds ---- */
+
+static void full_by_jobs_or_by_bytes_until_it_has_fallen_a_good_deal(void **state)
+{
+    struct config config = {.queue_max_jobs = 4, .queue_max_mb = 1, .queue_resume_ratio = 0.5};
+    struct job *jobs[4];
+
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        assert_false(admission_is_full(&config, false));
+        jobs[i] = job_create(100);
+    }
+    assert_true(admission_is_full(&config, false));
+    job_destroy(jobs[3]);
+    assert_false(admission_is_full(&config, false)); /* below the bound ... */
+    assert_true(admission_is_full(&config, true));   /* ... but not yet far enough */
+    job_destroy(jobs[2]);
+    assert_false(admission_is_full(&config, true));
+    /* The same with bytes, as they grow. */
+    assert_non_null(arena_alloc(jobs[0]->arena, 600 << 10));
+    assert_false(admission_is_full(&config, false)); /* not charged yet */
+    job_charge(jobs[0]);
+    assert_true(job_bytes() > 600 << 10);
+    assert_false(admission_is_full(&config, false));
+    assert_true(admission_is_full(&config, true));
+    assert_non_null(arena_alloc(jobs[1]->arena, 600 << 10));
+    job_charge(jobs[1]);
+    assert_true(admission_is_full(&config, false));
+    job_destroy(jobs[0]);
+    assert_false(admission_is_full(&config, false));
+    job_destroy(jobs[1]);
+    assert_false(admission_is_full(&config, true));
+    assert_int_equal(job_bytes(), 0);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -350,6 +450,8 @@ int main(void)
         TEST(a_good_request_goes_to_prepare),
         TEST(long_trace_headers_are_dropped),
         TEST(bytes_that_nobody_can_decode_are_dead_letters),
+        TEST(a_request_that_decodes_into_much_is_no_dead_letter),
+        TEST(a_record_without_memory_comes_again),
         TEST(an_id_that_is_no_uuid_is_a_dead_letter),
         TEST(a_retry_is_a_duplicate),
         TEST(a_replay_is_no_duplicate_and_counts_on),
@@ -358,7 +460,9 @@ int main(void)
         TEST(poison_is_answered_and_dead_lettered),
         TEST(unreadable_poison_is_not_decoded),
         TEST(too_many_dead_letters_stop_the_intake),
+        TEST(full_by_jobs_or_by_bytes_until_it_has_fallen_a_good_deal),
     };
 
+    avro_set_allocator(avro_memory, NULL);
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

@@ -46,7 +46,9 @@ static struct {
     size_t chunk_count;
     int accepted, started;
     uint32_t epoch;         /* of every partition */
-    const struct job *full; /* the stream has no room for this job's chunks */
+    const struct job *full; /* the stream has no room for this job's chunks ... */
+    bool partition_full;    /* ... because of its partition alone */
+    bool hangs;             /* stream_chunk() does not come back */
     bool fails;             /* the stream fails */
     uint8_t cancelled[16];  /* the control topic holds this id */
 } world = {.lock = PTHREAD_MUTEX_INITIALIZER};
@@ -70,7 +72,7 @@ enum stream_status stream_chunk(struct stream *stream, struct job *job,
         health_fail(stage.pipeline.health, "no stream");
         status = STREAM_FAILED;
     } else if (world.full == job) {
-        status = STREAM_FULL;
+        status = world.partition_full ? STREAM_LATER : STREAM_FULL;
     } else {
         assert_true(world.chunk_count < CHUNKS_MAX && chunk->token_count <= 128 &&
                     chunk->text.size < 512);
@@ -85,6 +87,11 @@ enum stream_status stream_chunk(struct stream *stream, struct job *job,
                                     .finish_reason = chunk->finish_reason};
         memcpy(seen->tokens, chunk->token_ids, chunk->token_count * sizeof *seen->tokens);
         memcpy(seen->text, chunk->text.data, chunk->text.size);
+    }
+    while (world.hangs) {
+        pthread_mutex_unlock(&world.lock);
+        usleep(1000);
+        pthread_mutex_lock(&world.lock);
     }
     pthread_mutex_unlock(&world.lock);
     return status;
@@ -159,7 +166,7 @@ static int setup(void **state)
     world.accepted = world.started = 0;
     world.epoch = 1;
     world.full = NULL;
-    world.fails = false;
+    world.partition_full = world.fails = world.hangs = false;
     config_set();
     memset(p, 0, sizeof *p);
     p->config = &stage.config;
@@ -401,6 +408,79 @@ static void test_a_full_stream_holds_back_its_own_job_alone(void **state)
     assert_ptr_equal(world.settled[20], held);
     check_chunks(held, 0);
     (void)others;
+}
+
+/* A partition whose leader is gone: streams of the others go on, chunk by chunk. */
+static void test_a_full_partition_holds_back_no_other_stream(void **state)
+{
+    struct job *held = job_make(1), *other = job_make(2);
+
+    (void)state;
+    held->request.stream = other->request.stream = true;
+    world.full = held;
+    world.partition_full = true;
+    start();
+    push(held);
+    while (!engine_stage_depth(stage.pipeline.engine_stage))
+        usleep(100);
+    usleep(5000); /* its first chunk waits */
+    push(other);
+    wait_settled(1);
+    assert_ptr_equal(world.settled[0], other);
+    check_chunks(other, 0);
+    pthread_mutex_lock(&world.lock);
+    world.full = NULL;
+    pthread_mutex_unlock(&world.lock);
+    wait_settled(2);
+    check_chunks(held, 0);
+}
+
+static void test_a_text_thread_that_stands_still_is_named(void **state)
+{
+    struct job *job = job_make(1);
+    char reason[256] = "";
+    int64_t until = clock_mono_us() + WAIT_US;
+
+    (void)state;
+    atomic_store(&fake_engine_control.length, 1); /* the engine's thread has nothing to wait for */
+    job->request.stream = true;
+    world.hangs = true;
+    start();
+    push(job);
+    wait_chunks(1);
+    while (clock_mono_us() < until && !strstr(reason, "the text thread has made no progress")) {
+        health_alive(stage.pipeline.health, clock_mono_us() + 29000000, reason, sizeof reason);
+        usleep(1000);
+    }
+    pthread_mutex_lock(&world.lock);
+    world.hangs = false;
+    pthread_mutex_unlock(&world.lock);
+    assert_non_null(strstr(reason, "the text thread has made no progress"));
+    wait_settled(1);
+}
+
+/* A job of eight long sequences, on a model that allows them, outgrows what a job begins with. */
+static void test_a_job_has_the_memory_that_it_can_need(void **state)
+{
+    struct job *job = job_make(1);
+    size_t charged = job->charged;
+
+    (void)state;
+    while (arena_alloc(job->arena, 4096)) /* whatever it had at first is used up */
+        ;
+    atomic_store(&fake_engine_control.length, 100);
+    job->request.stream = true;
+    job->request.do_sample = true;
+    job->request.num_return_sequences = 8;
+    job->request.max_length = 100;
+    start();
+    push(job);
+    wait_settled(1);
+    assert_int_equal(job->outcome, JOB_COMPLETED);
+    for (int32_t n = 0; n < 8; n++)
+        check_chunks(job, n);
+    assert_true(job->charged > charged);
+    assert_true(job_bytes() >= job->charged);
 }
 
 static void test_a_stop_string_ends_the_sequence_in_the_engine(void **state)
@@ -716,6 +796,9 @@ int main(void)
         STAGE_TEST(test_batch_size_is_the_mean_of_the_jobs_own_steps),
         STAGE_TEST(test_streams_are_their_results),
         STAGE_TEST(test_a_full_stream_holds_back_its_own_job_alone),
+        STAGE_TEST(test_a_full_partition_holds_back_no_other_stream),
+        STAGE_TEST(test_a_text_thread_that_stands_still_is_named),
+        STAGE_TEST(test_a_job_has_the_memory_that_it_can_need),
         STAGE_TEST(test_a_stop_string_ends_the_sequence_in_the_engine),
         STAGE_TEST(test_cancel_while_running),
         STAGE_TEST(test_cancels_before_admission),
