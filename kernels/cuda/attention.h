@@ -14,6 +14,8 @@
 #include "kernels/cuda/format.cuh"
 #include "kernels/cuda/rows.h"
 
+enum { ATTENTION_POSITIONS = 1024 }; /* of a cache, at most */
+
 struct attention {
     const int32_t *n;      /* device: active rows */
     const int32_t *active; /* (n) */

@@ -9,7 +9,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/search/rules_create.h"
 
-enum { DEFAULT_ROWS = 512, MAX_ROWS = 4096, MAX_POSITIONS = 1024, HEAD_WIDTH = 64 };
+enum { DEFAULT_ROWS = 512, MAX_ROWS = 4096, HEAD_WIDTH = 64 };
 
 /* ---- opening ---- */
 
@@ -161,9 +161,10 @@ static int tables_open(struct backend *backend, struct error *error)
 }
 
 static int limits_fill(const struct model_config *config, const struct engine_options *options,
-                       int shared_bytes, struct engine_limits *limits, struct error *error)
+                       enum cuda_format activations, int shared_bytes, struct engine_limits *limits,
+                       struct error *error)
 {
-    int32_t source_fits = attention_source_most(CUDA_F16, shared_bytes);
+    int32_t source_fits = attention_source_most(activations, shared_bytes);
     int32_t positions = config->positions;
 
     limits->max_rows = options->max_rows ? options->max_rows : DEFAULT_ROWS;
@@ -174,8 +175,8 @@ static int limits_fill(const struct model_config *config, const struct engine_op
                          MAX_ROWS);
     if (limits->max_source > source_fits)
         limits->max_source = source_fits;
-    if (limits->max_new > MAX_POSITIONS)
-        limits->max_new = MAX_POSITIONS;
+    if (limits->max_new > ATTENTION_POSITIONS)
+        limits->max_new = ATTENTION_POSITIONS;
     return 0;
 }
 
@@ -233,7 +234,8 @@ static struct backend *cuda_open(const struct model *model, const struct engine_
                     : !strcmp(compute, "int8") || !strcmp(compute, "dynamic") ? CUDA_INT8
                                                                               : CUDA_F16,
                     shared, error) ||
-        limits_fill(&model->config, options, shared, limits, error))
+        limits_fill(&model->config, options, !strcmp(compute, "fp32") ? CUDA_F32 : CUDA_F16, shared,
+                    limits, error))
         goto fail;
     CUDA_TRY(product_prepare(backend->capability, shared), error, fail);
     CUDA_TRY(attention_prepare(shared), error, fail);
