@@ -2,7 +2,7 @@
  *
  * detokenise: token ids in, bytes of UTF-8 out, a token at a time. What a sequence's calls wrote,
  * without the `trailing` white space at its end, is exactly what Hugging Face's
- * MarianTokenizer.decode(ids, skip_special_tokens=True) gives: pieces by the source .spm, white
+ * MarianTokenizer.decode(ids, skip_special_tokens=True) gives: pieces by the target .spm, white
  * space stripped at both ends. Characters spelt by byte pieces come out whole; bytes that form none
  * come out as U+FFFD. The table is immutable after detokeniser_create(): any thread may read it.
  */

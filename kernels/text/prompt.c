@@ -63,6 +63,21 @@ static int special_find(const struct prompt_codec *codec, const char *path, cons
     return *id >= 0 ? 0 : error_set(error, "%s: the piece %s is missing", path, piece);
 }
 
+/* Decoding reads pieces as target.spm has them; the file may know others than source.spm. */
+static int detokeniser_fill(struct prompt_codec *codec, const char *model_dir, struct error *error)
+{
+    char path[4096];
+    struct spm *target;
+
+    snprintf(path, sizeof path, "%s/target.spm", model_dir);
+    target = spm_open(path, error);
+    if (!target)
+        return -1;
+    codec->detokeniser = detokeniser_create(codec->vocabulary, target, error);
+    spm_close(target);
+    return codec->detokeniser ? 0 : -1;
+}
+
 static int codec_fill(struct prompt_codec *codec, const char *model_dir, int32_t vocabulary,
                       struct error *error)
 {
@@ -79,8 +94,7 @@ static int codec_fill(struct prompt_codec *codec, const char *model_dir, int32_t
         special_find(codec, path, "<unk>", &codec->unk, error) || piece_ids_fill(codec, error))
         return -1;
     codec->pad = vocabulary_find(codec->vocabulary, "<pad>", strlen("<pad>"));
-    codec->detokeniser = detokeniser_create(codec->vocabulary, codec->source, error);
-    return codec->detokeniser ? 0 : -1;
+    return detokeniser_fill(codec, model_dir, error);
 }
 
 struct prompt_codec *prompt_codec_open(const char *model_dir, int32_t vocabulary,

@@ -72,11 +72,31 @@ def test_missing_files_are_named(directory, name):
     assert f"{directory}/{name}" in refused("info", "--model", directory)
 
 
-@pytest.mark.parametrize("name", ["source.spm", "vocab.json"])
+@pytest.mark.parametrize("name", ["source.spm", "target.spm", "vocab.json"])
 def test_missing_texts_are_named_and_not_needed_for_tokens(directory, name):
     (directory / name).unlink()
     assert name in refused("generate", "--model", directory, text='{"prompt": "a"}\n')
     generate([{"source_tokens": [4, 7, 3]}], "--tokens", model=directory)
+
+
+def test_texts_are_read_by_the_target_file(directory):
+    """As MarianTokenizer.decode does; the two files differ in published models."""
+    request = {"prompt": "Where is the station?", "target_language": "ru"}
+    before, = generate([request], model=directory)
+    vocabulary = {i: piece for piece, i in json.loads((directory / "vocab.json").read_text()).items()}
+    ids = before["sequences"][0]["token_ids"]
+    piece = next(vocabulary[i] for i in ids if vocabulary[i].strip("\u2581").isalpha())
+    entry = b"\x0a%c" % len(piece.encode()) + piece.encode() + b"\x15"
+    size = len(entry) + 4 # and its score, a float
+    for name, changes in (("source.spm", False), ("target.spm", True)):
+        data = (directory / name).read_bytes()
+        at = data.index(b"\x0a%c" % size + entry)
+        # the same piece as a control symbol, which reads as nothing
+        (directory / name).write_bytes(data[:at] + b"\x0a%c" % (size + 2) + data[at + 2:at + 2 + size] + b"\x18\x03"
+                                       + data[at + 2 + size:])
+        after, = generate([request], model=directory)
+        assert after["sequences"][0]["token_ids"] == ids
+        assert (after["sequences"][0]["text"] != before["sequences"][0]["text"]) == changes, (name, piece)
 
 
 @pytest.mark.parametrize("change, message", [
