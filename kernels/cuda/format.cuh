@@ -24,7 +24,10 @@
 
 enum cuda_format { CUDA_F32, CUDA_F16, CUDA_BF16, CUDA_INT8 };
 
-enum { FORMAT_PARTS = 4 };
+enum {
+    FORMAT_PARTS = 4,
+    FORMAT_INT8_INPUTS = 4096, /* most inputs whose part of 128 high + low fits 32 bits */
+};
 
 /* A lane's share of a block of weights. */
 struct format_weights {
@@ -36,8 +39,9 @@ struct format_weights {
 
 struct format_f16 {
     typedef __half element; /* activations between kernels */
-    typedef float sum;
-    typedef uint4 rows; /* a lane's share of 8 rows by KB inputs: row g */
+    typedef float sum;      /* of a chain of instructions */
+    typedef float part;     /* of a part of the inputs, between warps */
+    typedef uint4 rows;     /* a lane's share of 8 rows by KB inputs: row g */
     enum { KB = 32, QUANTISED = 0, TILE_BYTES = 2 };
 
     static __device__ __forceinline__ void mma(float *c, const uint4 &w, uint32_t x, uint32_t y)
@@ -53,6 +57,7 @@ struct format_f16 {
 struct format_bf16 {
     typedef __nv_bfloat16 element;
     typedef float sum;
+    typedef float part;
     typedef uint4 rows;
     enum { KB = 32, QUANTISED = 0, TILE_BYTES = 2 };
 
@@ -65,13 +70,24 @@ struct format_bf16 {
     }
 };
 
-/* int8 weights with a scale per output column; activations travel as float16 and are quantised by
- * row where a product reads them. Sums are exact integers. */
+/* int8 weights with a scale per output column. Activations travel as float16 and are cut by row,
+ * where a product reads them, into two digits of 8 bits as on the CPU (cpu/product.h): q = rint(x *
+ * (16256 / max)) = 128 high + low, high = floor((q + 64) / 128). Sums are exact integers, so they
+ * add up in any order; they become float once. */
+struct format_digits {
+    int32_t high, low;
+};
+struct format_rows_int8 {
+    uint4 high, low;
+};
+#define FORMAT_INT8_MOST 16256.0f
+
 struct format_int8 {
     typedef __half element;
-    typedef int32_t sum;
-    typedef uint4 rows;
-    enum { KB = 64, QUANTISED = 1, TILE_BYTES = 1 };
+    typedef struct format_digits sum;
+    typedef int32_t part;
+    typedef format_rows_int8 rows;
+    enum { KB = 64, QUANTISED = 1, TILE_BYTES = 2 };
 
     static __device__ __forceinline__ void mma(int32_t *c, const uint4 &w, uint32_t x, uint32_t y)
     {
@@ -92,6 +108,7 @@ struct format_rows_f32 {
 struct format_f32 {
     typedef float element;
     typedef float sum;
+    typedef float part;
     typedef format_rows_f32 rows;
     enum { KB = 16, QUANTISED = 0, TILE_BYTES = 4 };
 
@@ -134,7 +151,20 @@ static __device__ __forceinline__ struct format_weights weights_stream(const cha
     return w;
 }
 
-/* The lane's share of 8 rows in shared memory, `stride` bytes apart, of block b. */
+/* The lane's share of the b-th 64 bytes of 8 rows in shared memory, `stride` bytes apart. */
+static __device__ __forceinline__ uint4 rows_load(const char *rows, int stride, int b, int lane)
+{
+    uint4 x;
+
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"((uint32_t)__cvta_generic_to_shared(rows) + (lane & 7) * stride + b * 64 +
+                       (lane >> 3) * 16)
+                 : "memory");
+    return x;
+}
+
+/* The lane's share of 8 rows of block b; int8: its high digits, then its low ones. */
 template <class F>
 static __device__ __forceinline__ typename F::rows rows_get(const char *rows, int stride, int b,
                                                             int lane)
@@ -149,15 +179,14 @@ static __device__ __forceinline__ typename F::rows rows_get(const char *rows, in
             x.odd[i] = *(const float4 *)(even + stride + i * 16);
         }
         return x;
-    } else {
-        uint4 x;
+    } else if constexpr (F::QUANTISED) {
+        struct format_rows_int8 x;
 
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                     : "r"((uint32_t)__cvta_generic_to_shared(rows) + (lane & 7) * stride + b * 64 +
-                           (lane >> 3) * 16)
-                     : "memory");
+        x.high = rows_load(rows, stride, 2 * b, lane);
+        x.low = rows_load(rows, stride, 2 * b + 1, lane);
         return x;
+    } else {
+        return rows_load(rows, stride, b, lane);
     }
 }
 
@@ -178,12 +207,48 @@ block_multiply(typename F::sum *c, const struct format_weights &w, const typenam
             c[2] = F::dot(c[2], x.even[i], high);
             c[3] = F::dot(c[3], x.odd[i], high);
         }
+    } else if constexpr (F::QUANTISED) {
+        int32_t high[4] = {c[0].high, c[1].high, c[2].high, c[3].high};
+        int32_t low[4] = {c[0].low, c[1].low, c[2].low, c[3].low};
+
+        F::mma(high, w.half[0], x.high.x, x.high.y);
+        F::mma(low, w.half[0], x.low.x, x.low.y);
+        F::mma(high, w.half[1], x.high.z, x.high.w);
+        F::mma(low, w.half[1], x.low.z, x.low.w);
+        for (int i = 0; i < 4; i++)
+            c[i] = {high[i], low[i]};
     } else {
-        (void)block;
-        (void)lane;
         F::mma(c, w.half[0], x.x, x.y);
         F::mma(c, w.half[1], x.z, x.w);
     }
+    (void)block;
+    (void)lane;
+}
+
+/* A chain's sum as one part of the inputs; all four parts; a chain's sum as it is. */
+static __device__ __forceinline__ float part_of(float sum)
+{
+    return sum;
+}
+static __device__ __forceinline__ int32_t part_of(const struct format_digits &sum)
+{
+    return sum.high * 128 + sum.low;
+}
+static __device__ __forceinline__ float parts_add(float a, float b, float c, float d)
+{
+    return ((a + b) + c) + d;
+}
+static __device__ __forceinline__ float parts_add(int32_t a, int32_t b, int32_t c, int32_t d)
+{
+    return (float)((int64_t)a + b + c + d);
+}
+static __device__ __forceinline__ float sum_of(float sum)
+{
+    return sum;
+}
+static __device__ __forceinline__ float sum_of(const struct format_digits &sum)
+{
+    return (float)((int64_t)sum.high * 128 + sum.low);
 }
 
 static __device__ __forceinline__ float format_float(float value)

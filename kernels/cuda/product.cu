@@ -25,7 +25,7 @@ static const struct {
     {product_kernels_f32, 4},
     {product_kernels_f16, 2},
     {product_kernels_bf16, 2},
-    {product_kernels_int8, 1},
+    {product_kernels_int8, 2},
 };
 
 static int shared_most, multiprocessors;
@@ -65,6 +65,8 @@ bool product_fits(enum cuda_format format, int32_t K, int shared_bytes_most)
 {
     int shape = format == CUDA_F32 ? SHAPE_WIDE_32 : SHAPE_NARROW_16;
 
+    if (format == CUDA_INT8 && K > FORMAT_INT8_INPUTS)
+        return false;
     return shape_shared(shape, format, K) + STATIC_SHARED <= (size_t)shared_bytes_most;
 }
 

@@ -47,13 +47,22 @@ static __device__ __forceinline__ float warp_max(float v)
     return v;
 }
 
-static __device__ __forceinline__ uint32_t quantise4(const float4 &v, float inverse)
+static __device__ __forceinline__ uint32_t bytes_pack(int a, int b, int c, int d)
+{
+    return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+}
+
+/* Four neighbours of a row in two digits (format.cuh), from input k on (a multiple of 4). */
+static __device__ __forceinline__ void digits_put4(char *row, int k, const float4 &v, float inverse)
 {
     int a = __float2int_rn(v.x * inverse), b = __float2int_rn(v.y * inverse);
     int c = __float2int_rn(v.z * inverse), d = __float2int_rn(v.w * inverse);
+    char *to = row + (k >> 6) * 128 + (k & 63);
 
-    return (uint32_t)(a & 255) | (uint32_t)(b & 255) << 8 | (uint32_t)(c & 255) << 16 |
-           (uint32_t)(d & 255) << 24;
+    *(uint32_t *)to = bytes_pack((a + 64) >> 7, (b + 64) >> 7, (c + 64) >> 7, (d + 64) >> 7);
+    /* low = q - 128 high: its low 7 bits, sign extended */
+    *(uint32_t *)(to + 64) = bytes_pack(((a + 64) & 127) - 64, ((b + 64) & 127) - 64,
+                                        ((c + 64) & 127) - 64, ((d + 64) & 127) - 64);
 }
 
 /* Four neighbours of a row into the tile. */
@@ -61,7 +70,7 @@ template <class F>
 static __device__ __forceinline__ void tile_put4(char *row, int k, const float4 &v, float inverse)
 {
     if constexpr (F::QUANTISED) {
-        *(uint32_t *)(row + k) = quantise4(v, inverse);
+        digits_put4(row, k, v, inverse);
     } else {
         typename F::element *out = (typename F::element *)row + k;
 
@@ -129,9 +138,9 @@ static __device__ __forceinline__ void tile_put_row(int K, char *tile_row, float
                     fmaxf(fmaxf(fabsf(v[j].x), fabsf(v[j].y)), fmaxf(fabsf(v[j].z), fabsf(v[j].w))),
                     most);
         most = warp_max(most);
-        inverse = most > 0.0f ? 127.0f / most : 0.0f;
+        inverse = most > 0.0f ? FORMAT_INT8_MOST / most : 0.0f;
         if (lane == 0)
-            *scale_out = most / 127.0f;
+            *scale_out = most / FORMAT_INT8_MOST;
     }
 #pragma unroll
     for (int j = 0; j < V; j++) {
@@ -247,7 +256,7 @@ static __device__ __forceinline__ void tile_fill_copy(const struct product &p, i
     copy_wait<0>();
 }
 
-/* Rows of elements into int8: a warp a row, twice over it (the second time it is in L1). */
+/* Rows of elements into digits: a warp a row, twice over it (the second time it is in L1). */
 template <class F, int BM>
 static __device__ __forceinline__ void tile_fill_quantised(const struct product &p, int m0, int n,
                                                            char *tile, int stride, float *scales)
@@ -267,17 +276,17 @@ static __device__ __forceinline__ void tile_fill_quantised(const struct product 
                 most = fmaxf(most, fabsf(f[i]));
         }
         most = warp_max(most);
-        inverse = most > 0.0f ? 127.0f / most : 0.0f;
+        inverse = most > 0.0f ? FORMAT_INT8_MOST / most : 0.0f;
         if (lane == 0)
-            scales[r] = most / 127.0f;
+            scales[r] = most / FORMAT_INT8_MOST;
         for (int k = lane * 8; k < K; k += 256) {
             float f[8] = {0, 0, 0, 0, 0, 0, 0, 0};
 
             if (in)
                 format_unpack8(*(const uint4 *)(x + k), x, f);
-            *(uint2 *)(tile + (size_t)r * stride + k) =
-                make_uint2(quantise4(make_float4(f[0], f[1], f[2], f[3]), inverse),
-                           quantise4(make_float4(f[4], f[5], f[6], f[7]), inverse));
+            digits_put4(tile + (size_t)r * stride, k, make_float4(f[0], f[1], f[2], f[3]), inverse);
+            digits_put4(tile + (size_t)r * stride, k + 4, make_float4(f[4], f[5], f[6], f[7]),
+                        inverse);
         }
     }
 }

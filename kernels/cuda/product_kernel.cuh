@@ -14,7 +14,7 @@
 #include "kernels/cuda/product_shape.h"
 
 template <class F>
-static __device__ __forceinline__ float4 output_values(const typename F::sum *sums, float x_scale,
+static __device__ __forceinline__ float4 output_values(const float *sums, float x_scale,
                                                        const struct output_column &column)
 {
     return make_float4(output_value<F>(sums[0], x_scale, column.scale.x, column.bias.x),
@@ -25,9 +25,8 @@ static __device__ __forceinline__ float4 output_values(const typename F::sum *su
 
 /* The 8 columns that lane q has of a unit (logsum.cuh). */
 template <class F>
-static __device__ __forceinline__ void unit_values(const struct product &p,
-                                                   const typename F::sum *sums, int c0, int q,
-                                                   float x_scale, float (&v)[8])
+static __device__ __forceinline__ void unit_values(const struct product &p, const float *sums,
+                                                   int c0, int q, float x_scale, float (&v)[8])
 {
 #pragma unroll
     for (int t = 0; t < 4; t++)
@@ -51,14 +50,14 @@ static __global__ void __launch_bounds__(CT * 128) product_narrow(const struct p
 {
     constexpr int BM = 16, BN = 16 * CT, FOURS = BN / 4, GROUP = 4, THREADS = CT * 128;
     constexpr int STRIDE = BN + NARROW_PAD;
-    typedef typename F::sum sum_t;
+    typedef typename F::part part_t;
     extern __shared__ __align__(128) char shared[];
     __shared__ struct tile_rows info[BM];
     __shared__ float scales[BM];
     const int K = p.weight.K, stride = K * F::TILE_BYTES + PRODUCT_TILE_PAD;
     char *tile = shared;
-    sum_t *partial = (sum_t *)(shared + (size_t)BM * stride); /* (4, BM, STRIDE) */
-    float *norm = (float *)(partial + 4 * BM * STRIDE);       /* (2, K) */
+    part_t *partial = (part_t *)(shared + (size_t)BM * stride); /* (4, BM, STRIDE) */
+    float *norm = (float *)(partial + 4 * BM * STRIDE);         /* (2, K) */
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, q = lane & 3;
     const int part = warp & 3, half = warp >> 2;
     const int blocks = K / F::KB, each = blocks / FORMAT_PARTS;
@@ -69,7 +68,7 @@ static __global__ void __launch_bounds__(CT * 128) product_narrow(const struct p
     const char *packed = (const char *)p.weight.packed +
                          ((size_t)(blockIdx.x * CT + half) * blocks + part * each) * 1024;
     struct format_weights w[GROUP];
-    sum_t acc[2][4] = {};
+    typename F::sum acc[2][4] = {};
     struct output_column column;
     float4 residual = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     float unit_bias[8]; /* LOGITS: of this lane's columns of the unit */
@@ -113,8 +112,12 @@ static __global__ void __launch_bounds__(CT * 128) product_narrow(const struct p
                     w[b] = weights_get<F>(packed + (b0 + GROUP + b) * 1024, lane);
     }
 #pragma unroll
-    for (int t = 0; t < 2; t++)
-        sums_put(partial + (part * BM + t * 8) * STRIDE + half * 16, STRIDE, acc[t], lane);
+    for (int t = 0; t < 2; t++) {
+        const part_t parts[4] = {part_of(acc[t][0]), part_of(acc[t][1]), part_of(acc[t][2]),
+                                 part_of(acc[t][3])};
+
+        sums_put(partial + (part * BM + t * 8) * STRIDE + half * 16, STRIDE, parts, lane);
+    }
     __syncthreads();
     if (r >= BM)
         return;
@@ -125,28 +128,44 @@ static __global__ void __launch_bounds__(CT * 128) product_narrow(const struct p
 #pragma unroll
         for (int t = 0; t < 8; t++) {
             int at = 8 * (t >> 1) + 2 * q + (t & 1);
-            const sum_t *s = partial + r * STRIDE + at;
+            const part_t *s = partial + r * STRIDE + at;
             float scale = 1.0f;
 
             if constexpr (F::QUANTISED)
                 scale = p.weight.scale[c0 + at];
-            v[t] =
-                output_value<F>(((s[0] + s[BM * STRIDE]) + s[2 * BM * STRIDE]) + s[3 * BM * STRIDE],
-                                scales[r], scale, unit_bias[t]);
+            v[t] = output_value<F>(
+                parts_add(s[0], s[BM * STRIDE], s[2 * BM * STRIDE], s[3 * BM * STRIDE]), scales[r],
+                scale, unit_bias[t]);
         }
         output_unit(p, info[r], m0 + r, n, blockIdx.x, q, v);
     } else if (m0 + r < n) {
-        sum_t sums[4];
+        float sums[4];
 
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            const sum_t *s = partial + r * STRIDE + c + e;
+            const part_t *s = partial + r * STRIDE + c + e;
 
-            sums[e] = ((s[0] + s[BM * STRIDE]) + s[2 * BM * STRIDE]) + s[3 * BM * STRIDE];
+            sums[e] = parts_add(s[0], s[BM * STRIDE], s[2 * BM * STRIDE], s[3 * BM * STRIDE]);
         }
         output_four<F, OUTPUT>(p, info[r], m0 + r, c0 + c,
                                output_values<F>(sums, scales[r], column), residual);
     }
+}
+
+/* What a warp summed of its tiles goes into their totals; the sums start anew. */
+template <class F, int CT, int RT>
+static __device__ __forceinline__ void sums_take(float (&total)[CT][RT][4],
+                                                 typename F::sum (&acc)[CT][RT][4])
+{
+#pragma unroll
+    for (int t = 0; t < CT; t++)
+#pragma unroll
+        for (int u = 0; u < RT; u++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                total[t][u][e] += sum_of(acc[t][u][e]); /* 0 + part 0 is part 0 */
+                acc[t][u][e] = {};
+            }
 }
 
 /*
@@ -161,19 +180,17 @@ static __global__ void __launch_bounds__(WC *WR * 32) product_wide(const struct 
 {
     constexpr int BM = WR * RT * 8, CT = WIDE_COLUMNS / 16 / WC, THREADS = WC * WR * 32;
     constexpr int PIECE = WIDE_PIECE, STAGE = WIDE_COLUMNS + WIDE_STAGE_PAD;
-    typedef typename F::sum sum_t;
     extern __shared__ __align__(128) char shared[];
     __shared__ struct tile_rows info[BM];
     __shared__ float scales[BM];
     const int K = p.weight.K, stride = K * F::TILE_BYTES + PRODUCT_TILE_PAD;
     char *tile = shared, *ring = shared + (size_t)BM * stride;
-    sum_t *stage = (sum_t *)ring;                        /* (BM, STAGE), between tiles */
+    float *stage = (float *)ring;                        /* (BM, STAGE), between tiles */
     float *norm = (float *)(ring + wide_ring_bytes(BM)); /* (2, K) */
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, q = lane & 3;
     const int wc = warp % WC, wr = warp / WC;
     const int blocks = K / F::KB, pieces = blocks / 2;
-    /* integers add up in any order */
-    const int each = F::QUANTISED ? blocks : blocks / FORMAT_PARTS;
+    const int each = blocks / FORMAT_PARTS;
     const int tiles = (p.weight.N + WIDE_COLUMNS - 1) / WIDE_COLUMNS;
     const int m0 = blockIdx.y * BM;
     const int n = *p.n;
@@ -211,7 +228,8 @@ static __global__ void __launch_bounds__(WC *WR * 32) product_wide(const struct 
     for (int column = blockIdx.x; column < tiles; column += gridDim.x) {
         const int c0 = column * WIDE_COLUMNS;
         const char *rows = tile + (size_t)wr * RT * 8 * stride;
-        sum_t total[CT][RT][4] = {}, acc[CT][RT][4] = {};
+        typename F::sum acc[CT][RT][4] = {};
+        float total[CT][RT][4] = {};
         int in_part = 0;
 
         if (column != (int)blockIdx.x)
@@ -243,19 +261,13 @@ static __global__ void __launch_bounds__(WC *WR * 32) product_wide(const struct 
                 }
             }
             in_part += 2;
-            if (in_part < each)
-                continue;
+            if (F::QUANTISED || in_part < each)
+                continue; /* integers add up in any order */
             in_part = 0;
-#pragma unroll
-            for (int t = 0; t < CT; t++)
-#pragma unroll
-                for (int u = 0; u < RT; u++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        total[t][u][e] += acc[t][u][e]; /* 0 + part 0 is part 0 */
-                        acc[t][u][e] = 0;
-                    }
+            sums_take<F>(total, acc);
         }
+        if (F::QUANTISED)
+            sums_take<F>(total, acc);
         __syncthreads();
 #pragma unroll
         for (int t = 0; t < CT; t++)

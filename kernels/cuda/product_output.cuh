@@ -36,13 +36,13 @@ static __device__ __forceinline__ float activate(enum product_act activation, fl
 
 /* A raw sum, scaled, with bias. */
 template <class F>
-static __device__ __forceinline__ float output_value(typename F::sum sum, float x_scale,
-                                                     float w_scale, float bias)
+static __device__ __forceinline__ float output_value(float sum, float x_scale, float w_scale,
+                                                     float bias)
 {
     if constexpr (F::QUANTISED)
-        return __fadd_rn(__fmul_rn((float)sum, __fmul_rn(x_scale, w_scale)), bias);
+        return __fmaf_rn(sum, __fmul_rn(x_scale, w_scale), bias);
     else
-        return __fadd_rn((float)sum, bias);
+        return __fadd_rn(sum, bias);
 }
 
 /* Bias and scale of columns c .. c + 3; scale is not set where the format has none. */

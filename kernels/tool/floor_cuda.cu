@@ -29,9 +29,9 @@ static __global__ void floor_read(const uint4 *data, size_t count, uint32_t *out
 }
 
 /* 8 independent chains of the format's matrix instruction a warp. */
-template <class F> static __global__ void floor_multiply(typename F::sum *out)
+template <class F> static __global__ void floor_multiply(typename F::part *out)
 {
-    typename F::sum acc[8][4] = {};
+    typename F::part acc[8][4] = {};
     struct format_weights w;
 
     w.half[0] = make_uint4(threadIdx.x, 1, 2, 3);
@@ -41,7 +41,7 @@ template <class F> static __global__ void floor_multiply(typename F::sum *out)
         for (int j = 0; j < 8; j++)
             F::mma(acc[j], w.half[j & 1], 0x3c003c00u, threadIdx.x);
     for (int j = 0; j < 8; j++)
-        if (acc[j][0] == (typename F::sum)123456789)
+        if (acc[j][0] == (typename F::part)123456789)
             *out = acc[j][0];
 }
 
