@@ -8,9 +8,9 @@
 /*
  * A block serves one row and HEADS heads of it; WARPS warps share a head's chunks. Keys and values
  * that are older than the kernel in front are fetched before it ends: all of a source's, and of its
- * own cache all but the newest position.
+ * own cache all but the newest position. T: elements; C: what the caches hold.
  */
-template <class T, int HEADS, int WARPS>
+template <class T, class C, int HEADS, int WARPS>
 static __global__ void __launch_bounds__(HEADS *WARPS * 32)
     attention_decode(const struct attention a)
 {
@@ -18,10 +18,12 @@ static __global__ void __launch_bounds__(HEADS *WARPS * 32)
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int head = blockIdx.y * HEADS + warp / WARPS, share = warp % WARPS;
     const size_t stride = (size_t)a.heads * a.cache_positions * HEAD;
-    const T *cache_k = (const T *)a.cache_k + (size_t)head * a.cache_positions * HEAD;
-    const T *cache_v = (const T *)a.cache_v + (size_t)head * a.cache_positions * HEAD;
+    const size_t first = (size_t)head * a.cache_positions; /* of the head's positions in row 0 */
+    const C *cache_k = (const C *)a.cache_k + first * HEAD;
+    const C *cache_v = (const C *)a.cache_v + first * HEAD;
+    const __nv_bfloat16 *scales_k = a.scales_k + first * 2, *scales_v = a.scales_v + first * 2;
     const int32_t *source_row = NULL;
-    vector8<T> keys[LOADS], values[LOADS];
+    vector8<C> keys[LOADS], values[LOADS];
     struct attention_part all, part;
     float q[8];
     int row = -1, length = 0, old = 0, from = 0, beam_end = 0;
@@ -39,8 +41,10 @@ static __global__ void __launch_bounds__(HEADS *WARPS * 32)
     }
     if (row >= 0) {
         source_row = a.rows.source_row + (size_t)row * a.rows.P;
-        chunk_load<T>(keys, cache_k, stride, from, source_row, share, old, beam_end, lane);
-        chunk_load<T>(values, cache_v, stride, from, source_row, share, old, beam_end, lane);
+        chunk_load<C>(keys, cache_k, stride, from, source_row, share, old, beam_end, lane,
+                      scales_k);
+        chunk_load<C>(values, cache_v, stride, from, source_row, share, old, beam_end, lane,
+                      scales_v);
     }
     launch_wait();
     launch_next();
@@ -61,8 +65,8 @@ static __global__ void __launch_bounds__(HEADS *WARPS * 32)
             (((size_t)row * a.heads + head) * a.cache_positions + old) * HEAD + (lane & 7) * 8;
 
         if (lane >> 3 == (old & 3)) {
-            vector8<T> k = vector8_load<T>((const T *)a.cache_k + at);
-            vector8<T> v = vector8_load<T>((const T *)a.cache_v + at);
+            vector8<C> k = cache_load8<C>((const C *)a.cache_k + at, a.scales_k, at);
+            vector8<C> v = cache_load8<C>((const C *)a.cache_v + at, a.scales_v, at);
 
 #pragma unroll
             for (int j = 0; j < LOADS; j++)
@@ -75,10 +79,12 @@ static __global__ void __launch_bounds__(HEADS *WARPS * 32)
     all.max = -INFINITY;
     for (int c = share; c * CHUNK < length; c += WARPS) {
         if (c != share) {
-            chunk_load<T>(keys, cache_k, stride, from, source_row, c, length, beam_end, lane);
-            chunk_load<T>(values, cache_v, stride, from, source_row, c, length, beam_end, lane);
+            chunk_load<C>(keys, cache_k, stride, from, source_row, c, length, beam_end, lane,
+                          scales_k);
+            chunk_load<C>(values, cache_v, stride, from, source_row, c, length, beam_end, lane,
+                          scales_v);
         }
-        chunk_attend<T>(keys, values, q, length - c * CHUNK, lane, &part);
+        chunk_attend<C>(keys, values, q, length - c * CHUNK, lane, &part);
         if (WARPS > 1) {
             if (lane < 8)
                 parts[warp / WARPS][c][lane] = part;
@@ -106,22 +112,27 @@ static __global__ void __launch_bounds__(HEADS *WARPS * 32)
     }
 }
 
-template <class T>
+template <class T, class C>
 static cudaError_t decode_enqueue(const struct attention *a, int32_t n_most, bool pdl,
                                   cudaStream_t stream)
 {
     /* few rows: spread a head over warps and the heads over blocks */
     if (n_most <= 64)
-        return launch(attention_decode<T, 1, 4>, dim3(n_most, a->heads), 128, 0, pdl, stream, *a);
-    return launch(attention_decode<T, 4, 1>, dim3(n_most, a->heads / 4), 128, 0, pdl, stream, *a);
+        return launch(attention_decode<T, C, 1, 4>, dim3(n_most, a->heads), 128, 0, pdl, stream,
+                      *a);
+    return launch(attention_decode<T, C, 4, 1>, dim3(n_most, a->heads / 4), 128, 0, pdl, stream,
+                  *a);
 }
 
 cudaError_t attention_enqueue(const struct attention *a, enum cuda_format format, int32_t n_most,
                               bool pdl, cudaStream_t stream)
 {
     if (format == CUDA_F32)
-        return decode_enqueue<float>(a, n_most, pdl, stream);
+        return a->scales_k ? decode_enqueue<float, int8_t>(a, n_most, pdl, stream)
+                           : decode_enqueue<float, float>(a, n_most, pdl, stream);
     if (format == CUDA_BF16)
-        return decode_enqueue<__nv_bfloat16>(a, n_most, pdl, stream);
-    return decode_enqueue<__half>(a, n_most, pdl, stream);
+        return a->scales_k ? decode_enqueue<__nv_bfloat16, int8_t>(a, n_most, pdl, stream)
+                           : decode_enqueue<__nv_bfloat16, __nv_bfloat16>(a, n_most, pdl, stream);
+    return a->scales_k ? decode_enqueue<__half, int8_t>(a, n_most, pdl, stream)
+                       : decode_enqueue<__half, __half>(a, n_most, pdl, stream);
 }

@@ -24,8 +24,10 @@ struct attention {
     int32_t heads;
     int32_t cache_positions;
     const void *q;                 /* (n, heads * 64) elements, not yet scaled */
-    const void *cache_k, *cache_v; /* (max_rows, heads, cache_positions, 64) */
-    void *out;                     /* (n, heads * 64) elements */
+    const void *cache_k, *cache_v; /* (max_rows, heads, cache_positions, 64) elements or int8 */
+    const __nv_bfloat16 *scales_k, *scales_v; /* int8: (max_rows, heads, cache_positions, 2), a
+                                                 scale for each half of a head; else NULL */
+    void *out;                                /* (n, heads * 64) elements */
 };
 
 /* One decode step's attention. */

@@ -21,6 +21,11 @@ template <class T> struct vector8 {
 template <> struct vector8<float> {
     float4 a, b;
 };
+/* of an int8 cache: all 8 have one scale */
+template <> struct vector8<int8_t> {
+    uint2 raw;
+    float scale;
+};
 
 template <class T> static __device__ __forceinline__ vector8<T> vector8_load(const T *p)
 {
@@ -37,6 +42,29 @@ template <> __device__ __forceinline__ vector8<float> vector8_load<float>(const 
     v.b = __ldcg((const float4 *)p + 1);
     return v;
 }
+template <> __device__ __forceinline__ vector8<int8_t> vector8_load<int8_t>(const int8_t *p)
+{
+    vector8<int8_t> v;
+
+    v.raw = __ldcg((const uint2 *)p);
+    v.scale = 1.0f;
+    return v;
+}
+/* The same at p, with its scale: `at` is how far p lies into a cache that has these scales (int8
+ * alone). */
+template <class T>
+static __device__ __forceinline__ vector8<T> cache_load8(const T *p, const __nv_bfloat16 *scales,
+                                                         size_t at)
+{
+    vector8<T> v = vector8_load<T>(p);
+
+    if constexpr (sizeof(T) == 1)
+        v.scale = __bfloat162float(
+            __ushort_as_bfloat16(__ldcg((const unsigned short *)scales + at / (HEAD / 2))));
+    (void)scales;
+    (void)at;
+    return v;
+}
 template <class T>
 static __device__ __forceinline__ void vector8_floats(const vector8<T> &v, float *out)
 {
@@ -45,6 +73,17 @@ static __device__ __forceinline__ void vector8_floats(const vector8<T> &v, float
 static __device__ __forceinline__ void vector8_floats(const vector8<float> &v, float *out)
 {
     format_load8((const float *)&v, out);
+}
+/* Without their scale. Each byte, made positive, becomes the low one of 2^23 + byte. */
+static __device__ __forceinline__ void vector8_floats(const vector8<int8_t> &v, float *out)
+{
+    const uint32_t low = v.raw.x ^ 0x80808080u, high = v.raw.y ^ 0x80808080u;
+
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        out[i] = __uint_as_float(__byte_perm(low, 0x4b000000u, 0x7440 + i)) - 8388736.0f;
+        out[4 + i] = __uint_as_float(__byte_perm(high, 0x4b000000u, 0x7440 + i)) - 8388736.0f;
+    }
 }
 template <class T> static __device__ __forceinline__ vector8<T> vector8_zero(void)
 {
@@ -91,6 +130,8 @@ chunk_attend(const vector8<T> (&keys)[LOADS], const vector8<T> (&values)[LOADS],
 #pragma unroll
         for (int d = 0; d < 8; d++)
             s = __fmaf_rn(q[d], k[d], s);
+        if constexpr (sizeof(T) == 1)
+            s *= keys[i].scale;
         s += __shfl_xor_sync(0xffffffffu, s, 1);
         s += __shfl_xor_sync(0xffffffffu, s, 2);
         s += __shfl_xor_sync(0xffffffffu, s, 4);
@@ -108,6 +149,8 @@ chunk_attend(const vector8<T> (&keys)[LOADS], const vector8<T> (&values)[LOADS],
         float v[8], p = 4 * i + (lane >> 3) < count ? expf(score[i] - out->max) : 0.0f;
 
         out->sum += p;
+        if constexpr (sizeof(T) == 1)
+            p *= values[i].scale;
         vector8_floats(values[i], v);
 #pragma unroll
         for (int d = 0; d < 8; d++)
@@ -124,11 +167,12 @@ chunk_attend(const vector8<T> (&keys)[LOADS], const vector8<T> (&values)[LOADS],
 
 /* A chunk of keys or values into registers: positions 32 c + 4 i + lane / 8 below `end` of one
  * row's and head's cache; below `beam_end` of the row that wrote each position (source_row, by
- * position; stride: elements from one row's cache to the next). */
+ * position; stride: elements from one row's cache to the next). scales: of int8 caches alone. */
 template <class T>
 static __device__ __forceinline__ void chunk_load(vector8<T> (&to)[LOADS], const T *cache,
                                                   size_t stride, int row, const int32_t *source_row,
-                                                  int c, int end, int beam_end, int lane)
+                                                  int c, int end, int beam_end, int lane,
+                                                  const __nv_bfloat16 *scales = NULL)
 {
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
@@ -140,7 +184,11 @@ static __device__ __forceinline__ void chunk_load(vector8<T> (&to)[LOADS], const
         }
         if (at < beam_end)
             from = source_row[at];
-        to[i] = vector8_load<T>(cache + (size_t)from * stride + at * HEAD + (lane & 7) * 8);
+        {
+            const size_t offset = (size_t)from * stride + at * HEAD + (lane & 7) * 8;
+
+            to[i] = cache_load8<T>(cache + offset, scales, offset);
+        }
     }
 }
 

@@ -9,7 +9,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/search/rules_create.h"
 
-enum { DEFAULT_ROWS = 512, MAX_ROWS = 4096, HEAD_WIDTH = 64 };
+enum { DEFAULT_ROWS = 512, MAX_ROWS = 4096, HEAD_WIDTH = 64, GENERIC_CAPABILITY = 80 };
 
 /* ---- opening ---- */
 
@@ -181,11 +181,15 @@ static int limits_fill(const struct model_config *config, const struct engine_op
 }
 
 static void info_fill(const struct backend *backend, const struct cudaDeviceProp *properties,
-                      const char *compute, struct engine_info *info)
+                      const char *compute, bool cache_int8, struct engine_info *info)
 {
-    snprintf(info->device, sizeof info->device, "cuda:%d (%.80s, sm_%d)", backend->device,
-             properties->name, backend->capability);
-    snprintf(info->compute, sizeof info->compute, "%s", compute);
+    int capability = properties->major * 10 + properties->minor;
+
+    snprintf(info->device, sizeof info->device, "cuda:%d (%.80s, sm_%d%s)", backend->device,
+             properties->name, capability,
+             backend->capability < capability ? ", generic kernels" : "");
+    snprintf(info->compute, sizeof info->compute, "%s%s", compute,
+             cache_int8 ? ", caches int8" : "");
     info->weight_bytes = backend->network->bytes;
     info->cache_bytes = backend->memory.cache_bytes;
     info->work_bytes =
@@ -210,18 +214,16 @@ static struct backend *cuda_open(const struct model *model, const struct engine_
     }
     backend->device = device_parse(options->device, error);
     backend->spin = options->spin;
+    backend->wait_most_us = BACKEND_WAIT_MOST_US;
     if (backend->device < 0)
         goto fail;
-    if (options->cache_int8) {
-        error_set(error,
-                  "cache int8: the CUDA back end keeps attention caches in the compute format");
-        goto fail;
-    }
     CUDA_TRY(cudaSetDevice(backend->device), error, fail);
     CUDA_TRY(cudaGetDeviceProperties(&properties, backend->device), error, fail);
     backend->capability = properties.major * 10 + properties.minor;
+    if (getenv("PGPT_CUDA_GENERIC") && backend->capability > GENERIC_CAPABILITY)
+        backend->capability = GENERIC_CAPABILITY; /* as if the device had nothing of Hopper's */
     backend->pdl = backend->capability >= 90 && !getenv("PGPT_CUDA_NO_PDL");
-    if (backend->capability < 80) {
+    if (backend->capability < GENERIC_CAPABILITY) {
         error_set(error, "device %s (%s) has compute capability %d.%d, 8.0 or later is needed",
                   options->device, properties.name, properties.major, properties.minor);
         goto fail;
@@ -243,19 +245,20 @@ static struct backend *cuda_open(const struct model *model, const struct engine_
     backend->network = network_open(model, compute, error);
     if (!backend->network)
         goto fail;
-    if (!getenv("PGPT_CUDA_NO_FUSED"))
+    if (!getenv("PGPT_CUDA_NO_FUSED") && !options->cache_int8)
         CUDA_TRY(fused_prepare(backend->network, backend->capability, &backend->fused), error,
                  fail);
     sizes.max_rows = limits->max_rows;
     sizes.max_source = limits->max_source;
     sizes.max_new = limits->max_new;
+    sizes.cache_int8 = options->cache_int8;
     sizes.budget = options->memory;
     if (backend_memory_open(&backend->memory, backend->network, &sizes, error) ||
         rules_open(backend, &model->config, error) || streams_open(backend, error) ||
         tables_open(backend, error) || backend_graphs_open(backend, error))
         goto fail;
     backend->limits.eos_token = model->config.eos_token;
-    info_fill(backend, &properties, compute, info);
+    info_fill(backend, &properties, compute, options->cache_int8, info);
     return backend;
 fail:
     cuda_close(backend);
@@ -264,8 +267,8 @@ fail:
 
 static void cuda_close(struct backend *backend)
 {
-    if (!backend)
-        return;
+    if (!backend || backend->hung)
+        return; /* every call would wait for the kernel: the process ends, and all this with it */
     if (backend->decode)
         (void)cudaStreamSynchronize(backend->decode);
     if (backend->encode)

@@ -100,11 +100,13 @@ cudaError_t backend_graphs_run(struct backend *backend, int32_t n, bool full, in
     const struct backend_graphs *graphs = &backend->graphs;
     int32_t b = 0;
 
+    backend->running = "fused kernel";
     if (!full && n <= fused_rows_most(&backend->fused)) {
         struct network_step step = backend_step_of(backend, n, false);
 
         return fused_enqueue(backend->network, &step, n, steps, &backend->fused, backend->decode);
     }
+    backend->running = full ? "launched steps, whole rows of logits" : "launched steps";
     while (graphs->n_most[b] < n)
         b++;
     for (int l = 0; l < GRAPH_LENGTHS; l++)

@@ -5,6 +5,8 @@
 
 #include "kernels/cuda/check.h"
 
+enum { CACHE_SCALED = 32 }; /* values of an int8 cache that share a scale */
+
 /* Hands out consecutive pieces of a block; with base NULL it only adds up. */
 struct carver {
     char *base;
@@ -23,14 +25,24 @@ static size_t cache_carve(struct carver *carver, const struct network *network,
                           const struct backend_memory_sizes *sizes, int32_t positions,
                           struct network_cache *cache)
 {
-    size_t element = network->activations == CUDA_F32 ? 4 : 2;
+    size_t element = sizes->cache_int8 ? 1 : network->activations == CUDA_F32 ? 4 : 2;
+    size_t layers = (size_t)network->config.decoder_layers;
+    size_t values = (size_t)sizes->max_rows * (size_t)network->config.d_model * (size_t)positions;
 
     cache->positions = positions;
-    cache->layer_stride =
-        (size_t)sizes->max_rows * (size_t)network->config.d_model * (size_t)positions * element;
-    cache->k = (char *)carve(carver, (size_t)network->config.decoder_layers, cache->layer_stride);
-    cache->v = (char *)carve(carver, (size_t)network->config.decoder_layers, cache->layer_stride);
-    return 2 * (size_t)network->config.decoder_layers * cache->layer_stride;
+    cache->layer_stride = values * element;
+    cache->k = (char *)carve(carver, layers, cache->layer_stride);
+    cache->v = (char *)carve(carver, layers, cache->layer_stride);
+    cache->k_scales = cache->v_scales = NULL;
+    cache->scale_stride = 0;
+    if (sizes->cache_int8) {
+        cache->scale_stride = values / CACHE_SCALED;
+        cache->k_scales =
+            (__nv_bfloat16 *)carve(carver, layers * cache->scale_stride, sizeof(__nv_bfloat16));
+        cache->v_scales =
+            (__nv_bfloat16 *)carve(carver, layers * cache->scale_stride, sizeof(__nv_bfloat16));
+    }
+    return 2 * layers * (cache->layer_stride + cache->scale_stride * sizeof(__nv_bfloat16));
 }
 
 static size_t batch_ints(const struct backend_memory *memory, int32_t max_rows)

@@ -55,6 +55,7 @@ struct backend_memory {
 
 struct backend_memory_sizes {
     int32_t max_rows, max_source, max_new;
+    bool cache_int8;
     uint64_t budget; /* 0 = none */
 };
 

@@ -61,7 +61,7 @@ extern const int32_t graph_lengths[GRAPH_LENGTHS]; /* longest first */
 struct backend {
     int32_t device;
     bool spin;
-    int capability; /* 90 for 9.0 */
+    int capability; /* 90 for 9.0; of the kernels that are used, at most the device's */
     bool pdl;
     struct network *network;
     struct engine_limits limits;
@@ -87,12 +87,16 @@ struct backend {
     int32_t join_count;        /* rows in memory.host_joins */
     struct engine_item *items; /* (max_rows + max_rows) */
     double step_us;            /* what a step took lately: how long a wait may sleep */
+    int64_t wait_most_us;      /* longer than this nothing runs: it hangs */
+    const char *running;       /* what decode steps run as, for messages */
     bool failed;               /* the device is lost: every further call fails */
+    bool hung;                 /* and would never answer: it is left alone when closing */
     char failure[1024];
 };
 
+enum { BACKEND_WAIT_MOST_US = 20 * 1000 * 1000 }; /* wait_most_us, but for tests */
 /* Waits for an event: sleeps through most of `expected_us` (unless spinning is set), then polls; at
- * most some seconds: a kernel that hangs is an error, not a silence. what: for the message. */
+ * most wait_most_us: a kernel that hangs is an error, not a silence. what: for the message. */
 int backend_wait(struct backend *backend, cudaEvent_t event, double expected_us, const char *what,
                  struct error *error);
 /* Remembers the first failure and fills error; returns -1. */

@@ -12,7 +12,6 @@ enum {
     WAIT_SPIN_US = 200,
     WAIT_NAP_US = 20,
     CALL_US = 100, /* of a call are not its steps */
-    WAIT_MOST_US = 30 * 1000 * 1000,
     ENCODING_STEPS = 2, /* an encoding takes about so many steps */
 };
 #define WAIT_SLEEP_SHARE 0.8 /* of the expected time is slept through */
@@ -22,9 +21,10 @@ int backend_fail(struct backend *backend, cudaError_t status, const char *what, 
     if (!backend->failed) {
         struct error first;
 
-        error_set(&first, "CUDA device %d: %s failed with %d rows of %d: %s (%s)", backend->device,
-                  what, backend->active_count, backend->limits.max_rows, cudaGetErrorString(status),
-                  cudaGetErrorName(status));
+        error_set(&first, "CUDA device %d: %s (%s) failed with %d rows of %d: %s (%s)%s",
+                  backend->device, what, backend->running ? backend->running : "the first",
+                  backend->active_count, backend->limits.max_rows, cudaGetErrorString(status),
+                  cudaGetErrorName(status), launch_failure(status));
         memcpy(backend->failure, first.message, sizeof backend->failure);
         backend->failed = true;
     }
@@ -48,11 +48,12 @@ int backend_wait(struct backend *backend, cudaEvent_t event, double expected_us,
         nap(WAIT_SLEEP_SHARE * expected_us - WAIT_WAKE_US);
     while ((status = cudaEventQuery(event)) == cudaErrorNotReady) {
         waited = clock_mono_us() - begun;
-        if (waited > WAIT_MOST_US) {
-            error_set(error, "CUDA device %d: %s has not ended for %d s with %d rows: it hangs",
-                      backend->device, what, WAIT_MOST_US / 1000000, backend->active_count);
+        if (waited > backend->wait_most_us) {
+            error_set(error, "CUDA device %d: %s (%s) did not end in %.1f s with %d rows: it hangs",
+                      backend->device, what, backend->running ? backend->running : "the first",
+                      (double)backend->wait_most_us / 1e6, backend->active_count);
             memcpy(backend->failure, error->message, sizeof backend->failure);
-            backend->failed = true;
+            backend->failed = backend->hung = true;
             return -1;
         }
         if (!backend->spin && (double)waited > 2.0 * expected_us + WAIT_SPIN_US)

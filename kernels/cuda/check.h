@@ -11,12 +11,16 @@
 
 #include "kernels/base/error.h"
 
+/* "; kernel NAME, GRID x THREADS ..." when this thread's last launch failed with that status, else
+ * "" (check.cu). */
+const char *launch_failure(cudaError_t status);
+
 /* error_set() with the CUDA error's name and text; always -1. */
 static inline int cuda_fail(struct error *error, cudaError_t status, const char *what,
                             const char *file, int line)
 {
-    return error_set(error, "CUDA: %s: %s (%s) at %s:%d", what, cudaGetErrorString(status),
-                     cudaGetErrorName(status), file, line);
+    return error_set(error, "CUDA: %s: %s (%s) at %s:%d%s", what, cudaGetErrorString(status),
+                     cudaGetErrorName(status), file, line, launch_failure(status));
 }
 
 /* Evaluates a CUDA call; on failure fills `error` and goes to `label`. */

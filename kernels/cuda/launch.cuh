@@ -24,6 +24,10 @@ static __device__ __forceinline__ void launch_next(void)
 #endif
 }
 
+/* Keeps which launch of this thread failed and how, for launch_failure(); returns status. */
+cudaError_t launch_note(cudaError_t status, const void *kernel, dim3 grid, int threads,
+                        size_t shared);
+
 template <typename... Params, typename... Args>
 static cudaError_t launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared,
                           bool pdl, cudaStream_t stream, Args... args)
@@ -39,7 +43,8 @@ static cudaError_t launch(void (*kernel)(Params...), dim3 grid, int threads, siz
     attribute.val.programmaticStreamSerializationAllowed = 1;
     config.attrs = &attribute;
     config.numAttrs = pdl ? 1 : 0;
-    return cudaLaunchKernelEx(&config, kernel, Params(args)...);
+    return launch_note(cudaLaunchKernelEx(&config, kernel, Params(args)...), (const void *)kernel,
+                       grid, threads, shared);
 }
 
 #endif

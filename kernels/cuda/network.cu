@@ -545,6 +545,8 @@ cudaError_t network_encode(const struct network *network, const struct network_s
         p.cache_rows = sources->rows;
         p.cache_k = cross->k + (size_t)i * cross->layer_stride;
         p.cache_v = cross->v + (size_t)i * cross->layer_stride;
+        p.scales_k = cross->k_scales + (size_t)i * cross->scale_stride;
+        p.scales_v = cross->v_scales + (size_t)i * cross->scale_stride;
         p.cache_positions = cross->positions;
         CUDA_PASS(product_enqueue(&p, flow.n_most, false, stream));
     }
@@ -567,6 +569,8 @@ static cudaError_t step_attention(const struct network *network, const struct ne
     a.q = step->space.q;
     a.cache_k = cache->k + (size_t)layer * cache->layer_stride;
     a.cache_v = cache->v + (size_t)layer * cache->layer_stride;
+    a.scales_k = cache->k_scales + (size_t)layer * cache->scale_stride;
+    a.scales_v = cache->v_scales + (size_t)layer * cache->scale_stride;
     a.out = step->space.o;
     return attention_enqueue(&a, network->activations, step->n_most, pdl, stream);
 }
@@ -592,6 +596,8 @@ static cudaError_t step_layer(const struct network *network, const struct networ
     qkv.out = space->q;
     qkv.cache_k = step->self.k + (size_t)i * step->self.layer_stride;
     qkv.cache_v = step->self.v + (size_t)i * step->self.layer_stride;
+    qkv.scales_k = step->self.k_scales + (size_t)i * step->self.scale_stride;
+    qkv.scales_v = step->self.v_scales + (size_t)i * step->self.scale_stride;
     qkv.cache_positions = step->self.positions;
     CUDA_PASS(i ? product_enqueue(&qkv, flow->n_most, flow->pdl, flow->stream)
                 : embedded_enqueue(flow, &qkv, flow->pdl && chained));

@@ -58,6 +58,9 @@ void network_space_carve(const struct network *network, int32_t tokens, bool enc
 struct network_cache {
     char *k, *v;         /* (layers, max_rows, heads, positions, 64) */
     size_t layer_stride; /* bytes */
+    /* int8: (layers, max_rows, heads, positions, 2); else NULL, and a stride of 0 */
+    __nv_bfloat16 *k_scales, *v_scales;
+    size_t scale_stride; /* of a layer, in scales */
     int32_t positions;
 };
 

@@ -77,6 +77,8 @@ struct product {
     const float *residual;   /* (n,N) */
     void *out;               /* elements, or float for RESIDUAL */
     void *cache_k, *cache_v; /* this layer's: (max_rows, heads, cache_positions, 64) elements */
+    __nv_bfloat16 *scales_k, *scales_v; /* (max_rows, heads, cache_positions, 2) where the caches
+                                           are int8, else NULL */
     int32_t cache_positions;
     const int32_t *cache_rows; /* CROSS: (n) row of each packed token */
 

@@ -71,6 +71,30 @@ static __device__ __forceinline__ T *cache_at(void *cache, int heads, int positi
     return (T *)cache + (((size_t)row * heads + (c >> 6)) * positions + position) * 64 + (c & 63);
 }
 
+/* Four neighbours of a key or value into an int8 cache: a scale for each half of a head, so that 8
+ * neighbouring lanes, which hold its 32 dimensions, find it among themselves. The scale is rounded
+ * before it is used: q = rint(v / scale), at most 127.3 before it is rounded. */
+static __device__ __forceinline__ void cache_put4_int8(void *cache, __nv_bfloat16 *scales,
+                                                       int heads, int positions, int row, int c,
+                                                       int position, const float4 &v)
+{
+    const uint32_t lanes = 0xffu << (threadIdx.x & 24);
+    float most = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))), inverse;
+    __nv_bfloat16 scale;
+
+#pragma unroll
+    for (int mask = 1; mask <= 4; mask <<= 1)
+        most = fmaxf(most, __shfl_xor_sync(lanes, most, mask));
+    scale = __float2bfloat16_rn(most / 127.0f);
+    inverse = most > 1e-30f ? 1.0f / __bfloat162float(scale) : 0.0f;
+    *(uint32_t *)cache_at<int8_t>(cache, heads, positions, row, c, position) =
+        bytes_pack(__float2int_rn(v.x * inverse), __float2int_rn(v.y * inverse),
+                   __float2int_rn(v.z * inverse), __float2int_rn(v.w * inverse));
+    if (!(c & 31))
+        scales[(((size_t)row * heads + (c >> 6)) * positions + position) * 2 + (c >> 5 & 1)] =
+            scale;
+}
+
 static __device__ __forceinline__ float4 residual_get(const struct product &p, int i, int n, int c)
 {
     if (i >= n || c >= p.weight.N)
@@ -96,7 +120,8 @@ template <> __device__ __forceinline__ void output_put4<__half>(__half *out, con
 }
 
 /* Four neighbouring columns c .. c + 3 of row i < n; values before the activation; residual: the
- * same of the residual stream, for outputs that add it. */
+ * same of the residual stream, for outputs that add it. 8 neighbouring lanes come together, with 32
+ * neighbouring columns of one row. */
 template <class F, enum product_output OUTPUT>
 static __device__ __forceinline__ void output_four(const struct product &p,
                                                    const struct tile_rows &info, int i, int c,
@@ -127,6 +152,10 @@ static __device__ __forceinline__ void output_four(const struct product &p,
 
         if (which == 0)
             output_put4((element *)p.out + (size_t)i * D + rest, v);
+        else if (p.scales_k)
+            cache_put4_int8(which == 1 ? p.cache_k : p.cache_v,
+                            which == 1 ? p.scales_k : p.scales_v, D >> 6, p.cache_positions,
+                            info.row, rest, info.position, v);
         else
             output_put4(cache_at<element>(which == 1 ? p.cache_k : p.cache_v, D >> 6,
                                           p.cache_positions, info.row, rest, info.position),
