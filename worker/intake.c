@@ -40,7 +40,9 @@ enum {
     TAKEOVER_RETRY_US = 500000,
     SEEK_RETRY_US = 100000,
     TOPICS_CHECK_US = 30000000,
-    TOPICS_RETRY_US = 2000000
+    TOPICS_RETRY_US = 2000000,
+    FULL_REST_US = 500,    /* between looks at a full worker */
+    FULL_PAUSE_US = 100000 /* full for so long without a job that left: pause */
 };
 
 struct intake {
@@ -63,6 +65,7 @@ struct intake {
     unsigned all_reasons;
     int32_t output_partitions; /* least of the output topics, -1 = not known */
     int64_t takeover_at_us, topics_at_us, seek_at_us;
+    int64_t full_since_us;     /* 0 = the worker is not full */
     rd_kafka_message_t *alone; /* a suspect held back until nothing runs beside it */
     bool alone_running;
 };
@@ -146,12 +149,28 @@ static void seeks_retry(struct intake *in, int64_t now)
             rewind_to(in, p, in->seek_to[p]);
 }
 
+/* A pause throws away what the client has fetched, and a resumed partition waits for it anew:
+ * longer than a fast device takes for all that the worker holds. So a full worker first only rests.
+ */
+static void full_review(struct intake *in)
+{
+    bool paused = in->all_reasons & PAUSE_FULL;
+    bool full = admission_is_full(in->pipeline->config, paused);
+    int64_t now = clock_mono_us();
+
+    if (!full)
+        in->full_since_us = 0;
+    else if (!in->full_since_us)
+        in->full_since_us = now;
+    reason_set(in, PAUSE_FULL, full && (paused || now - in->full_since_us >= FULL_PAUSE_US));
+}
+
 /* Reasons that come and go with the state of the worker. */
 static void pauses_review(struct intake *in)
 {
     struct pipeline *p = in->pipeline;
 
-    reason_set(in, PAUSE_FULL, admission_is_full(p->config, in->all_reasons & PAUSE_FULL));
+    full_review(in);
     reason_set(in, PAUSE_DRAIN, atomic_load(&in->draining));
     reason_set(in, PAUSE_CONTROL, !control_caught_up(p->control));
     reason_set(in, PAUSE_ALONE, in->alone || in->alone_running);
@@ -475,7 +494,9 @@ static void *intake_main(void *argument)
                 break;
             rd_kafka_message_destroy(message);
         }
-        if (in->all_reasons) { /* everything is paused: still poll, for rebalances */
+        if (!in->all_reasons && admission_is_full(config, false)) {
+            nanosleep(&(struct timespec){0, FULL_REST_US * 1000}, NULL);
+        } else if (in->all_reasons) { /* everything is paused: still poll, for rebalances */
             message = rd_kafka_consumer_poll(in->consumer, POLL_MS);
             if (message && message->err)
                 on_error(in, message);

@@ -63,11 +63,12 @@ def test_old_jobs_of_low_priority_are_not_starved(new_realm):
 
 
 def test_a_bounded_queue_pauses_and_goes_on(new_realm):
-    """At most queue.max_jobs jobs inside, though 400 wait; all of them run."""
+    """At most queue.max_jobs jobs inside, though 96 wait; all of them run. They start and end together, so
+    nothing leaves the full worker for as long as it takes to pause."""
     realm = new_realm(partitions=2)
-    jobs = [request(f"Sentence number {n}.", max_length=40, min_length=40) for n in range(400)]
+    jobs = [request(f"Sentence number {n}.", max_length=256, min_length=256) for n in range(96)]
     realm.send(*jobs)
-    worker = realm.worker(queue_max_jobs=16, engine_max_rows=4, wait=False)
+    worker = realm.worker(queue_max_jobs=16, engine_max_rows=16, engine_threads=1, wait=False)
     seen, paused, stop = [], [], threading.Event()
 
     def sample():
