@@ -39,6 +39,7 @@ static struct engine *engine_make(const struct config *config, struct error *err
     options.device = config->engine_device;
     options.compute = strcmp(config->engine_compute, "auto") ? config->engine_compute : NULL;
     options.threads = (int32_t)config->engine_threads;
+    options.cache_int8 = config->engine_cache_int8;
     options.max_rows = (int32_t)config->engine_max_rows;
     options.memory = (uint64_t)config->engine_memory_mb << 20;
     return engine_open(config->engine_model, &options, error);

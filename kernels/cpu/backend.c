@@ -215,6 +215,11 @@ static struct backend *cpu_open(const struct model *model, const struct engine_o
         error_set(error, "out of memory");
         return NULL;
     }
+    if (options->cache_int8) {
+        error_set(error, "caches in int8: the CPU keeps them in single or half precision, by the "
+                         "compute format; leave the setting out");
+        goto failed;
+    }
     b->start_token = model->config.start_token;
     b->eos_token = model->config.eos_token;
     if (isa_check(error) || format_of(compute, &format, error) ||
