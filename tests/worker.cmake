@@ -13,4 +13,11 @@ if(TARGET pgpt_worker)
   target_link_libraries(test_recorder_store PRIVATE pgpt_worker PkgConfig::CMOCKA)
   add_test(NAME recorder_store
     COMMAND "${CMAKE_SOURCE_DIR}/migrations/test" $<TARGET_FILE:test_recorder_store>)
+
+  # The worker against the engine alone, without brokers; see its first lines.
+  if(TARGET pgpt_engine)
+    add_executable(worker_mock EXCLUDE_FROM_ALL bench/worker_mock.c)
+    set_target_properties(worker_mock PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
+    target_link_libraries(worker_mock PRIVATE pgpt_worker)
+  endif()
 endif()
