@@ -71,9 +71,10 @@ struct format_bf16 {
 };
 
 /* int8 weights with a scale per output column. Activations travel as float16 and are cut by row,
- * where a product reads them, into two digits of 8 bits as on the CPU (cpu/product.h): q = rint(x *
- * (16256 / max)) = 128 high + low, high = floor((q + 64) / 128). Sums are exact integers, so they
- * add up in any order; they become float once. */
+ * where a product reads them, into two digits of 8 bits: q = rint(x * (16256 / max)) = 128 high +
+ * low, high = floor((q + 64) / 128). (cpu/product.h does without the second digit by a scale for
+ * each 64 inputs; here that would break every chain of instructions.) Sums are exact integers, so
+ * they add up in any order; they become float once. */
 struct format_digits {
     int32_t high, low;
 };
