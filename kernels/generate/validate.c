@@ -9,6 +9,7 @@
 #include "kernels/text/utf8.h"
 
 enum {
+    PROMPT_BYTES_A_TOKEN = 256, /* more than any text has; a longer prompt is not even tokenised */
     NAME_MAX_BYTES = 64,
     METADATA_MAX_PAIRS = 16,
     METADATA_MAX_VALUE = 1024,
@@ -74,6 +75,13 @@ static bool check_text(struct validate_problems *problems, const char *field, st
     return false;
 }
 
+/* Tokenising costs about 1 us a byte: what cannot fit must not hold up others for a second. */
+static bool prompt_is_long(const struct generation_request *request,
+                           const struct engine_limits *limits)
+{
+    return request->prompt.size > (size_t)limits->max_source * PROMPT_BYTES_A_TOKEN;
+}
+
 static void check_source(const struct generation_request *request,
                          const struct engine_limits *limits, struct validate_problems *problems)
 {
@@ -85,6 +93,10 @@ static void check_source(const struct generation_request *request,
         else if (!utf8_valid(request->prompt.data, request->prompt.size))
             validate_problem(problems, "prompt: its %zu bytes are not valid UTF-8",
                              request->prompt.size);
+        else if (prompt_is_long(request, limits))
+            validate_problem(problems, "prompt: it has %zu bytes, the limit is %d for %d tokens",
+                             request->prompt.size, limits->max_source * PROMPT_BYTES_A_TOKEN,
+                             limits->max_source);
         return;
     }
     if (request->source_token_count < 1 || request->source_token_count > (size_t)limits->max_source)
@@ -236,7 +248,7 @@ int32_t generation_prepare(const struct generation_request *request,
         *source = request->source_tokens;
         return problems->count ? -1 : (int32_t)request->source_token_count;
     }
-    if (!utf8_valid(request->prompt.data, request->prompt.size))
+    if (!utf8_valid(request->prompt.data, request->prompt.size) || prompt_is_long(request, limits))
         return -1;
     if (prompt_codec_language(codec, plain.target_language) < 0)
         plain.target_language.size = 0;

@@ -202,6 +202,21 @@ static void prompts_fit_the_model(void **state)
     refuse(&r, "prompt:", "tokens", "1..256");
 }
 
+/* Past 256 bytes a position nothing is tokenised; up to there the tokens count, not the bytes. */
+static void a_prompt_that_cannot_fit_is_not_tokenised(void **state)
+{
+    static char text[256 * 256 + 2];
+    struct generation_request r = good();
+
+    (void)state;
+    memset(text, ' ', sizeof text - 1);
+    text[0] = 'q';
+    r.prompt = text_of(text);
+    refuse(&r, "prompt:", "65537 bytes", "65536");
+    r.prompt.size--;
+    accept(&r);
+}
+
 static void source_tokens_replace_the_prompt(void **state)
 {
     static int32_t tokens[257] = {5, 606, 3};
@@ -269,6 +284,7 @@ int main(void)
         cmocka_unit_test(sequences_need_sampling_or_beams),
         cmocka_unit_test(texts_keep_to_their_sizes),
         cmocka_unit_test(prompts_fit_the_model),
+        cmocka_unit_test(a_prompt_that_cannot_fit_is_not_tokenised),
         cmocka_unit_test(source_tokens_replace_the_prompt),
         cmocka_unit_test(all_problems_are_named),
     };
