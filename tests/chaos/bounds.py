@@ -13,6 +13,7 @@ import argparse
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,10 +48,14 @@ class Sampler(threading.Thread):
         self.over = threading.Event()
         self.start()
 
-    def now(self):
-        fields = dict(line.split(":", 1) for line in Path(f"/proc/{self.pid}/status").read_text().splitlines())
+    @staticmethod
+    def look(pid):
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         return {"rss": int(fields["VmRSS"].split()[0]) / 1024, "threads": int(fields["Threads"]),
-                "handles": len(os.listdir(f"/proc/{self.pid}/fd"))}
+                "handles": len(os.listdir(f"/proc/{pid}/fd"))}
+
+    def now(self):
+        return self.look(self.pid)
 
     def run(self):
         while not self.over.wait(0.2):
@@ -210,7 +215,7 @@ def big_messages(stage, scale):
     """Requests of the topic's limit, prompts of 64 KB, dead letters of the limit, among small ones."""
     big = TOPIC_LIMIT - BATCH_OVERHEAD - len(template()[0])
     count = max(100, int(2000 * scale))
-    keys = stage.send(count, prompt="x" * big) + stage.send(count, prompt="A word and another. " * 3277)
+    keys = stage.send(count, prompt="x" * big) + stage.send(count, prompt="A word and another. " * 3276)
     keys += stage.send(8 * count)
     junk = [f"junk-{n}".encode() for n in range(count)]
     for n, key in enumerate(junk):
@@ -234,7 +239,7 @@ def slow_job(stage, scale):
     behind = stage.send(20000, partition=0, max_length=1) # 3,616 past the limit
     others = stage.send(5000, partition=1, max_length=1)
     stage.flush()
-    stage.start_worker("rows=1024,step_us=500000,length=2").wait_ready(120)
+    stage.start_worker("rows=1024,step_us=50000,length=2,slow=4").wait_ready(120)
     ahead, results, deadline = 0, Counter(stage), time.time() + 240
     while ahead < 16383 and time.time() < deadline:
         ahead = max(ahead, stage.metric("pgpt_ledger_ahead_offsets"))
@@ -298,7 +303,7 @@ def partitions(stage, scale):
 # Megabytes over an idle worker. Declared: 16 MiB of prefetched requests; queue.max_jobs jobs with their texts
 # (small ones take 6 to 10 KiB, big ones their payload and what is decoded of it); a transaction's records; up to
 # 1,000,000 remembered job_ids a partition, 100,000 at least, about 40 bytes each.
-SCENARIOS = {"million": (million, 6, 300), "overload": (overload, 6, 300), "big_messages": (big_messages, 6, 700),
+SCENARIOS = {"million": (million, 6, 300), "overload": (overload, 6, 300), "big_messages": (big_messages, 6, 600),
              "slow_job": (slow_job, 2, 300), "partitions": (partitions, 300, 300)}
 
 
@@ -345,6 +350,7 @@ def main():
     unknown = set(args.scenarios) - set(SCENARIOS)
     if unknown:
         p.error(f"no such scenario: {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler) # the scenarios' ends stop what they started
     names = args.scenarios or list(SCENARIOS)
     good = sum(run(name, args) for name in names)
     print(f"bounds: {good} of {len(names)} hold")

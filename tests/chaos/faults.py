@@ -279,7 +279,7 @@ BROKER_FAULTS = ("broker_kill", "broker_restart", "broker_pause", "coordinator",
 class Injector:
     def __init__(self, run, load, rng, names, pace):
         self.run, self.load, self.rng, self.names, self.pace = run, load, rng, names, pace
-        self.counts = {}
+        self.counts, self.fault = {}, None # of each kind; the one that is injected now
         self.kills = [] # times
         self.cut_off = [] # (from, to): workers stood still or without their broker
         self.complaints = [] # (rule, what)
@@ -359,7 +359,7 @@ class Injector:
     def step(self, now):
         self.go_on(now)
         if now >= self.next_fault:
-            name = self.rng.choice(self.names)
+            self.fault = name = self.rng.choice(self.names)
             more = FAULTS[name](self)
             if more:
                 self.note(name)

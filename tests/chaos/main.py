@@ -13,6 +13,7 @@ same again. Needs the build with fault points: cmake --preset faults && cmake --
 import argparse
 import json
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -94,6 +95,7 @@ def show(n, seed, trial, verdict, args):
 
 def main():
     args = parse(sys.argv[1:])
+    signal.signal(signal.SIGTERM, signal.default_int_handler) # a run's end stops what it started
     first = args.seed if args.seed is not None else int(time.time())
     begun, jobs, faults, violations, runs = time.time(), 0, 0, 0, 0
     for n in range(args.runs):

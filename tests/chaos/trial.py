@@ -73,6 +73,8 @@ def undisturbed(engine, jobs):
 
 
 class Trial:
+    injector_class = Injector
+
     def __init__(self, args, seed):
         self.args, self.seed = args, seed
         self.rng = random.Random(seed)
@@ -172,7 +174,7 @@ class Trial:
         self.load = Load(self.kafka.bootstrap, self.seed, self.args.rate, self.poison_id)
         self.wait_for_work()
         self.along = reader.Along(self.kafka.bootstrap)
-        self.injector = Injector(self, self.load, random.Random(self.seed + 1), self.args.faults, self.args.pace)
+        self.injector = self.injector_class(self, self.load, random.Random(self.seed + 1), self.args.faults, self.args.pace)
         end = time.time() + self.args.seconds
         while time.time() < end:
             self.load.step()

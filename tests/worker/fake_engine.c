@@ -12,6 +12,7 @@
 
 enum {
     SEQUENCES_MAX = 8,
+    SLOW_TOKENS = 200,     /* a request for so many is slowed down by `slow` */
     FIRST_TEXT_TOKEN = 500 /* past control tokens and pieces of single bytes */
 };
 
@@ -21,7 +22,7 @@ struct slot {
     bool used;
     struct engine_request request; /* source is not kept */
     uint64_t key;                  /* hash of what the tokens depend on */
-    int32_t rows, position;
+    int32_t rows, position, waited;
     int32_t lengths[SEQUENCES_MAX]; /* with the ending EOS, or up to the limit */
     bool ended[SEQUENCES_MAX];
 };
@@ -31,7 +32,7 @@ struct engine {
     struct engine_limits limits;
     struct engine_info info;
     struct slot *slots; /* (max_rows) */
-    int32_t step_us, encode_us, length, rows_used, jobs;
+    int32_t step_us, encode_us, length, slow, rows_used, jobs;
     uint64_t delays;           /* state of the drawn delays */
     struct engine_item *items; /* (max_rows) */
     int32_t *tokens;           /* (max_rows, max_new) */
@@ -128,6 +129,7 @@ struct engine *engine_open(const char *model_dir, const struct engine_options *o
     e->step_us = setting("step_us=", 0);
     e->encode_us = setting("encode_us=", 0);
     e->length = setting("length=", 20);
+    e->slow = setting("slow=", 1);
     e->delays = (uint64_t)setting("seed=", 1);
     snprintf(e->info.device, sizeof e->info.device, "fake");
     snprintf(e->info.compute, sizeof e->info.compute, "fake");
@@ -301,6 +303,8 @@ static int32_t slot_step(struct engine *e, struct engine_output *out, int32_t sl
     struct slot *s = &e->slots[slot];
     int32_t from = s->position, to = at_most(from + k, s->request.max_new), rows = 0;
 
+    if (s->request.min_new >= SLOW_TOKENS && ++s->waited % e->slow)
+        return s->rows;
     if (s->request.num_beams > 1) {
         rows = s->ended[0] ? 0 : s->rows;
         beams_step(e, out, slot, to);

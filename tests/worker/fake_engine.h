@@ -6,7 +6,8 @@
  * ids from the model directory and ends the process on misuse of the seam (calls from two threads
  * at once, unknown slots, rows over the limit). Environment:
  * PGPT_FAKE_ENGINE="rows=64,step_us=200,encode_us=300,length=20,seed=1": delays are drawn between 0
- * and twice these, lengths about `length` tokens.
+ * and twice these, lengths about `length` tokens; slow=N makes requests for 200 tokens and more
+ * take N steps a token.
  */
 #ifndef PGPT_TESTS_WORKER_FAKE_ENGINE_H
 #define PGPT_TESTS_WORKER_FAKE_ENGINE_H
