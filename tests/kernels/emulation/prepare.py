@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Copies CUDA kernels so that simt.h can run them on a CPU.
+
+  prepare.py DIR      writes DIR/kernels/cuda/...
+
+What is one instruction of the device is a function of its own in these headers; here it gets a body
+that calls the emulation. A function that is not found, or inline assembly that is left, is an error:
+then this table has to follow the kernels.
+"""
+import pathlib
+import re
+import sys
+
+SOURCE = pathlib.Path(__file__).resolve().parents[3] / "kernels" / "cuda"
+
+# file: {function: its body}; a struct's function is named STRUCT.FUNCTION
+BODIES = {
+    "format.cuh": {
+        "format_f16.mma": "simt_mma<__half>(c, w, x, y);",
+        "format_bf16.mma": "simt_mma<__nv_bfloat16>(c, w, x, y);",
+        "format_int8.mma": "abort();",
+        "weights_stream": "return weights_get<format_f16>(block, lane);",
+    },
+    "product_input.cuh": {
+        "copy_16": "simt_copy(shared, global, in);",
+        "copy_commit": "simt_copy_commit();",
+        "copy_wait": "simt_copy_wait(PENDING);",
+    },
+    "warpgroup.cuh": {
+        "warpgroup_fence": "",
+        "warpgroup_commit": "",
+        "warpgroup_wait": "",
+        "warpgroup_publish": "",
+        "warpgroup_barrier": "simt_warpgroup_barrier(group);",
+        "warpgroup_multiply": "simt_wgmma<typename F::element, N>(c, w, rows, add);",
+    },
+    "launch.cuh": {"launch_wait": "", "launch_next": ""},
+    "attention_encoder.cu": {"tile_copy": "simt_copy(shared, global, in);"},
+}
+# file: [(pattern, replacement)], each to be found
+LINES = {
+    "format.cuh": [
+        (r'asm volatile\("ldmatrix.*?"r"\(\(uint32_t\)__cvta_generic_to_shared\(rows\)(.*?)\)\s*: "memory"\);',
+         r"x = simt_ldmatrix(rows\1, false);"),
+    ],
+    "product_hopper.cuh": [
+        (r"#if PGPT_CUDA_HOPPER && __CUDA_ARCH__ >= 900", "#if 1"),
+        (r"extern __shared__ __align__\(1024\) char shared\[\];", "char *shared = simt_shared;"),
+        (r'#include "kernels/cuda/cluster.cuh"\n', ""),
+    ],
+    "launch.cuh": [(r"template <typename\.\.\. Params.*(?=#endif)", "")],
+    "attention_encoder.cu": [
+        (r'asm volatile\("ldmatrix.*?"r"\(\(uint32_t\)__cvta_generic_to_shared\(values\)(.*?)\)\s*: "memory"\);',
+         r"v = simt_ldmatrix(values\1, true);"),
+        (r'asm volatile\("cp.async.commit_group;" ::: "memory"\);', "simt_copy_commit();"),
+        (r'asm volatile\("cp.async.wait_group 1;" ::: "memory"\);', "simt_copy_wait(1);"),
+        (r"template <class F>\nstatic cudaError_t tiles_enqueue.*", ""),
+    ],
+}
+# as they are
+PLAIN = ["product_output.cuh", "logsum.cuh", "product.h", "product_hopper.h", "product_shape.h", "rows.h",
+         "attention.h", "attention_chunk.cuh", "check.h"]
+
+
+def body_replace(text, name, body):
+    start = 0
+    if "." in name:
+        struct, name = name.split(".")
+        start = text.index("struct %s {" % struct)
+    found = re.compile(r"\b%s\s*\([^;{]*\)\s*\{" % name).search(text, start)
+    if not found:
+        raise SystemExit("prepare.py: no function %s" % name)
+    end, depth = found.end(), 1
+    while depth:
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        end += 1
+    return text[:found.end()] + body + "}" + text[end:]
+
+
+def prepare(name):
+    text = re.sub(r"/\*.*?\*/", "", (SOURCE / name).read_text(), flags=re.S)
+    for function, body in BODIES.get(name, {}).items():
+        text = body_replace(text, function, body)
+    for pattern, replacement in LINES.get(name, []):
+        text, count = re.subn(pattern, replacement, text, flags=re.S)
+        if not count:
+            raise SystemExit("prepare.py: %s: nothing matches %s" % (name, pattern))
+    text = re.sub(r"#define WARPGROUP_MULTIPLY(?:.*\\\n)*.*\n", "", text)
+    if re.search(r"\basm\b", text):
+        raise SystemExit("prepare.py: %s: inline assembly is left" % name)
+    return re.sub(r"#pragma unroll.*", "", text)
+
+
+def main():
+    target = pathlib.Path(sys.argv[1]) / "kernels" / "cuda"
+    target.mkdir(parents=True, exist_ok=True)
+    for name in sorted({*BODIES, *LINES, *PLAIN}):
+        (target / name).write_text(prepare(name))
+
+
+main()

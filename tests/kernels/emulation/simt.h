@@ -1,0 +1,278 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * simt: runs a block of a CUDA kernel's threads on a CPU, each as a fiber that goes on until a
+ * barrier or an instruction of its whole warp, so that a kernel's indexing, layouts and waits can
+ * be tested without a GPU. Blocks run one after the other. Matrix instructions add in double
+ * precision, so results are compared within rounding; bits are for `pgpt-engine verify` on a
+ * device.
+ *
+ * Asynchronous copies land when simt_copies says. A kernel must not depend on when: what it reads
+ * too early, or overwrites while a copy is still to land, shows.
+ *
+ * It is included before everything else and stands in for the device side of CUDA's own headers.
+ * Addresses in shared memory are 32 bits, so a program is linked without -pie.
+ */
+#ifndef PGPT_TESTS_KERNELS_SIMT_H
+#define PGPT_TESTS_KERNELS_SIMT_H
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <functional>
+
+#undef __device__
+#undef __global__
+#undef __shared__
+#undef __forceinline__
+#undef __launch_bounds__
+#undef __align__
+#define __device__
+#define __global__
+#define __shared__ static
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
+
+enum simt_copies {
+    SIMT_AT_ONCE,
+    SIMT_LATE,       /* when a thread waits for them */
+    SIMT_IN_BETWEEN, /* there, or before, at a barrier */
+    SIMT_COPIES
+};
+
+struct simt_place {
+    int x, y, z;
+};
+struct simt_barrier {
+    int arrived, phase;
+};
+
+extern struct simt_place simt_block, simt_grid;
+extern int simt_thread, simt_threads;
+extern enum simt_copies simt_copies;
+extern char *simt_shared; /* dynamic shared memory of a block, aligned to 256 KiB */
+extern struct simt_barrier simt_all, simt_warps[32], simt_groups[8], simt_group_steps[8];
+
+#define threadIdx (simt_place{simt_thread, 0, 0})
+#define blockIdx simt_block
+#define gridDim simt_grid
+#define blockDim (simt_place{simt_threads, 1, 1})
+
+/* Runs kernel() once for each thread of each block. */
+void simt_launch(struct simt_place grid, int threads, std::function<void()> kernel);
+void simt_wait(struct simt_barrier *barrier, int count);
+void simt_copy(void *shared, const void *global, bool in);
+void simt_copy_commit(void);
+void simt_copy_wait(int pending);
+void simt_copies_between(void);
+
+static inline int simt_warp(void)
+{
+    return simt_thread >> 5;
+}
+static inline int simt_lane(void)
+{
+    return simt_thread & 31;
+}
+
+static inline void __syncthreads(void)
+{
+    simt_copies_between();
+    simt_wait(&simt_all, simt_threads);
+}
+static inline void __syncwarp(void)
+{
+    simt_wait(&simt_warps[simt_warp()], 32);
+}
+static inline void simt_warpgroup_barrier(int group)
+{
+    simt_copies_between();
+    simt_wait(&simt_groups[group], 128);
+}
+
+template <class T> static inline T simt_from_lane(T value, int lane)
+{
+    static T values[32][32];
+    T result;
+
+    values[simt_warp()][simt_lane()] = value;
+    __syncwarp();
+    result = values[simt_warp()][lane];
+    __syncwarp();
+    return result;
+}
+template <class T> static inline T __shfl_xor_sync(unsigned, T value, int mask)
+{
+    return simt_from_lane(value, simt_lane() ^ mask);
+}
+template <class T> static inline T __shfl_sync(unsigned, T value, int lane)
+{
+    return simt_from_lane(value, lane);
+}
+
+static inline float __fadd_rn(float a, float b)
+{
+    return a + b;
+}
+static inline float __fmul_rn(float a, float b)
+{
+    volatile float product = a * b; /* not to be contracted */
+
+    return product;
+}
+static inline float __fmaf_rn(float a, float b, float c)
+{
+    return fmaf(a, b, c);
+}
+template <class T> static inline T __ldcg(const T *p)
+{
+    return *p;
+}
+static inline int __float2int_rn(float f)
+{
+    return (int)rintf(f);
+}
+static inline float __int_as_float(int i)
+{
+    float f;
+
+    memcpy(&f, &i, sizeof f);
+    return f;
+}
+static inline int __float_as_int(float f)
+{
+    int i;
+
+    memcpy(&i, &f, sizeof i);
+    return i;
+}
+static inline int min(int a, int b)
+{
+    return a < b ? a : b;
+}
+static inline int max(int a, int b)
+{
+    return a > b ? a : b;
+}
+static inline uint32_t shared_address(const void *shared)
+{
+    return (uint32_t)(uintptr_t)shared;
+}
+
+/* Half `high` of a register, as T. */
+template <class T> static inline float simt_half(uint32_t word, int high)
+{
+    uint16_t bits = (uint16_t)(word >> 16 * high);
+    T value;
+
+    memcpy(&value, &bits, sizeof value);
+    return (float)value;
+}
+
+/* Four tiles of 8 by 8 halves; lanes 8i .. 8i + 7 say where the rows of tile i begin. */
+static inline uint4 simt_ldmatrix(const char *row, bool transposed)
+{
+    static const char *rows[32][32];
+    const int w = simt_warp(), g = simt_lane() >> 2, q = simt_lane() & 3;
+    uint32_t words[4];
+
+    rows[w][simt_lane()] = row;
+    __syncwarp();
+    for (int i = 0; i < 4; i++) {
+        uint16_t two[2];
+
+        for (int e = 0; e < 2; e++)
+            memcpy(&two[e],
+                   transposed ? rows[w][8 * i + 2 * q + e] + 2 * g
+                              : rows[w][8 * i + g] + 2 * (2 * q + e),
+                   2);
+        words[i] = two[0] | (uint32_t)two[1] << 16;
+    }
+    __syncwarp();
+    return uint4{words[0], words[1], words[2], words[3]};
+}
+
+/* The first operand (16, 16) of the matrix instructions, of which every lane has four registers. */
+template <class T> struct simt_operand {
+    float at[16][16];
+
+    simt_operand(const uint4 *lanes)
+    {
+        for (int lane = 0; lane < 32; lane++) {
+            const uint32_t words[4] = {lanes[lane].x, lanes[lane].y, lanes[lane].z, lanes[lane].w};
+
+            for (int i = 0; i < 4; i++)
+                for (int e = 0; e < 2; e++)
+                    at[(lane >> 2) + (i & 1) * 8][2 * (lane & 3) + e + (i >> 1) * 8] =
+                        simt_half<T>(words[i], e);
+        }
+    }
+};
+
+/* mma.m16n8k16: c (16 columns, 8 rows) += w (16, 16) x (8, 16)^T. */
+template <class T> static inline void simt_mma(float *c, const uint4 &w, uint32_t x, uint32_t y)
+{
+    static uint4 first[32][32];
+    static uint32_t second[2][32][32];
+    const int warp = simt_warp(), g = simt_lane() >> 2, q = simt_lane() & 3;
+
+    first[warp][simt_lane()] = w;
+    second[0][warp][simt_lane()] = x;
+    second[1][warp][simt_lane()] = y;
+    __syncwarp();
+    {
+        const simt_operand<T> a(first[warp]);
+
+        for (int i = 0; i < 4; i++) {
+            double sum = c[i];
+
+            for (int k = 0; k < 16; k++)
+                sum +=
+                    (double)a.at[g + (i >> 1) * 8][k] *
+                    simt_half<T>(second[k >> 3][warp][(2 * q + (i & 1)) * 4 + (k & 7) / 2], k & 1);
+            c[i] = (float)sum;
+        }
+    }
+    __syncwarp();
+}
+
+/* wgmma.m64nNk16 with its second operand in shared memory, 128-byte rows, swizzled. */
+template <class T, int N>
+static inline void simt_wgmma(float (&c)[N / 2], const uint4 &w, uint64_t rows, int add)
+{
+    static uint4 first[32][32];
+    const int warp = simt_warp(), g = simt_lane() >> 2, q = simt_lane() & 3;
+    const uintptr_t base = ((uintptr_t)simt_shared & ~(uintptr_t)0x3ffff) | (rows & 0x3fff) << 4;
+
+    if ((rows >> 32 & 0x3fff) << 4 != 1024 || rows >> 62 != 1)
+        abort(); /* another layout than this one knows */
+    first[warp][simt_lane()] = w;
+    simt_wait(&simt_group_steps[warp >> 2], 128);
+    {
+        const simt_operand<T> a(first[warp]);
+
+        for (int i = 0; i < N / 2; i++) {
+            const int row = 8 * (i >> 2) + 2 * q + (i & 1);
+            double sum = add ? c[i] : 0.0;
+
+            for (int k = 0; k < 16; k++) {
+                uintptr_t at = base + (uintptr_t)(row * 128 + k * 2);
+                uint16_t bits;
+
+                at ^= (at >> 7 & 7) << 4;
+                memcpy(&bits, (const void *)at, 2);
+                sum += (double)a.at[g + (i >> 1 & 1) * 8][k] * simt_half<T>(bits, 0);
+            }
+            c[i] = (float)sum;
+        }
+    }
+    simt_wait(&simt_group_steps[warp >> 2], 128);
+}
+
+#endif

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MIT
+//
+// The kernels of many rows against double precision, on a CPU (simt.h): products of all kinds of
+// length over both tiles, and the encoder's attention over sources of all kinds of length.
+#include "simt.h"
+
+#include <vector>
+
+#include "kernels/cuda/attention_encoder.cu"
+#include "kernels/cuda/product_hopper.cuh"
+
+static uint64_t random_state = 1;
+static int failures;
+
+/* -1 .. 1 */
+static float random_float(void)
+{
+    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+    return (float)(random_state >> 40) / (float)(1 << 23) - 1.0f;
+}
+
+static void judge(const char *what, int a, int b, int c, double worst, double most)
+{
+    const bool ok = worst <= most; /* not for NaN */
+
+    printf("%-34s %4d %4d %4d  copies %d  worst %.2g  %s\n", what, a, b, c, (int)simt_copies, worst,
+           ok ? "ok" : "FAILED");
+    failures += !ok;
+}
+
+/* Column n, input k in packed weights: format.cuh. */
+static size_t packed_at(int n, int k, int K)
+{
+    int column = n % 16, half = k % 32 / 16, in = k % 16, late = in / 8, q = in % 8 / 2;
+
+    return ((size_t)(n / 16) * (K / 32) + k / 32) * 512 +
+           ((half * 32 + column % 8 * 4 + q) * 4 + late * 2 + column / 8) * 2 + in % 2;
+}
+
+template <class F, enum product_output OUTPUT, int BM, int SPLIT>
+static void product_test(const char *what, int n, int N, int K, int blocks, double most)
+{
+    typedef typename F::element T;
+    const size_t padded = (size_t)product_padded(N);
+    const int columns = 128 / SPLIT, tiles = (N + columns - 1) / columns;
+    std::vector<T> w(padded * K), packed(padded * K), x((size_t)n * K),
+        out((size_t)n * N, T(777.0f));
+    std::vector<float> bias(padded), residual((size_t)n * N), y((size_t)n * N, 777.0f);
+    struct product p;
+    double worst = 0.0;
+
+    for (int c = 0; c < N; c++) {
+        bias[c] = random_float();
+        for (int k = 0; k < K; k++)
+            packed[packed_at(c, k, K)] = w[(size_t)c * K + k] = T(random_float() * 0.1f);
+    }
+    for (T &v : x)
+        v = T(random_float());
+    for (float &v : residual)
+        v = random_float();
+    memset(&p, 0, sizeof p);
+    p.n = &n;
+    p.weight.N = N;
+    p.weight.K = K;
+    p.weight.packed = packed.data();
+    p.weight.bias = bias.data();
+    p.x = x.data();
+    p.output = OUTPUT;
+    p.residual = residual.data();
+    p.out = OUTPUT == PRODUCT_RESIDUAL ? (void *)y.data() : (void *)out.data();
+    simt_launch({SPLIT == 2 ? tiles : blocks, (n + BM - 1) / BM, 1}, HOPPER_THREADS,
+                [&] { product_hopper<F, OUTPUT, false, BM, SPLIT>(p); });
+    for (int i = 0; i < n; i++)
+        for (int c = 0; c < N; c++) {
+            const size_t at = (size_t)i * N + c;
+            double sum = bias[c], got = (float)out[at], error;
+
+            for (int k = 0; k < K; k++)
+                sum += (double)(float)x[(size_t)i * K + k] * (float)w[(size_t)c * K + k];
+            if (OUTPUT == PRODUCT_RESIDUAL)
+                got = (double)y[at] - residual[at];
+            error = fabs(got - sum);
+            if (!(error <= worst))
+                worst = error;
+        }
+    judge(what, n, N, K, worst, most);
+}
+
+static double attention_worst(const std::vector<float> &q, const std::vector<float> &k,
+                              const std::vector<float> &v, const std::vector<float> &got,
+                              int length)
+{
+    double worst = 0.0;
+
+    for (int i = 0; i < length; i++) {
+        std::vector<double> p(length);
+        double most = -INFINITY, sum = 0.0;
+
+        for (int j = 0; j < length; j++) {
+            double dot = 0.0;
+
+            for (int d = 0; d < HEAD; d++)
+                dot += (double)q[i * HEAD + d] * k[j * HEAD + d];
+            p[j] = dot / 8.0;
+            most = fmax(most, p[j]);
+        }
+        for (double &e : p)
+            sum += e = exp(e - most);
+        for (int d = 0; d < HEAD; d++) {
+            double mean = 0.0, error;
+
+            for (int j = 0; j < length; j++)
+                mean += p[j] / sum * v[j * HEAD + d];
+            error = fabs(mean - got[i * HEAD + d]);
+            if (!(error <= worst))
+                worst = error;
+        }
+    }
+    return worst;
+}
+
+/* Sources side by side, each with neighbours. */
+template <class F>
+static void attention_test(const char *what, const std::vector<int> &lengths, int heads,
+                           double most)
+{
+    typedef typename F::element T;
+    const int D = heads * HEAD;
+    std::vector<int32_t> starts = {0};
+    int longest = 0;
+
+    for (int length : lengths) {
+        starts.push_back(starts.back() + length);
+        longest = max(longest, length);
+    }
+    std::vector<T> qkv((size_t)starts.back() * 3 * D), out((size_t)starts.back() * D, T(777.0f));
+    for (T &e : qkv)
+        e = T(random_float() * 1.5f);
+    simt_launch({(int)lengths.size(), heads, (longest + TILE_QUERIES - 1) / TILE_QUERIES},
+                TILE_WARPS * 32,
+                [&] { attention_encoder<F>(qkv.data(), out.data(), starts.data(), heads); });
+    for (size_t s = 0; s < lengths.size(); s++)
+        for (int h = 0; h < heads; h++) {
+            std::vector<float> q, k, v, got;
+
+            for (int t = starts[s]; t < starts[s + 1]; t++)
+                for (int d = 0; d < HEAD; d++) {
+                    const T *from = &qkv[(size_t)t * 3 * D + h * HEAD + d];
+
+                    q.push_back((float)from[0]);
+                    k.push_back((float)from[D]);
+                    v.push_back((float)from[2 * D]);
+                    got.push_back((float)out[(size_t)t * D + h * HEAD + d]);
+                }
+            judge(what, (int)s, lengths[s], h, attention_worst(q, k, v, got, lengths[s]), most);
+        }
+}
+
+int main(void)
+{
+    for (int copies = 0; copies < SIMT_COPIES; copies++) {
+        simt_copies = (enum simt_copies)copies;
+        for (int K : {256, 512, 768, 1024, 2048}) {
+            product_test<format_f16, PRODUCT_PLAIN, 32, 2>("32 rows a block", 37, 200, K, 0, 4e-3);
+            product_test<format_f16, PRODUCT_RESIDUAL, 32, 2>("32 rows, residual", 32, 64, K, 0,
+                                                              1e-5);
+            product_test<format_f16, PRODUCT_RESIDUAL, 64, 1>("64 rows, residual", 70, 384, K, 2,
+                                                              1e-5);
+        }
+        product_test<format_bf16, PRODUCT_PLAIN, 64, 1>("64 rows, bf16", 65, 300, 768, 1, 2e-2);
+        attention_test<format_f16>("attention, fp16", {1, 7, 8, 9, 32, 33}, 2, 1e-3);
+        attention_test<format_f16>("attention, fp16", {64, 65, 127, 5, 200}, 1, 1e-3);
+        attention_test<format_bf16>("attention, bf16", {17, 130}, 1, 8e-3);
+    }
+    return failures ? 1 : 0;
+}
