@@ -25,7 +25,8 @@ struct fiber {
 struct simt_place simt_block, simt_grid;
 int simt_thread, simt_threads;
 enum simt_copies simt_copies;
-struct simt_barrier simt_all, simt_warps[32], simt_groups[8], simt_group_steps[8];
+struct simt_barrier simt_all, simt_warps[32], simt_groups[8], simt_group_steps[8],
+    simt_lanes[32][32];
 static struct fiber fibers[THREADS_MAX];
 static ucontext_t outside;
 static std::function<void()> running;
@@ -135,8 +136,8 @@ static void block_run(void)
 {
     memset(simt_shared, GARBAGE, SHARED);
     simt_all = {};
-    for (auto &barrier : simt_warps)
-        barrier = {};
+    memset(simt_warps, 0, sizeof simt_warps);
+    memset(simt_lanes, 0, sizeof simt_lanes);
     for (int i = 0; i < 8; i++)
         simt_groups[i] = simt_group_steps[i] = {};
     for (int i = 0; i < simt_threads; i++) {

@@ -57,7 +57,8 @@ extern struct simt_place simt_block, simt_grid;
 extern int simt_thread, simt_threads;
 extern enum simt_copies simt_copies;
 extern char *simt_shared; /* dynamic shared memory of a block, aligned to 256 KiB */
-extern struct simt_barrier simt_all, simt_warps[32], simt_groups[8], simt_group_steps[8];
+extern struct simt_barrier simt_all, simt_warps[32], simt_groups[8], simt_group_steps[8],
+    simt_lanes[32][32];
 
 #define threadIdx (simt_place{simt_thread, 0, 0})
 #define blockIdx simt_block
@@ -96,24 +97,27 @@ static inline void simt_warpgroup_barrier(int group)
     simt_wait(&simt_groups[group], 128);
 }
 
-template <class T> static inline T simt_from_lane(T value, int lane)
+/* lanes: those that take part, which know each other by the lowest. */
+template <class T> static inline T simt_from_lane(uint32_t lanes, T value, int lane)
 {
     static T values[32][32];
+    struct simt_barrier *barrier = &simt_lanes[simt_warp()][__builtin_ctz(lanes)];
+    const int count = __builtin_popcount(lanes);
     T result;
 
     values[simt_warp()][simt_lane()] = value;
-    __syncwarp();
+    simt_wait(barrier, count);
     result = values[simt_warp()][lane];
-    __syncwarp();
+    simt_wait(barrier, count);
     return result;
 }
-template <class T> static inline T __shfl_xor_sync(unsigned, T value, int mask)
+template <class T> static inline T __shfl_xor_sync(uint32_t lanes, T value, int mask)
 {
-    return simt_from_lane(value, simt_lane() ^ mask);
+    return simt_from_lane(lanes, value, simt_lane() ^ mask);
 }
-template <class T> static inline T __shfl_sync(unsigned, T value, int lane)
+template <class T> static inline T __shfl_sync(uint32_t lanes, T value, int lane)
 {
-    return simt_from_lane(value, lane);
+    return simt_from_lane(lanes, value, lane);
 }
 
 static inline float __fadd_rn(float a, float b)
@@ -144,6 +148,20 @@ static inline float __int_as_float(int i)
 
     memcpy(&f, &i, sizeof f);
     return f;
+}
+static inline float __uint_as_float(uint32_t i)
+{
+    return __int_as_float((int)i);
+}
+/* Four of the eight bytes of a and b. */
+static inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector)
+{
+    const uint64_t bytes = (uint64_t)b << 32 | a;
+    uint32_t result = 0;
+
+    for (int i = 0; i < 4; i++)
+        result |= (uint32_t)(bytes >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+    return result;
 }
 static inline int __float_as_int(float f)
 {
