@@ -22,7 +22,8 @@ struct health {
     char failure[512];
 };
 
-static const char *const beat_names[HEALTH_BEAT_COUNT] = {"intake", "text", "engine", "settle"};
+static const char *const beat_names[HEALTH_BEAT_COUNT] = {"intake", "prepare", "text", "engine",
+                                                          "settle"};
 
 static const enum metric gate_metrics[HEALTH_GATE_COUNT] = {
     [HEALTH_ENGINE] = METRIC_NOT_READY_ENGINE,         [HEALTH_CONTROL] = METRIC_NOT_READY_CONTROL,

@@ -30,7 +30,8 @@ enum health_gate {
  * and, soon after, the main thread end the process. */
 enum health_beat {
     HEALTH_BEAT_INTAKE,
-    HEALTH_BEAT_TEXT, /* the engine's thread waits for it: the cause is named first */
+    HEALTH_BEAT_PREPARE, /* of all its threads, the one that is longest at its job */
+    HEALTH_BEAT_TEXT,    /* the engine's thread waits for it: the cause is named first */
     HEALTH_BEAT_ENGINE,
     HEALTH_BEAT_SETTLE,
     HEALTH_BEAT_COUNT
@@ -44,6 +45,7 @@ void health_clear(struct health *health, enum health_gate gate);
 /* Ready when no gate is blocked; reasons (one a line) otherwise. */
 bool health_ready(struct health *health, char *reasons, size_t reasons_size);
 
+/* now_mono_us 0: it has nothing to do. */
 void health_beat(struct health *health, enum health_beat beat, int64_t now_mono_us);
 /* For a thread that beats before each call, when no call of it may last so long; the stall limit
  * stays the most. Before the thread starts. */

@@ -6,10 +6,13 @@
 
 #include "kernels/base/clock.h"
 #include "kernels/generate/validate.h"
+#include "worker/fault.h"
+#include "worker/health.h"
 
 struct prepare {
     struct pipeline *pipeline;
-    pthread_t *threads; /* (thread_count) those that were started */
+    pthread_t *threads;  /* (thread_count) those that were started */
+    int64_t *busy_since; /* (worker.prepare_threads) monotonic; 0 = it waits. Under the lock */
     int64_t thread_count;
     pthread_mutex_t lock;
     pthread_cond_t wake;
@@ -17,6 +20,7 @@ struct prepare {
     int64_t idle;          /* under the lock: threads that wait */
     bool stopping;         /* under the lock */
     _Atomic size_t depth;
+    _Atomic size_t places_taken; /* in busy_since */
 };
 
 void prepare_push(struct prepare *p, struct job *job)
@@ -48,6 +52,7 @@ static void prepare_job(struct prepare *p, struct job *job)
     struct pipeline *pipeline = p->pipeline;
     struct validate_problems problems;
 
+    FAULT_POINT("prepare");
     if (!assignment_current(pipeline->assignment, job->partition, job->epoch)) {
         metrics_add(METRIC_STALE_DROPPED, 1);
         job_destroy(job);
@@ -73,19 +78,35 @@ static void prepare_job(struct prepare *p, struct job *job)
 
 /* ---- threads ---- */
 
-/* The next job; NULL when the threads shall end. */
-static struct job *next_job(struct prepare *p)
+/* Under the lock. What one thread is at for long must not hide behind the others. */
+static void beat(struct prepare *p)
+{
+    int64_t oldest = 0;
+
+    for (int64_t i = 0; i < p->pipeline->config->worker_prepare_threads; i++)
+        if (p->busy_since[i] && (!oldest || p->busy_since[i] < oldest))
+            oldest = p->busy_since[i];
+    health_beat(p->pipeline->health, HEALTH_BEAT_PREPARE, oldest);
+}
+
+/* The next job; NULL when the threads shall end. busy_since: the calling thread's. */
+static struct job *next_job(struct prepare *p, int64_t *busy_since)
 {
     struct job *job = NULL;
 
     pthread_mutex_lock(&p->lock);
+    *busy_since = 0;
+    beat(p);
     while (!p->stopping && !p->queue.head) {
         p->idle++;
         pthread_cond_wait(&p->wake, &p->lock);
         p->idle--;
     }
-    if (!p->stopping)
+    if (!p->stopping) {
         job = job_list_pop(&p->queue);
+        *busy_since = clock_mono_us();
+        beat(p);
+    }
     pthread_mutex_unlock(&p->lock);
     return job;
 }
@@ -93,10 +114,11 @@ static struct job *next_job(struct prepare *p)
 static void *prepare_main(void *argument)
 {
     struct prepare *p = argument;
+    int64_t *busy_since = &p->busy_since[atomic_fetch_add(&p->places_taken, 1)];
     struct job *job;
 
     pthread_setname_np(pthread_self(), "prepare");
-    while ((job = next_job(p))) {
+    while ((job = next_job(p, busy_since))) {
         prepare_job(p, job);
         atomic_fetch_sub(&p->depth, 1);
     }
@@ -107,9 +129,16 @@ struct prepare *prepare_create(struct pipeline *pipeline, struct error *error)
 {
     struct prepare *p = calloc(1, sizeof *p);
 
-    if (p)
+    if (p) {
         p->threads = calloc((size_t)pipeline->config->worker_prepare_threads, sizeof *p->threads);
-    if (!p || !p->threads) {
+        p->busy_since =
+            calloc((size_t)pipeline->config->worker_prepare_threads, sizeof *p->busy_since);
+    }
+    if (!p || !p->threads || !p->busy_since) {
+        if (p) {
+            free(p->threads);
+            free(p->busy_since);
+        }
         free(p);
         error_set(error, "prepare: out of memory");
         return NULL;
@@ -158,5 +187,6 @@ void prepare_destroy(struct prepare *p)
     pthread_cond_destroy(&p->wake);
     pthread_mutex_destroy(&p->lock);
     free(p->threads);
+    free(p->busy_since);
     free(p);
 }

@@ -57,16 +57,18 @@ def test_a_stall_longer_than_a_call_may_take(point, new_realm, generate):
 
 
 @pytest.mark.release_only
-def test_a_thread_that_stands_still_ends_its_worker(new_realm, generate):
+@pytest.mark.parametrize("point, thread", [("send_offsets", "settle"), ("prepare", "prepare"), ("first_chunk", "text")],
+                         ids=["settle", "prepare", "text"])
+def test_a_thread_that_stands_still_ends_its_worker(point, thread, new_realm, generate):
     """As when a call of the Kafka client never returns: the process ends and others do the jobs."""
     realm = new_realm(partitions=2)
-    stuck = realm.worker("stuck", faults="send_offsets:stall:600000@2", worker_stall_ms=3000)
+    stuck = realm.worker("stuck", faults=f"{point}:stall:600000@2", worker_stall_ms=3000)
     realm.send(*work(20))
     deadline = time.time() + 40
     while stuck.alive and time.time() < deadline:
         realm.reader.poll()
     assert not stuck.alive and stuck.child.returncode == 1, stuck.tail(5)
-    assert "made no progress" in stuck.tail(3)
+    assert f"the {thread} thread has made no progress" in stuck.tail(3), stuck.tail(3)
     realm.worker("successor", faults="none")
     check_all(realm, generate)
 

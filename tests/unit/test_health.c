@@ -57,7 +57,7 @@ static void long_reasons_are_cut(void **state)
 
 static void a_thread_that_stands_still_is_named(void **state)
 {
-    static const char *const names[] = {"intake", "text", "engine", "settle"};
+    static const char *const names[] = {"intake", "prepare", "text", "engine", "settle"};
     struct health *h = health_create(1000);
 
     (void)state;
