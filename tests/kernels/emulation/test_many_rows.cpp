@@ -86,6 +86,69 @@ static void product_test(const char *what, int n, int N, int K, int blocks, doub
     judge(what, n, N, K, worst, most);
 }
 
+/* Keys and values of source tokens into the caches of their rows, as elements or as int8 with a
+ * scale for each half of a head. */
+template <int BM, int SPLIT> static void cross_test(const char *what, int n, int D, bool int8)
+{
+    const int positions = 20, rows = 3, heads = D / HEAD, columns = 128 / SPLIT;
+    const size_t cache = (size_t)rows * D * positions;
+    std::vector<__half> packed((size_t)2 * D * D), w(packed.size()), x((size_t)n * D);
+    std::vector<__half> k(cache), v(cache);
+    std::vector<int8_t> k_bytes(cache), v_bytes(cache);
+    std::vector<__nv_bfloat16> scales_k(cache / 32), scales_v(cache / 32);
+    std::vector<float> bias((size_t)2 * D);
+    std::vector<int32_t> row(n), position(n);
+    struct product p;
+    double worst = 0.0;
+
+    for (int c = 0; c < 2 * D; c++) {
+        bias[c] = random_float();
+        for (int i = 0; i < D; i++)
+            packed[packed_at(c, i, D)] = w[(size_t)c * D + i] = __half(random_float() * 0.1f);
+    }
+    for (__half &e : x)
+        e = __half(random_float());
+    for (int i = 0; i < n; i++) {
+        row[i] = i % rows;
+        position[i] = i / rows;
+    }
+    memset(&p, 0, sizeof p);
+    p.n = &n;
+    p.weight.N = 2 * D;
+    p.weight.K = D;
+    p.weight.packed = packed.data();
+    p.weight.bias = bias.data();
+    p.x = x.data();
+    p.output = PRODUCT_CROSS;
+    p.cache_k = int8 ? (void *)k_bytes.data() : (void *)k.data();
+    p.cache_v = int8 ? (void *)v_bytes.data() : (void *)v.data();
+    p.scales_k = int8 ? scales_k.data() : NULL;
+    p.scales_v = int8 ? scales_v.data() : NULL;
+    p.cache_positions = positions;
+    p.cache_rows = row.data();
+    p.positions = position.data();
+    simt_launch({2 * D / columns, (n + BM - 1) / BM, 1}, HOPPER_THREADS,
+                [&] { product_hopper<format_f16, PRODUCT_CROSS, false, BM, SPLIT>(p); });
+    for (int i = 0; i < n; i++)
+        for (int c = 0; c < 2 * D; c++) {
+            const int head = c % D / HEAD, d = c % HEAD;
+            const size_t at = ((size_t)row[i] * heads + head) * positions + position[i];
+            double sum = bias[c], got, error;
+
+            for (int j = 0; j < D; j++)
+                sum += (double)(float)x[(size_t)i * D + j] * (float)w[(size_t)c * D + j];
+            if (int8)
+                got = (c < D ? k_bytes : v_bytes)[at * HEAD + d] *
+                      (double)(float)(c < D ? scales_k : scales_v)[at * 2 + d / 32];
+            else
+                got = (float)(c < D ? k : v)[at * HEAD + d];
+            error = fabs(got - sum);
+            if (!(error <= worst))
+                worst = error;
+        }
+    judge(what, n, D, int8, worst, int8 ? 3e-2 : 4e-3);
+}
+
 static double attention_worst(const std::vector<float> &q, const std::vector<float> &k,
                               const std::vector<float> &v, const std::vector<float> &got,
                               int length)
@@ -168,6 +231,10 @@ int main(void)
                                                               1e-5);
         }
         product_test<format_bf16, PRODUCT_PLAIN, 64, 1>("64 rows, bf16", 65, 300, 768, 1, 2e-2);
+        for (int int8 = 0; int8 < 2; int8++) {
+            cross_test<32, 2>("32 rows, caches", 35, 256, int8);
+            cross_test<64, 1>("64 rows, caches", 35, 256, int8);
+        }
         attention_test<format_f16>("attention, fp16", {1, 7, 8, 9, 32, 33}, 2, 1e-3);
         attention_test<format_f16>("attention, fp16", {64, 65, 127, 5, 200}, 1, 1e-3);
         attention_test<format_bf16>("attention, bf16", {17, 130}, 1, 8e-3);
