@@ -141,21 +141,20 @@ def test_a_missing_topic_is_named(new_realm, kind):
 
 @pytest.mark.release_only
 def test_large_requests_are_bounded_by_their_bytes(new_realm):
-    """queue.max_mb: the intake pauses long before queue.max_jobs, and nothing is lost by that."""
+    """queue.max_mb: the intake waits long before queue.max_jobs, and nothing is lost by that."""
     realm = new_realm(partitions=1)
-    jobs = [request("Good morning!" + " " * 100_000, num_beams=8) for _ in range(60)]
+    jobs = [request("Good morning!" + " " * 60_000, num_beams=8) for _ in range(60)]
     realm.send(*jobs)
     worker = realm.worker(queue_max_mb=1, engine_max_rows=8, wait=False)
-    most_jobs = most_bytes = paused = 0
+    most_jobs = most_bytes = 0
     while len(realm.reader.results) < len(jobs):
         realm.reader.poll(0.01)
         if worker.http("/healthz")[0] == 200:
             most_jobs = max(most_jobs, worker.metric("pgpt_jobs_in_flight"))
             most_bytes = max(most_bytes, worker.metric("pgpt_jobs_in_flight_bytes"))
-            paused += worker.metric("pgpt_partitions_paused")
     realm.check_exactly_once()
-    # One job more than fits; it may hold its payload several times.
-    assert 0 < most_jobs <= 11 and most_bytes < 2_500_000 and paused, (most_jobs, most_bytes, paused)
+    # Those that fit and one more; a job holds its payload several times.
+    assert 0 < most_jobs <= 16 and most_bytes < 2_500_000, (most_jobs, most_bytes)
 
 
 @pytest.mark.release_only
