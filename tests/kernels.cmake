@@ -1,8 +1,16 @@
 # SPDX-License-Identifier: MIT
+pgpt_unit_test(isa pgpt_cpu)
+pgpt_unit_test(ops pgpt_cpu)
 pgpt_unit_test(product pgpt_cpu)
 pgpt_unit_test(engine_rules pgpt_base m)
 pgpt_unit_test(engine pgpt_engine PkgConfig::JANSSON m)
 pgpt_unit_test(engine_invariance pgpt_engine)
+
+# Hashes of what the engine says, to be compared between machines (tests/run arm).
+add_executable(bits kernels/bits.c)
+set_target_properties(bits PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
+target_compile_definitions(bits PRIVATE PGPT_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+target_link_libraries(bits PRIVATE pgpt_engine)
 
 # Our products against OpenBLAS and oneDNN, where their development files are present.
 find_library(OPENBLAS_LIBRARY openblas)

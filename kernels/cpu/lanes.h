@@ -14,6 +14,9 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__) && !defined(LANES_PLAIN)
+#include <arm_neon.h>
+#define LANES_NEON
 #endif
 
 #define LANES_INLINE static inline __attribute__((always_inline))
@@ -260,6 +263,92 @@ LANES_INLINE float lanes_sum(struct lanes a)
     __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
 
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+
+#elif defined(LANES_NEON)
+
+struct lanes {
+    float32x4_t v[4];
+};
+
+#define LANES_DEFINE(name, arguments, expression)                                                  \
+    LANES_INLINE struct lanes name arguments {                                                     \
+        struct lanes result;                                                                       \
+                                                                                                   \
+        _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) result.v[i] = expression;              \
+        return result;                                                                             \
+    }
+
+LANES_DEFINE(lanes_load, (const float *from), vld1q_f32(from + 4 * i))
+LANES_DEFINE(lanes_all, (float value), vdupq_n_f32(value))
+LANES_DEFINE(lanes_add, (struct lanes a, struct lanes b), vaddq_f32(a.v[i], b.v[i]))
+LANES_DEFINE(lanes_sub, (struct lanes a, struct lanes b), vsubq_f32(a.v[i], b.v[i]))
+LANES_DEFINE(lanes_mul, (struct lanes a, struct lanes b), vmulq_f32(a.v[i], b.v[i]))
+LANES_DEFINE(lanes_fma, (struct lanes a, struct lanes b, struct lanes c),
+             vfmaq_f32(c.v[i], a.v[i], b.v[i]))
+/* Not vmaxq and vminq, which order zeros and carry NaN on: the second operand wins, as on x86. */
+LANES_DEFINE(lanes_max, (struct lanes a, struct lanes b),
+             vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
+LANES_DEFINE(lanes_min, (struct lanes a, struct lanes b),
+             vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
+LANES_DEFINE(lanes_rint, (struct lanes a), vrndnq_f32(a.v[i]))
+LANES_DEFINE(lanes_power, (struct lanes n),
+             vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n.v[i]), vdupq_n_s32(127)),
+                                               23)))
+LANES_DEFINE(lanes_zero_below, (struct lanes x, float limit, struct lanes value),
+             vbslq_f32(vcltq_f32(x.v[i], vdupq_n_f32(limit)), vdupq_n_f32(0.0f), value.v[i]))
+LANES_DEFINE(lanes_load_half, (const uint16_t *from),
+             vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + 4 * i))))
+
+LANES_INLINE void lanes_store(float *to, struct lanes a)
+{
+    for (int i = 0; i < 4; i++)
+        vst1q_f32(to + 4 * i, a.v[i]);
+}
+
+LANES_INLINE struct lanes lanes_within(struct lanes a, float limit)
+{
+    return lanes_max(lanes_min(a, lanes_all(limit)), lanes_all(-limit));
+}
+
+LANES_INLINE int lanes_any_greater(struct lanes a, struct lanes b)
+{
+    uint32x4_t any = vdupq_n_u32(0);
+
+    for (int i = 0; i < 4; i++)
+        any = vorrq_u32(any, vcgtq_f32(a.v[i], b.v[i]));
+    return vmaxvq_u32(any) != 0;
+}
+
+LANES_INLINE int lanes_find(struct lanes a, float value)
+{
+    static const uint32_t first[4] = {0, 1, 2, 3};
+    uint32x4_t least = vdupq_n_u32(UINT32_MAX);
+    uint32_t lane;
+
+    for (int i = 0; i < 4; i++) {
+        uint32x4_t index = vaddq_u32(vld1q_u32(first), vdupq_n_u32(4 * (uint32_t)i));
+        uint32x4_t equal = vceqq_f32(a.v[i], vdupq_n_f32(value));
+
+        least = vminq_u32(least, vbslq_u32(equal, index, vdupq_n_u32(UINT32_MAX)));
+    }
+    lane = vminvq_u32(least);
+    return lane == UINT32_MAX ? -1 : (int)lane;
+}
+
+LANES_INLINE void lanes_to_half(uint16_t *to, struct lanes a)
+{
+    a = lanes_within(a, 65504.0f);
+    for (int i = 0; i < 4; i++)
+        vst1_u16(to + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.v[i])));
+}
+
+LANES_INLINE float lanes_sum(struct lanes a)
+{
+    float32x4_t four = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+    float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
 
 #else

@@ -2,8 +2,8 @@
  *
  * ops: everything of the CPU back end that is not a product, one row at a time: layer norm,
  * attention over paged caches, embedding, scans over a row of logits. ops_body.h writes them once
- * over lanes.h; ops_plain.c, ops_avx2.c and ops_avx512.c compile it for each instruction set, with
- * the same bits. Pure functions over the caller's memory, any thread.
+ * over lanes.h; ops_plain.c, ops_neon.c, ops_avx2.c and ops_avx512.c compile it for each
+ * instruction set, with the same bits. Pure functions over the caller's memory, any thread.
  *
  * A page holds the keys and values of 16 positions: layer by layer, head by head the keys (dh, 16),
  * so that one register is one dimension of 16 positions, then the values (16, dh). Elements are
@@ -67,6 +67,8 @@ extern const struct ops ops_plain;
 #if defined(__x86_64__)
 extern const struct ops ops_avx2;
 extern const struct ops ops_avx512;
+#elif defined(__aarch64__)
+extern const struct ops ops_neon;
 #endif
 
 #endif

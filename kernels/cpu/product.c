@@ -21,19 +21,20 @@ struct product_weight {
     float *bias;              /* (panels * width) */
 };
 
+static const struct product_kernel *const kernels[ISA_COUNT] = {
+    [ISA_PLAIN] = &product_kernel_plain,
+#if defined(__x86_64__)
+    [ISA_AVX2] = &product_kernel_avx2,
+    [ISA_AVX512] = &product_kernel_avx512,
+#elif defined(__aarch64__)
+    [ISA_NEON] = &product_kernel_neon,
+    [ISA_NEON_DOT] = &product_kernel_neon_dot,
+#endif
+};
+
 static const struct product_kernel *kernel_current(void)
 {
-#if defined(__x86_64__)
-    switch (isa_current()) {
-    case ISA_AVX512:
-        return &product_kernel_avx512;
-    case ISA_AVX2:
-        return &product_kernel_avx2;
-    case ISA_PLAIN:
-        break;
-    }
-#endif
-    return &product_kernel_plain;
+    return kernels[isa_current()];
 }
 
 static void row_pack_f32(struct product_weight *w, int32_t n, const float *row)

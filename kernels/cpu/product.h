@@ -66,7 +66,8 @@ void product_columns(const struct product_weight *weight, int32_t M, const float
 /* out (K): row n of the weight as the product sees it (int8: q * scale). For tied embeddings. */
 void product_row(const struct product_weight *weight, int32_t n, float *out);
 
-/* The path that runs here, for engine_info: "avx512_vnni", "avx2", "plain". A static string. */
+/* The path that runs here, for engine_info: "avx512_vnni", "avx2", "neon_dot", "neon",
+ * "plain". A static string. */
 const char *product_path(void);
 
 #endif

@@ -71,6 +71,9 @@ extern const struct product_kernel product_kernel_plain;
 #if defined(__x86_64__)
 extern const struct product_kernel product_kernel_avx2;   /* AVX2, FMA */
 extern const struct product_kernel product_kernel_avx512; /* AVX-512 F, BW, DQ, VL, VNNI */
+#elif defined(__aarch64__)
+extern const struct product_kernel product_kernel_neon;     /* what every aarch64 has */
+extern const struct product_kernel product_kernel_neon_dot; /* and SDOT */
 #endif
 
 #endif
