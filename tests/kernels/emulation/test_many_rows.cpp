@@ -149,6 +149,69 @@ template <int BM, int SPLIT> static void cross_test(const char *what, int n, int
     judge(what, n, D, int8, worst, int8 ? 3e-2 : 4e-3);
 }
 
+/* Units of logits: the bits that output_unit() leaves, which other kernels use. */
+template <int BM, int SPLIT> static void logits_test(const char *what, int n, int V)
+{
+    const int K = 256, columns = 128 / SPLIT, units = product_units(V);
+    std::vector<__half> packed((size_t)product_padded(V) * K), x((size_t)n * K);
+    std::vector<float> bias(product_padded(V)), mask(V), logits((size_t)n * V), special(2 * n),
+        other(2 * n);
+    std::vector<struct product_unit> got((size_t)n * units), wanted((size_t)n * units);
+    std::vector<struct cuda_row> rows(n);
+    std::vector<int32_t> active(n);
+    struct product p;
+
+    for (__half &e : packed)
+        e = __half(random_float() * 0.3f);
+    for (__half &e : x)
+        e = __half(random_float());
+    for (int c = 0; c < V; c++)
+        mask[c] = c % 7 == 3 || c / 32 == 2 ? -INFINITY : 0.0f;
+    memset(rows.data(), 0, n * sizeof rows[0]);
+    for (int i = 0; i < n; i++) {
+        active[i] = n - 1 - i;
+        rows[i].min_new = i % 2;
+    }
+    memset(&p, 0, sizeof p);
+    p.n = &n;
+    p.weight.N = V;
+    p.weight.K = K;
+    p.weight.packed = packed.data();
+    p.weight.bias = bias.data();
+    p.x = x.data();
+    p.output = PRODUCT_LOGITS;
+    p.active = active.data();
+    p.rows.row = rows.data();
+    p.rules = {V, 0, 36, 5, V - 1, mask.data()};
+    p.units = got.data();
+    p.special = special.data();
+    p.logits = logits.data();
+    for (int c : {36, 37}) /* the end of the text often lies ahead, or as far as its neighbour */
+        bias[c] = 3.0f;
+    simt_launch({(V + columns - 1) / columns, (n + BM - 1) / BM, 1}, HOPPER_THREADS,
+                [&] { product_hopper<format_f16, PRODUCT_LOGITS, false, BM, SPLIT>(p); });
+    p.units = wanted.data();
+    p.logits = NULL;
+    p.special = other.data();
+    simt_launch({units, n, 1}, 32, [&] {
+        const int i = simt_block.y, q = simt_lane() & 3;
+        const struct tile_rows info = {active[i], 0, 0, rows[active[i]].min_new > 0};
+        float v[8];
+
+        for (int t = 0; t < 8; t++) {
+            int c = unit_column(simt_block.x, q, t);
+
+            v[t] = c < V ? logits[(size_t)i * V + c] : 0.0f;
+        }
+        output_unit(p, info, i, n, simt_block.x, q, v);
+    });
+    for (int i = 0; i < n; i++)
+        failures += special[2 * i] != logits[(size_t)i * V + V - 1] ||
+                    special[2 * i + 1] != logits[(size_t)i * V + 5];
+    judge(what, n, V, units,
+          memcmp(got.data(), wanted.data(), got.size() * sizeof got[0]) ? 1.0 : 0.0, 0.0);
+}
+
 static double attention_worst(const std::vector<float> &q, const std::vector<float> &k,
                               const std::vector<float> &v, const std::vector<float> &got,
                               int length)
@@ -231,6 +294,8 @@ int main(void)
                                                               1e-5);
         }
         product_test<format_bf16, PRODUCT_PLAIN, 64, 1>("64 rows, bf16", 65, 300, 768, 1, 2e-2);
+        logits_test<32, 2>("32 rows, logits", 37, 300);
+        logits_test<64, 1>("64 rows, logits", 37, 300);
         for (int int8 = 0; int8 < 2; int8++) {
             cross_test<32, 2>("32 rows, caches", 35, 256, int8);
             cross_test<64, 1>("64 rows, caches", 35, 256, int8);
