@@ -10,7 +10,7 @@ enum {
     CHOOSE_WARPS = 4,                /* rows a block, a warp each */
     CHOOSE_MANY_WARPS = 16,          /* a row, where there are many units */
     CHOOSE_SHARED_PLAIN = 40 * 1024, /* dynamic shared memory that needs no asking */
-    COLLECT_THREADS = 128,
+    COLLECT_ROWS = 4,                /* a block, a warp each */
 };
 
 static __global__ void step_join(struct cuda_rows rows, int32_t *collected,
@@ -121,32 +121,37 @@ cudaError_t step_choose_enqueue(struct cuda_rows rows, struct cuda_rules rules,
                   args);
 }
 
+/* A warp a row, a lane a token. */
 static __global__ void step_collect(struct cuda_rows rows, int32_t *collected,
                                     const int32_t *active, int32_t n, int32_t most,
                                     struct step_output out)
 {
-    int i = blockIdx.x * blockDim.x + threadIdx.x;
-    const struct cuda_row *row;
-    int32_t index, from;
+    const int i = blockIdx.x * COLLECT_ROWS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+    int32_t index, from, position;
 
     if (i >= n)
         return;
     index = active[i];
-    row = rows.row + index;
     from = collected[index];
-    for (int j = 0; from + j < row->position && j < most; j++) {
-        out.tokens[(size_t)i * most + j] = rows.tokens[(size_t)index * rows.P + from + j];
-        out.logprobs[(size_t)i * most + j] = rows.logprobs[(size_t)index * rows.P + from + j];
+    position = rows.row[index].position;
+    for (int j = lane; from + j < position && j < most; j += 32) {
+        const size_t at = (size_t)index * rows.P + from + j;
+
+        out.tokens[(size_t)i * most + j] = rows.tokens[at];
+        out.logprobs[(size_t)i * most + j] = rows.logprobs[at];
     }
-    out.position[i] = row->position;
-    out.finished[i] = row->finished;
-    collected[index] = row->position;
+    __syncwarp(); /* every lane has read where it begins */
+    if (lane == 0) {
+        out.position[i] = position;
+        out.finished[i] = rows.row[index].finished;
+        collected[index] = position;
+    }
 }
 
 cudaError_t step_collect_enqueue(struct cuda_rows rows, int32_t *collected, const int32_t *active,
                                  int32_t n, int32_t most, struct step_output out,
                                  cudaStream_t stream)
 {
-    return launch(step_collect, dim3((n + COLLECT_THREADS - 1) / COLLECT_THREADS), COLLECT_THREADS,
-                  0, false, stream, rows, collected, active, n, most, out);
+    return launch(step_collect, dim3((n + COLLECT_ROWS - 1) / COLLECT_ROWS), COLLECT_ROWS * 32, 0,
+                  false, stream, rows, collected, active, n, most, out);
 }
