@@ -146,7 +146,7 @@ chunk_attend(const vector8<T> (&keys)[LOADS], const vector8<T> (&values)[LOADS],
         out->value[d] = 0.0f;
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
-        float v[8], p = 4 * i + (lane >> 3) < count ? expf(score[i] - out->max) : 0.0f;
+        float v[8], p = expf(score[i] - out->max); /* 0 past the last key; a chunk has one */
 
         out->sum += p;
         if constexpr (sizeof(T) == 1)
