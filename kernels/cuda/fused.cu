@@ -26,10 +26,12 @@ static __global__ void __launch_bounds__(THREADS, 1)
     const int unit_last = product_padded(p.rules.vocabulary) / PRODUCT_UNIT - 1;
 
     const int forced = (p.rules.forced_eos >= 0) + (p.rules.forced_bos >= 0);
-    const int rows_here = min(p.rows_each, p.n - (int)(blockIdx.x / CL) * p.rows_each);
-    const uint32_t head_bytes = ROWS * HEAD * (4 + 2 * sizeof(T)), query_bytes = ROWS * HEAD * 4;
-    const uint32_t o_bytes = rows_here * D * sizeof(T), y_bytes = ROWS * D * 4;
-    const uint32_t h_bytes = ROWS * FFN * sizeof(T), unit_bytes = ROWS * (units * 16 + forced * 4);
+    at.rows = min(p.rows_each, p.n - (int)(blockIdx.x / CL) * p.rows_each);
+    const uint32_t head_bytes = at.rows * HEAD * (4 + 2 * sizeof(T));
+    const uint32_t query_bytes = at.rows * HEAD * 4;
+    const uint32_t o_bytes = at.rows * D * sizeof(T), y_bytes = at.rows * D * 4;
+    const uint32_t h_bytes = at.rows * FFN * sizeof(T);
+    const uint32_t unit_bytes = at.rows * (units * 16 + forced * 4);
 
     at.rank = (int)cluster_rank();
     at.head = at.rank / (CL / HEADS);
@@ -97,7 +99,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
                     weights_fetch<F, J, BLOCKS>(slim, layer.out.packed, at.part, at.first,
                                                 tile_slim, at.lane);
                 __syncthreads();
-                for (int i = threadIdx.x; i < ROWS * ROUND_TILES * 4; i += THREADS) {
+                for (int i = threadIdx.x; i < at.rows * ROUND_TILES * 4; i += THREADS) {
                     int row = i / (ROUND_TILES * 4), c = i % (ROUND_TILES * 4) * 4;
                     int column = round * ROUND_TILES * 16 + c;
 
@@ -127,7 +129,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
             weights_fetch<F, J, BLOCKS>(slim, layer.cross_out.packed, at.part, at.first, tile_slim,
                                         at.lane);
             __syncthreads();
-            if (threadIdx.x < ROWS * NC / 4) {
+            if ((int)threadIdx.x < at.rows * NC / 4) {
                 int row = threadIdx.x / (NC / 4), c = threadIdx.x % (NC / 4) * 4;
 
                 head_put4<T, CL>(s, &s->query_box, at, row, c,
@@ -152,7 +154,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
             weights_fetch<F, J, BLOCKS_FFN>(slim, layer.fc2.packed, at.part, at.first, tile_slim,
                                             at.lane);
             __syncthreads();
-            if (threadIdx.x < ROWS * TF * 4 * 4) {
+            if ((int)threadIdx.x < at.rows * TF * 4 * 4) {
                 constexpr int FOURS = TF * 4;
                 int item = threadIdx.x / 4, row = item / FOURS, c = item % FOURS * 4;
                 int column = at.rank * TF * 16 + c;
@@ -199,7 +201,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
             if (half + 1 < LOGIT_ROUNDS && round + 1 < unit_rounds)
                 continue;
             __syncthreads();
-            units_exchange<T, CL>(s, p, at.rank + (round - half) * 3 * CL);
+            units_exchange<T, CL>(s, p, at, at.rank + (round - half) * 3 * CL);
             if (round + 1 < unit_rounds)
                 __syncthreads();
         }

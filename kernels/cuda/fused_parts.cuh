@@ -63,10 +63,27 @@ struct fused_constants {
     float gamma[3][D], beta[3][D]; /* after self-attention, cross-attention, feed-forward */
 };
 
-/* A block's shared memory. What the cluster sends about is o, y, h, q, key, value, unit and
- * special, each with a mailbox of its own. A block sends the next letter to a mailbox only after
- * another one has come from every block, which each of them sends after it has read the letter
- * before: so nothing is overwritten that somebody still reads. */
+/*
+ * A block's shared memory. What the cluster sends about is o, y, h, q, key, value, unit and
+ * special, in letters with a mailbox each: head (q, key, value), query (q), o, y, h, unit (unit,
+ * special). Every block receives every letter, also one that it has no use for, and letters have
+ * the rows of the cluster alone. In a layer they come in the order head o y query o y h y; behind
+ * the last layer comes unit. All but head and query, which stay within the blocks of a head, go
+ * from every block to every block (o from those that attend to rows).
+ *
+ * Nothing is overwritten that somebody still reads, and no letter arrives before the one before it
+ * is complete, though no fence or barrier says so to a tool that looks at stores alone (racecheck
+ * reports the second letter as a write after a write):
+ * - A block sends y behind a barrier that follows whatever it did with the letters before: all its
+ *   threads have waited for them, and read them. So who has y from every block may write to all
+ *   that was received earlier. Between two letters of head, query, o, h and unit lies a y.
+ * - y itself is read by the norm, and the norm's barrier stands before the block's next columns of
+ *   q or h (or of q, k and v, be there logits between or not). The next y needs, from every block,
+ *   h; or o from those that attend, and each of them needs the columns of q of all blocks of its
+ *   head, thus of every block: each belongs to a head whose rows somebody attends to.
+ * - Bytes that come before the receiver has announced their letter count below zero meanwhile; the
+ *   phase cannot end before the announcement, which is its only arrival.
+ */
 template <class T> struct fused_shared {
     alignas(16) char x[ROWS * X_STRIDE]; /* (ROWS, D) elements: the next product's input */
     alignas(16) char o[ROWS * X_STRIDE]; /* (ROWS, D) elements: attention's output */
@@ -80,6 +97,9 @@ template <class T> struct fused_shared {
     struct attention_part parts[ROWS][CHUNKS][8];
     alignas(16) float4 unit[ROWS][UNITS];
     float special[ROWS][2];
+    /* what this block adds to its units of logits: -inf past the vocabulary; what the rules add */
+    float unit_bias[UNITS / HEADS][PRODUCT_UNIT];
+    float unit_rules[UNITS / HEADS][PRODUCT_UNIT];
     struct cluster_mailbox head_box, query_box, o_box, y_box, h_box, unit_box;
     int32_t row[ROWS]; /* -1: none */
     int32_t token[ROWS], position[ROWS], finished[ROWS], min_new[ROWS], max_new[ROWS];
@@ -218,7 +238,7 @@ static __device__ __forceinline__ void row_embed(struct fused_shared<T> *s,
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         int k = j * 128 + lane * 4;
-        float4 e = embedding_get4<F>(p.embedding, token, k);
+        float4 e = embedding_plain4<F>(p.embedding, token, k);
         float4 q = *(const float4 *)(p.positions + (size_t)position * D + k);
 
         v[j].x = __fadd_rn(__fmul_rn(e.x, p.embedding_factor), q.x);
@@ -232,6 +252,7 @@ static __device__ __forceinline__ void row_embed(struct fused_shared<T> *s,
 /* One block's place in the cluster and one warp's in attention. */
 template <int CL> struct fused_place {
     int rank, head, half, warp, lane, part, first;
+    int rows;               /* of this cluster: letters have no others */
     int row, share, shares; /* attention: this warp's row (-1: none) and its share of the chunks */
 };
 
@@ -243,9 +264,13 @@ residual_exchange(struct fused_shared<T> *s, const struct fused_place<CL> &at, c
     constexpr int NC = D / CL, ITEMS = ROWS * NC / 4, GROUPS = THREADS / ITEMS;
     const int item = threadIdx.x % ITEMS, group = threadIdx.x / ITEMS;
     const int row = item / (NC / 4), c = item % (NC / 4) * 4, column = at.rank * NC + c;
-    float4 v = partial_get4(s, row, c, bias + c), x = *(const float4 *)&s->x_float[row][column];
+    float4 v, x;
     uint4 bits;
 
+    if (row >= at.rows)
+        return;
+    v = partial_get4(s, row, c, bias + c);
+    x = *(const float4 *)&s->x_float[row][column];
     v.x += x.x;
     v.y += x.y;
     v.z += x.z;
@@ -390,14 +415,16 @@ attend(struct fused_shared<T> *s, vector8<T> (&keys)[LOADS], vector8<T> (&values
     }
 }
 
-/* count floats of each of `groups` runs, `step` apart, from global memory. */
+/* count floats (a multiple of 4) of each of `groups` runs, `step` apart, on their way from global
+ * memory. */
 static __device__ __forceinline__ void constants_copy(float *to, const float *from, int count,
                                                       int groups, int step)
 {
-    for (int i = threadIdx.x; i < count * groups; i += THREADS)
-        to[i] = from[i / count * step + i % count];
+    for (int i = threadIdx.x * 4; i < count * groups; i += THREADS * 4)
+        copy_16(to + i, from + i / count * step + i % count, true);
 }
 
+/* A barrier follows. */
 template <class T, int CL>
 static __device__ __forceinline__ void constants_begin(struct fused_shared<T> *s,
                                                        const struct fused_params &p, int rank)
@@ -421,6 +448,15 @@ static __device__ __forceinline__ void constants_begin(struct fused_shared<T> *s
         constants_copy(to->gamma[2], from.norm.gamma, D, 1, 0);
         constants_copy(to->beta[2], from.norm.beta, D, 1, 0);
     }
+    copy_commit();
+    for (int i = threadIdx.x; i < UNITS / CL * PRODUCT_UNIT; i += THREADS) {
+        const int own = i / PRODUCT_UNIT, c = (rank + own * CL) * PRODUCT_UNIT + i % PRODUCT_UNIT;
+        const bool in = c < p.rules.vocabulary;
+
+        s->unit_bias[own][i % PRODUCT_UNIT] = in ? p.output.bias[c] : -INFINITY;
+        s->unit_rules[own][i % PRODUCT_UNIT] = in ? p.rules.mask[c] : 0.0f;
+    }
+    copy_wait<0>();
 }
 
 template <class T>
@@ -483,35 +519,58 @@ static __device__ __forceinline__ void row_choose(struct fused_shared<T> *s,
     __syncwarp();
 }
 
-/* Units of logits of this block: units first, first + CL, ..., six at most. */
+/* The logit of a token that the rules may force (which 0: EOS, 1: BOS), out of a unit whose columns
+ * four lanes share: one has it, all four send it. Whole warps call. */
+template <class T, int CL>
+static __device__ __forceinline__ void special_send(struct fused_shared<T> *s,
+                                                    const struct fused_place<CL> &at, int which,
+                                                    int token, int row, int q, const float (&v)[8])
+{
+    const int column = token % PRODUCT_UNIT, place = (column >> 3) * 2 + (column & 1);
+    float logit = v[0];
+
+#pragma unroll
+    for (int t = 1; t < 8; t++)
+        logit = t == place ? v[t] : logit;
+    logit = __shfl_sync(0xffffffffu, logit, (column & 7) >> 1, 4);
+    if (row >= at.rows)
+        return;
+#pragma unroll
+    for (int r = 0; r < CL / 4; r++)
+        cluster_send4(&s->special[row][which], &s->unit_box, q * (CL / 4) + r,
+                      __float_as_uint(logit));
+}
+
+/* Units of logits of this block: units first, first + CL, ..., six at most, a warp each. */
 template <class T, int CL>
 static __device__ __forceinline__ void units_exchange(struct fused_shared<T> *s,
-                                                      const struct fused_params &p, int first)
+                                                      const struct fused_params &p,
+                                                      const struct fused_place<CL> &at, int first)
 {
     const int i = threadIdx.x >> 5, row = threadIdx.x >> 2 & 7, q = threadIdx.x & 3;
-    const int unit = first + i * CL;
-    float v[8];
+    const int unit = first + i * CL, own = unit / CL;
+    float v[8], add[8];
     float4 summary;
 
     if (i >= LOGIT_ROUNDS * ROUND_TILES / 2 || unit >= product_units(p.rules.vocabulary))
         return;
 #pragma unroll
     for (int t = 0; t < 8; t++) {
-        int at = 8 * (t >> 1) + 2 * q + (t & 1), c = unit * PRODUCT_UNIT + at;
-        const float *sum = &s->partial[0][row][i * PRODUCT_UNIT + at];
+        int column = 8 * (t >> 1) + 2 * q + (t & 1);
+        const float *sum = &s->partial[0][row][i * PRODUCT_UNIT + column];
 
         v[t] = __fadd_rn(((sum[0] + sum[ROWS * PARTIAL_STRIDE]) + sum[2 * ROWS * PARTIAL_STRIDE]) +
                              sum[3 * ROWS * PARTIAL_STRIDE],
-                         p.output.bias[c]);
-        if (c == p.rules.forced_eos || c == p.rules.forced_bos)
-            for (int r = 0; r < CL; r++) {
-                if (c == p.rules.forced_eos)
-                    cluster_send4(&s->special[row][0], &s->unit_box, r, __float_as_uint(v[t]));
-                if (c == p.rules.forced_bos)
-                    cluster_send4(&s->special[row][1], &s->unit_box, r, __float_as_uint(v[t]));
-            }
+                         s->unit_bias[own][column]);
+        add[t] = s->unit_rules[own][column];
     }
-    summary = unit_summary(p.rules, unit, q, s->position[row] < s->min_new[row], v);
+    if (p.rules.forced_eos >= 0 && p.rules.forced_eos / PRODUCT_UNIT == unit)
+        special_send(s, at, 0, p.rules.forced_eos, row, q, v);
+    if (p.rules.forced_bos >= 0 && p.rules.forced_bos / PRODUCT_UNIT == unit)
+        special_send(s, at, 1, p.rules.forced_bos, row, q, v);
+    summary = unit_summary(p.rules, unit, q, s->position[row] < s->min_new[row], v, add);
+    if (row >= at.rows)
+        return;
 #pragma unroll
     for (int r = 0; r < CL / 4; r++)
         cluster_send16(&s->unit[row][unit], &s->unit_box, q * (CL / 4) + r,

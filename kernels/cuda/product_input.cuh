@@ -80,22 +80,14 @@ static __device__ __forceinline__ void tile_put4(char *row, int k, const float4 
 }
 
 /* Four neighbours (k a multiple of 4) of a token's embedding, straight from the packed weights of
- * the output product. */
+ * the output product, in the format of activations. No branches: several may be on their way. */
 template <class F>
-static __device__ __forceinline__ float4 embedding_get4(const struct cuda_weight &w, int32_t token,
-                                                        int k)
+static __device__ __forceinline__ float4 embedding_plain4(const struct cuda_weight &w,
+                                                          int32_t token, int k)
 {
     const char *tile = (const char *)w.packed;
     const int column = token & 15, g = column & 7, high = column >> 3;
 
-    if (w.format == CUDA_INT8) { /* a word of 4 inputs */
-        const char *block = tile + ((size_t)(token >> 4) * (w.K / 64) + k / 64) * 1024;
-        char4 q = *(const char4 *)(block + (k >> 5 & 1) * 512 + (g * 4 + (k >> 2 & 3)) * 16 +
-                                   ((k >> 4 & 1) * 2 + high) * 4);
-        float s = w.scale[token];
-
-        return make_float4(q.x * s, q.y * s, q.z * s, q.w * s);
-    }
     if constexpr (sizeof(typename F::element) == 4) {
         const char *block = tile + ((size_t)(token >> 4) * (w.K / 16) + k / 16) * 1024;
 
@@ -104,12 +96,30 @@ static __device__ __forceinline__ float4 embedding_get4(const struct cuda_weight
         const char *block = tile + ((size_t)(token >> 4) * (w.K / 32) + k / 32) * 1024 +
                             (k >> 4 & 1) * 512 + (g * 4 + (k >> 1 & 3)) * 16 +
                             ((k >> 3 & 1) * 2 + high) * 4;
-        const typename F::element *low = (const typename F::element *)block;
-        const typename F::element *next = (const typename F::element *)(block + 16);
+        const uint32_t words[2] = {*(const uint32_t *)block, *(const uint32_t *)(block + 16)};
+        const typename F::element *e = (const typename F::element *)words;
 
-        return make_float4(format_float(low[0]), format_float(low[1]), format_float(next[0]),
-                           format_float(next[1]));
+        return make_float4(format_float(e[0]), format_float(e[1]), format_float(e[2]),
+                           format_float(e[3]));
     }
+}
+
+/* The same in whatever format the weights are. */
+template <class F>
+static __device__ __forceinline__ float4 embedding_get4(const struct cuda_weight &w, int32_t token,
+                                                        int k)
+{
+    if (w.format == CUDA_INT8) { /* a word of 4 inputs */
+        const int column = token & 15, g = column & 7, high = column >> 3;
+        const char *block =
+            (const char *)w.packed + ((size_t)(token >> 4) * (w.K / 64) + k / 64) * 1024;
+        char4 q = *(const char4 *)(block + (k >> 5 & 1) * 512 + (g * 4 + (k >> 2 & 3)) * 16 +
+                                   ((k >> 4 & 1) * 2 + high) * 4);
+        float s = w.scale[token];
+
+        return make_float4(q.x * s, q.y * s, q.z * s, q.w * s);
+    }
+    return embedding_plain4<F>(w, token, k);
 }
 
 /* What the epilogue and the embedding need to know of a block's rows. */

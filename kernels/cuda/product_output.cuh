@@ -163,10 +163,11 @@ static __device__ __forceinline__ void output_four(const struct product &p,
     }
 }
 
-/* A unit of logits: lane q of a group of 4 holds its 8 columns; those past the vocabulary turn into
- * -inf. Whole warps call; all four lanes get the result. */
+/* A unit of logits: lane q of a group of 4 holds its 8 columns, -inf past the vocabulary, and what
+ * the rules add to them. Whole warps call; all four lanes get the result. */
 static __device__ __forceinline__ float4 unit_summary(const struct cuda_rules &rules, int unit,
-                                                      int q, bool no_eos, float (&v)[8])
+                                                      int q, bool no_eos, const float (&v)[8],
+                                                      const float (&add)[8])
 {
     float best = -INFINITY;
     int32_t token = unit * PRODUCT_UNIT;
@@ -177,13 +178,8 @@ static __device__ __forceinline__ float4 unit_summary(const struct cuda_rules &r
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             int c = unit * PRODUCT_UNIT + 8 * t + 2 * q + e;
-            float masked;
+            float masked = v[2 * t + e] + add[2 * t + e];
 
-            if (c >= rules.vocabulary) {
-                v[2 * t + e] = -INFINITY;
-                continue;
-            }
-            masked = v[2 * t + e] + rules.mask[c];
             if (no_eos && c == rules.eos_token)
                 masked = -INFINITY;
             if (masked > best) {
@@ -212,6 +208,7 @@ static __device__ __forceinline__ void output_unit(const struct product &p,
 {
     int units = (p.weight.N + PRODUCT_UNIT - 1) / PRODUCT_UNIT;
     float4 summary;
+    float add[8];
 
     if (i < n)
 #pragma unroll
@@ -227,7 +224,14 @@ static __device__ __forceinline__ void output_unit(const struct product &p,
             if (c == p.rules.forced_bos)
                 p.special[2 * i + 1] = v[t];
         }
-    summary = unit_summary(p.rules, unit, q, info.no_eos, v);
+#pragma unroll
+    for (int t = 0; t < 8; t++) {
+        int c = unit * PRODUCT_UNIT + 8 * (t >> 1) + 2 * q + (t & 1);
+
+        add[t] = c < p.rules.vocabulary ? p.rules.mask[c] : 0.0f;
+        v[t] = c < p.rules.vocabulary ? v[t] : -INFINITY;
+    }
+    summary = unit_summary(p.rules, unit, q, info.no_eos, v, add);
     if (q == 0 && i < n && unit < units)
         *(float4 *)(p.units + (size_t)i * units + unit) = summary;
 }
