@@ -83,7 +83,7 @@ class Stage:
         self.kafka.start(180)
         self.tool("topics", "--create", "--partitions", str(partitions), "--replication", "1")
         self.producer = Producer({"bootstrap.servers": self.kafka.bootstrap, "partitioner": "murmur2_random", "log_level": 0,
-                                  "linger.ms": 20, "message.max.bytes": TOPIC_LIMIT + 65536, "queue.buffering.max.messages": 2000000,
+                                  "topic.metadata.refresh.interval.ms": 5000, "linger.ms": 20, "message.max.bytes": TOPIC_LIMIT + 65536, "queue.buffering.max.messages": 2000000,
                                   "queue.buffering.max.kbytes": 1 << 20})
         self.worker, self.sampler, self.refused = None, None, []
 

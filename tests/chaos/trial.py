@@ -195,8 +195,8 @@ class Trial:
         for worker in self.workers:
             if worker.alive:
                 with open(self.directory / f"{worker.name}.stacks", "w", encoding="utf-8") as out:
-                    subprocess.run(["gdb", "-p", str(worker.child.pid), "-batch", "-ex", "thread apply all bt 20"],
-                                   stdout=out, stderr=subprocess.DEVNULL, check=False, timeout=60)
+                    subprocess.run(["timeout", "60", "gdb", "-p", str(worker.child.pid), "-batch", "-ex", "thread apply all bt 20"],
+                                   stdout=out, stderr=subprocess.DEVNULL, check=False)
 
     def drain_all(self):
         """Every worker ends in order at the end; the injector hears of those that do not."""
