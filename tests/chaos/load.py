@@ -66,9 +66,9 @@ class Load:
         self.failed = []
         self.started = time.time()
         self.recent = []
-        # Retries for minutes: a broker may be down; duplicates are then on purpose, not by accident.
+        # Retries for many minutes: a broker may be down, or start slowly; duplicates are then on purpose, not by accident.
         self.producer = Producer({"bootstrap.servers": bootstrap, "partitioner": "murmur2_random",
-                                  "enable.idempotence": True, "message.timeout.ms": 180000,
+                                  "enable.idempotence": True, "message.timeout.ms": 900000,
                                   "linger.ms": 5, "log_level": 0})
 
     def _produce(self, topic, key, value, then=None):
@@ -138,7 +138,7 @@ class Load:
 
     def finish(self, tick):
         """Waits until everything sent is acknowledged; tick() is called meanwhile."""
-        deadline = time.time() + 200
+        deadline = time.time() + 300
         while self.producer.flush(0.2) and time.time() < deadline:
             tick()
         left = len(self.producer)

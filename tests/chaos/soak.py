@@ -7,14 +7,16 @@ brokers and database like the others.
   tests/chaos/soak --minutes 5 --seed 3
 
 Compared are medians of the second tenth to the fourth (after it has met most things once) and of the last two
-tenths of the life of the process that lived longest. Exit code 1 when something grew or a guarantee broke."""
+tenths of the life of the process that lived longest. The samples are left in soak-SEED.jsonl. Exit code 1 when something grew or a guarantee broke."""
 import argparse
+import json
 import signal
 import statistics
 import sys
 import time
 import traceback
 from collections import defaultdict
+from pathlib import Path
 
 import main as harness
 from bounds import Sampler
@@ -47,7 +49,7 @@ class SteadyInjector(Injector):
         for worker in self.run.workers:
             if worker.alive and not worker.stopped:
                 try:
-                    self.samples[worker.name, worker.child.pid].append(Sampler.look(worker.child.pid))
+                    self.samples[worker.name, worker.child.pid].append({"at": now, **Sampler.look(worker.child.pid)})
                 except (OSError, KeyError):
                     pass # it has just ended
 
@@ -63,12 +65,15 @@ def growth(samples):
     return {name: tuple(statistics.median(s[name] for s in part) for part in (early, late)) for name in ALLOWED}
 
 
-def judge(samples):
-    (name, _pid), longest = max(samples.items(), key=lambda item: len(item[1]))
+def judge(samples, file):
+    """Prints the verdict; all samples are kept in a file, a line a process."""
+    file.write_text("".join(json.dumps({"worker": name, "samples": own}) + "\n" for (name, _pid), own in samples.items()))
+    (name, _pid), longest = max(samples.items(), key=lambda item: item[1][-1]["at"] - item[1][0]["at"])
+    lived = longest[-1]["at"] - longest[0]["at"]
     found = growth(longest)
     grown = [key for key, (early, late) in found.items() if late - early > ALLOWED[key]]
     text = ", ".join(f"{key} {early:.0f} -> {late:.0f}" for key, (early, late) in found.items())
-    print(f"soak: {name} lived {len(longest) * SAMPLE_S / 60:.1f} min: {text}{'; GREW: ' + ', '.join(grown) if grown else ''}")
+    print(f"soak: {name} lived {lived / 60:.1f} min: {text}{'; GREW: ' + ', '.join(grown) if grown else ''}")
     return not grown
 
 
@@ -92,7 +97,7 @@ def main():
     finally:
         trial.stop()
     harness.show(0, args.seed, trial, verdict, run)
-    steady = bool(trial.injector) and judge(trial.injector.samples)
+    steady = bool(trial.injector) and judge(trial.injector.samples, Path(f"soak-{args.seed}.jsonl"))
     sys.exit(0 if steady and not verdict.violations else 1)
 
 
