@@ -22,11 +22,12 @@ if(OPENBLAS_LIBRARY AND DNNL_LIBRARY AND DNNL_INCLUDE)
   target_link_libraries(bench_product PRIVATE pgpt_cpu ${OPENBLAS_LIBRARY} ${DNNL_LIBRARY})
 endif()
 
-# To be run on a machine with a GPU: the CUDA choice kernels against a plain host version; their times.
+# To be run on a machine with a GPU: the CUDA choice kernels against a plain host version; their times; a kernel
+# that hangs.
 if(PGPT_CUDA)
-  foreach(program test_choose time_choose)
+  foreach(program test_choose time_choose test_hang)
     add_executable(${program} kernels/${program}.cu)
     set_target_properties(${program} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
-    target_link_libraries(${program} PRIVATE pgpt_cuda)
+    target_link_libraries(${program} PRIVATE pgpt_engine)
   endforeach()
 endif()

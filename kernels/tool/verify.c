@@ -66,15 +66,18 @@ static bool compute_is(const struct engine_info *info, const char *name)
 
 static struct verify_rules rules_of(const struct engine_info *info, const char *device)
 {
+    const struct verify_rules int8 = {0.94, true, NAN, NAN, true, NAN};
     bool cpu = !strcmp(device, "cpu");
 
+    if (strstr(info->compute, "caches int8"))
+        return int8;
     if (compute_is(info, "fp32"))
         return (struct verify_rules){1, false, 0, cpu ? 2e-4 : 1e-2, !cpu, 1e-5};
     if (compute_is(info, "fp16"))
         return (struct verify_rules){0.98, false, 0.05, 1e-2, true, NAN};
     if (compute_is(info, "bf16"))
         return (struct verify_rules){0.94, false, 0.4, 5e-2, true, NAN};
-    return (struct verify_rules){0.94, true, NAN, NAN, true, NAN};
+    return int8;
 }
 
 /* ---- the report ---- */
