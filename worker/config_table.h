@@ -23,7 +23,7 @@ STRING(engine_device, "engine.device", "cpu", false, "cpu or cuda:N")
 CHOICE(engine_compute, "engine.compute", "auto", "auto|fp32|fp16|bf16|int8|dynamic",
        "compute format; auto = fp32 on the CPU, fp16 on CUDA")
 BOOL(engine_cache_int8, "engine.cache_int8", false,
-     "attention caches in int8 (CUDA): half of their memory, faster from some hundred rows on")
+     "attention caches in int8 (CUDA): about half of their memory")
 INT(engine_threads, "engine.threads", 0, 0, 1024, "CPU threads of the engine; 0 = all cores")
 INT(engine_max_rows, "engine.max_rows", 0, 0, 65536,
     "sequences in the running batch; 0 = the device's default")
