@@ -35,6 +35,18 @@ BODIES = {
         "warpgroup_barrier": "simt_warpgroup_barrier(group);",
         "warpgroup_multiply": "simt_wgmma<typename F::element, N>(c, w, rows, add);",
     },
+    "cluster.cuh": {
+        "cluster_rank": "return simt_rank();",
+        "cluster_sync": "simt_wait(&simt_everybody, simt_threads * simt_cluster);",
+        "cluster_address": "abort();",
+        "mailbox_expect": "simt_box_expect(box, bytes);",
+        "mailbox_open": "simt_box_open(box); simt_box_expect(box, bytes);",
+        "mailbox_receive": "simt_box_receive(box, *phase); *phase ^= 1;"
+                           "if (threadIdx.x == 0) simt_box_expect(box, bytes);",
+        "cluster_send16": "simt_box_send(to, box, rank, &v, 16);",
+        "cluster_send8": "simt_box_send(to, box, rank, &v, 8);",
+        "cluster_send4": "simt_box_send(to, box, rank, &v, 4);",
+    },
     "launch.cuh": {"launch_wait": "", "launch_next": ""},
     "attention_encoder.cu": {"tile_copy": "simt_copy(shared, global, in);"},
 }
@@ -49,6 +61,16 @@ LINES = {
         (r"extern __shared__ __align__\(1024\) char shared\[\];", "char *shared = simt_shared;"),
         (r'#include "kernels/cuda/cluster.cuh"\n', ""),
     ],
+    "cluster.cuh": [
+        (r"#if __CUDA_ARCH__ >= 900", "#if 1"),
+        (r"static[^\n]*shared_address\(const void \*shared\)\s*\{[^}]*\}", ""),
+    ],
+    "fused_parts.cuh": [(r"#if __CUDA_ARCH__ >= 900", "#if 1")],
+    "fused.cu": [
+        (r"#if __CUDA_ARCH__ >= 900", "#if 1"),
+        (r"extern __shared__ __align__\(128\) char shared\[\];", "char *shared = simt_shared;"),
+        (r"typedef void \(\*fused_kernel\).*", ""),
+    ],
     "launch.cuh": [(r"template <typename\.\.\. Params.*(?=#endif)", "")],
     "attention_encoder.cu": [
         (r'asm volatile\("ldmatrix.*?"r"\(\(uint32_t\)__cvta_generic_to_shared\(values\)(.*?)\)\s*: "memory"\);',
@@ -60,7 +82,7 @@ LINES = {
 }
 # as they are
 PLAIN = ["product_output.cuh", "logsum.cuh", "product.h", "product_hopper.h", "product_shape.h", "rows.h",
-         "attention.h", "attention_chunk.cuh", "check.h"]
+         "attention.h", "choose_plain.cuh", "fused.h", "network.h", "attention_chunk.cuh", "check.h"]
 
 
 def body_replace(text, name, body):

@@ -6,7 +6,14 @@
 
 #include <vector>
 
-enum { THREADS_MAX = 256, STACK = 128 << 10, SHARED = 256 << 10, GARBAGE = 0x7e };
+enum {
+    THREADS_MAX = SIMT_WARPS * 32,
+    STACK = 128 << 10,
+    SHARED = SIMT_BLOCKS << 18,
+    GARBAGE = 0x7e,
+    SENT_LATE = 6000, /* turns of waiting threads until what was sent lands at last */
+    WAITS_MOST = 40 * 1000 * 1000,
+};
 
 struct copy {
     void *shared;
@@ -14,21 +21,38 @@ struct copy {
     bool in;
 };
 
+/* A mailbox of cluster.cuh. */
+struct box {
+    int32_t
+        bytes; /* of the letter, still to come; below zero when they came before it was announced */
+    uint16_t announced, phase;
+};
+
+/* On its way to another block. */
+struct sent {
+    char *to;
+    struct box *box;
+    int bytes;
+    char data[16];
+};
+
 struct fiber {
     ucontext_t context;
-    std::vector<char> stack;
+    char *stack;
     bool done;
     std::vector<struct copy> open; /* not committed */
     std::vector<std::vector<struct copy>> groups;
 };
 
 struct simt_place simt_block, simt_grid;
-int simt_thread, simt_threads;
+int simt_thread, simt_threads, simt_cluster;
 enum simt_copies simt_copies;
-struct simt_barrier simt_all, simt_warps[32], simt_groups[8], simt_group_steps[8],
-    simt_lanes[32][32];
+struct simt_barrier simt_all[SIMT_BLOCKS], simt_everybody, simt_warps[SIMT_WARPS], simt_groups[8],
+    simt_group_steps[8], simt_lanes[SIMT_WARPS][32];
 static struct fiber fibers[THREADS_MAX];
 static ucontext_t outside;
+static std::vector<struct sent> on_way;
+static long waits;
 static std::function<void()> running;
 
 static char *shared_make(void)
@@ -42,14 +66,14 @@ static char *shared_make(void)
     }
     return (char *)at;
 }
-char *simt_shared = shared_make();
+char *simt_memory = shared_make();
 
 static int next_fiber(void)
 {
     int next = simt_thread;
 
     do
-        next = (next + 1) % simt_threads;
+        next = (next + 1) % (simt_threads * simt_cluster);
     while (fibers[next].done && next != simt_thread);
     return next;
 }
@@ -121,6 +145,96 @@ void simt_copies_between(void)
         simt_copy_wait(0);
 }
 
+/* Another thread's turn. */
+static void yield(void)
+{
+    const int own = simt_thread, next = next_fiber();
+
+    if (next == own || ++waits > WAITS_MOST) {
+        fprintf(stderr, "simt: thread %d waits for a letter that does not come\n", own);
+        exit(1);
+    }
+    simt_thread = next;
+    swapcontext(&fibers[own].context, &fibers[next].context);
+    simt_thread = own;
+}
+
+/* The letter is complete: its announcement has come, and its bytes. */
+static void box_turn(struct box *box)
+{
+    if (box->announced && !box->bytes) {
+        box->announced = 0;
+        box->phase ^= 1;
+    }
+}
+
+void simt_box_open(void *box)
+{
+    memset(box, 0, sizeof(struct box));
+}
+
+void simt_box_expect(void *memory, uint32_t bytes)
+{
+    struct box *box = (struct box *)memory;
+
+    if (box->announced) {
+        fprintf(stderr, "simt: a letter is announced while another is on its way\n");
+        exit(1);
+    }
+    box->announced = 1;
+    box->bytes += (int32_t)bytes;
+    box_turn(box);
+}
+
+static void sent_land(const struct sent &sent)
+{
+    memcpy(sent.to, sent.data, (size_t)sent.bytes);
+    sent.box->bytes -= sent.bytes;
+    box_turn(sent.box);
+    waits = 0;
+}
+
+/* Some, in any order; when late, all at once, after a while. */
+static void sent_arrive(void)
+{
+    static int turn;
+    const bool late = simt_copies == SIMT_LATE;
+    size_t count = late ? on_way.size() : (on_way.size() + 15) / 16;
+
+    if (late && ++turn % SENT_LATE)
+        return;
+    for (; count; count--) {
+        const size_t i = (size_t)rand() % on_way.size();
+        const struct sent sent = on_way[i];
+
+        on_way[i] = on_way.back();
+        on_way.pop_back();
+        sent_land(sent);
+    }
+}
+
+void simt_box_receive(void *memory, uint32_t phase)
+{
+    const struct box *box = (const struct box *)memory;
+
+    while (box->phase == (phase & 1)) {
+        sent_arrive();
+        yield();
+    }
+}
+
+void simt_box_send(const void *to, void *box, int rank, const void *data, int bytes)
+{
+    const ptrdiff_t away = (ptrdiff_t)(rank - simt_rank()) * (1 << 18);
+    struct sent sent = {(char *)to + away, (struct box *)((char *)box + away), bytes, {}};
+
+    memcpy(sent.data, data, (size_t)bytes);
+    if (simt_copies == SIMT_AT_ONCE)
+        sent_land(sent);
+    else
+        on_way.push_back(sent);
+}
+
 static void fiber_run(void)
 {
     running();
@@ -134,36 +248,41 @@ static void fiber_run(void)
 
 static void block_run(void)
 {
-    memset(simt_shared, GARBAGE, SHARED);
-    simt_all = {};
+    memset(simt_memory, GARBAGE, SHARED);
+    memset(simt_all, 0, sizeof simt_all);
+    simt_everybody = {};
     memset(simt_warps, 0, sizeof simt_warps);
     memset(simt_lanes, 0, sizeof simt_lanes);
     for (int i = 0; i < 8; i++)
         simt_groups[i] = simt_group_steps[i] = {};
-    for (int i = 0; i < simt_threads; i++) {
+    for (int i = 0; i < simt_threads * simt_cluster; i++) {
         struct fiber &fiber = fibers[i];
 
         fiber.done = false;
         fiber.open.clear();
         fiber.groups.clear();
-        fiber.stack.resize(STACK);
+        if (!fiber.stack)
+            fiber.stack = (char *)malloc(STACK);
+        if (!fiber.stack)
+            abort();
         getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.data();
-        fiber.context.uc_stack.ss_size = fiber.stack.size();
+        fiber.context.uc_stack.ss_sp = fiber.stack;
+        fiber.context.uc_stack.ss_size = STACK;
         makecontext(&fiber.context, fiber_run, 0);
     }
     simt_thread = 0;
     swapcontext(&outside, &fibers[0].context);
 }
 
-void simt_launch(struct simt_place grid, int threads, std::function<void()> kernel)
+void simt_launch(struct simt_place grid, int threads, std::function<void()> kernel, int cluster)
 {
     running = kernel;
     simt_grid = grid;
     simt_threads = threads;
+    simt_cluster = cluster;
     for (int z = 0; z < grid.z; z++)
         for (int y = 0; y < grid.y; y++)
-            for (int x = 0; x < grid.x; x++) {
+            for (int x = 0; x < grid.x; x += cluster) {
                 simt_block = {x, y, z};
                 block_run();
             }

@@ -2,12 +2,13 @@
  *
  * simt: runs a block of a CUDA kernel's threads on a CPU, each as a fiber that goes on until a
  * barrier or an instruction of its whole warp, so that a kernel's indexing, layouts and waits can
- * be tested without a GPU. Blocks run one after the other. Matrix instructions add in double
- * precision, so results are compared within rounding; bits are for `pgpt-engine verify` on a
- * device.
+ * be tested without a GPU. Blocks run one after the other, those of a cluster together. Matrix
+ * instructions add in double precision, so results are compared within rounding; bits are for
+ * `pgpt-engine verify` on a device.
  *
- * Asynchronous copies land when simt_copies says. A kernel must not depend on when: what it reads
- * too early, or overwrites while a copy is still to land, shows.
+ * Asynchronous copies, and what blocks of a cluster send one another, land when simt_copies says. A
+ * kernel must not depend on when: what it reads too early, or overwrites while a copy is still to
+ * land, shows.
  *
  * It is included before everything else and stands in for the device side of CUDA's own headers.
  * Addresses in shared memory are 32 bits, so a program is linked without -pie.
@@ -32,11 +33,13 @@
 #undef __forceinline__
 #undef __launch_bounds__
 #undef __align__
+#undef __grid_constant__
 #define __device__
 #define __global__
 #define __shared__ static
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 
 enum simt_copies {
@@ -53,25 +56,42 @@ struct simt_barrier {
     int arrived, phase;
 };
 
-extern struct simt_place simt_block, simt_grid;
-extern int simt_thread, simt_threads;
-extern enum simt_copies simt_copies;
-extern char *simt_shared; /* dynamic shared memory of a block, aligned to 256 KiB */
-extern struct simt_barrier simt_all, simt_warps[32], simt_groups[8], simt_group_steps[8],
-    simt_lanes[32][32];
+enum { SIMT_WARPS = 128, SIMT_BLOCKS = 16 }; /* of a cluster */
 
-#define threadIdx (simt_place{simt_thread, 0, 0})
-#define blockIdx simt_block
+extern struct simt_place simt_block, simt_grid;
+extern int simt_thread;  /* of all of a cluster's */
+extern int simt_threads; /* of a block */
+extern int simt_cluster; /* blocks that run together */
+extern enum simt_copies simt_copies;
+extern char *simt_memory; /* of all blocks, 256 KiB each */
+extern struct simt_barrier simt_all[SIMT_BLOCKS], simt_everybody, simt_warps[SIMT_WARPS],
+    simt_groups[8], simt_group_steps[8], simt_lanes[SIMT_WARPS][32];
+
+static inline int simt_rank(void)
+{
+    return simt_thread / simt_threads;
+}
+/* dynamic shared memory of the block */
+#define simt_shared (simt_memory + ((size_t)simt_rank() << 18))
+
+#define threadIdx (simt_place{simt_thread % simt_threads, 0, 0})
+#define blockIdx (simt_place{simt_block.x + simt_rank(), simt_block.y, simt_block.z})
 #define gridDim simt_grid
 #define blockDim (simt_place{simt_threads, 1, 1})
 
 /* Runs kernel() once for each thread of each block. */
-void simt_launch(struct simt_place grid, int threads, std::function<void()> kernel);
+void simt_launch(struct simt_place grid, int threads, std::function<void()> kernel,
+                 int cluster = 1);
 void simt_wait(struct simt_barrier *barrier, int count);
 void simt_copy(void *shared, const void *global, bool in);
 void simt_copy_commit(void);
 void simt_copy_wait(int pending);
 void simt_copies_between(void);
+/* Mailboxes of cluster.cuh. */
+void simt_box_open(void *box);
+void simt_box_expect(void *box, uint32_t bytes);
+void simt_box_receive(void *box, uint32_t phase);
+void simt_box_send(const void *to, void *box, int rank, const void *data, int bytes);
 
 static inline int simt_warp(void)
 {
@@ -85,7 +105,7 @@ static inline int simt_lane(void)
 static inline void __syncthreads(void)
 {
     simt_copies_between();
-    simt_wait(&simt_all, simt_threads);
+    simt_wait(&simt_all[simt_rank()], simt_threads);
 }
 static inline void __syncwarp(void)
 {
@@ -100,7 +120,7 @@ static inline void simt_warpgroup_barrier(int group)
 /* lanes: those that take part, which know each other by the lowest. */
 template <class T> static inline T simt_from_lane(uint32_t lanes, T value, int lane)
 {
-    static T values[32][32];
+    static T values[SIMT_WARPS][32];
     struct simt_barrier *barrier = &simt_lanes[simt_warp()][__builtin_ctz(lanes)];
     const int count = __builtin_popcount(lanes);
     T result;
@@ -115,9 +135,9 @@ template <class T> static inline T __shfl_xor_sync(uint32_t lanes, T value, int 
 {
     return simt_from_lane(lanes, value, simt_lane() ^ mask);
 }
-template <class T> static inline T __shfl_sync(uint32_t lanes, T value, int lane)
+template <class T> static inline T __shfl_sync(uint32_t lanes, T value, int lane, int width = 32)
 {
-    return simt_from_lane(lanes, value, lane);
+    return simt_from_lane(lanes, value, (simt_lane() & ~(width - 1)) + lane);
 }
 
 static inline float __fadd_rn(float a, float b)
@@ -170,6 +190,10 @@ static inline int __float_as_int(float f)
     memcpy(&i, &f, sizeof i);
     return i;
 }
+static inline uint32_t __float_as_uint(float f)
+{
+    return (uint32_t)__float_as_int(f);
+}
 static inline int min(int a, int b)
 {
     return a < b ? a : b;
@@ -196,7 +220,7 @@ template <class T> static inline float simt_half(uint32_t word, int high)
 /* Four tiles of 8 by 8 halves; lanes 8i .. 8i + 7 say where the rows of tile i begin. */
 static inline uint4 simt_ldmatrix(const char *row, bool transposed)
 {
-    static const char *rows[32][32];
+    static const char *rows[SIMT_WARPS][32];
     const int w = simt_warp(), g = simt_lane() >> 2, q = simt_lane() & 3;
     uint32_t words[4];
 
@@ -220,7 +244,7 @@ static inline uint4 simt_ldmatrix(const char *row, bool transposed)
 template <class T> struct simt_operand {
     float at[16][16];
 
-    simt_operand(const uint4 *lanes)
+    void fill(const uint4 *lanes)
     {
         for (int lane = 0; lane < 32; lane++) {
             const uint32_t words[4] = {lanes[lane].x, lanes[lane].y, lanes[lane].z, lanes[lane].w};
@@ -236,16 +260,20 @@ template <class T> struct simt_operand {
 /* mma.m16n8k16: c (16 columns, 8 rows) += w (16, 16) x (8, 16)^T. */
 template <class T> static inline void simt_mma(float *c, const uint4 &w, uint32_t x, uint32_t y)
 {
-    static uint4 first[32][32];
-    static uint32_t second[2][32][32];
+    static simt_operand<T> operands[SIMT_WARPS];
+    static uint4 first[SIMT_WARPS][32];
+    static uint32_t second[2][SIMT_WARPS][32];
     const int warp = simt_warp(), g = simt_lane() >> 2, q = simt_lane() & 3;
 
     first[warp][simt_lane()] = w;
     second[0][warp][simt_lane()] = x;
     second[1][warp][simt_lane()] = y;
     __syncwarp();
+    if (simt_lane() == 0)
+        operands[warp].fill(first[warp]);
+    __syncwarp();
     {
-        const simt_operand<T> a(first[warp]);
+        const simt_operand<T> &a = operands[warp];
 
         for (int i = 0; i < 4; i++) {
             double sum = c[i];
@@ -264,7 +292,7 @@ template <class T> static inline void simt_mma(float *c, const uint4 &w, uint32_
 template <class T, int N>
 static inline void simt_wgmma(float (&c)[N / 2], const uint4 &w, uint64_t rows, int add)
 {
-    static uint4 first[32][32];
+    static uint4 first[SIMT_WARPS][32];
     const int warp = simt_warp(), g = simt_lane() >> 2, q = simt_lane() & 3;
     const uintptr_t base = ((uintptr_t)simt_shared & ~(uintptr_t)0x3ffff) | (rows & 0x3fff) << 4;
 
@@ -273,7 +301,9 @@ static inline void simt_wgmma(float (&c)[N / 2], const uint4 &w, uint64_t rows, 
     first[warp][simt_lane()] = w;
     simt_wait(&simt_group_steps[warp >> 2], 128);
     {
-        const simt_operand<T> a(first[warp]);
+        simt_operand<T> a;
+
+        a.fill(first[warp]);
 
         for (int i = 0; i < N / 2; i++) {
             const int row = 8 * (i >> 2) + 2 * q + (i & 1);
