@@ -129,6 +129,20 @@ LANES_INLINE void lanes_to_half(uint16_t *to, struct lanes a)
     _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }
 
+/* The first `count` (0..16) of from, the rest `fill`. */
+LANES_INLINE struct lanes lanes_load_some(const float *from, int32_t count, float fill)
+{
+    __mmask16 mask = count >= LANES ? (__mmask16)0xffff : (__mmask16)((1u << count) - 1);
+
+    return LANES_EACH(_mm512_mask_loadu_ps(_mm512_set1_ps(fill), mask, from));
+}
+
+/* The greatest lane. */
+LANES_INLINE float lanes_top(struct lanes a)
+{
+    return _mm512_reduce_max_ps(a.v);
+}
+
 /* The tree of math_lanes_sum(). */
 LANES_INLINE float lanes_sum(struct lanes a)
 {
@@ -441,6 +455,8 @@ LANES_INLINE struct lanes lanes_exp(struct lanes x)
     return lanes_zero_below(x, -87.0f, lanes_mul(p, lanes_power(n)));
 }
 
+#if !defined(__AVX512F__)
+
 /* The first `count` (0..16) of from, the rest `fill`. */
 LANES_INLINE struct lanes lanes_load_some(const float *from, int32_t count, float fill)
 {
@@ -452,5 +468,18 @@ LANES_INLINE struct lanes lanes_load_some(const float *from, int32_t count, floa
         values[i] = i < count ? from[i] : fill;
     return lanes_load(values);
 }
+
+LANES_INLINE float lanes_top(struct lanes a)
+{
+    float values[LANES], top;
+
+    lanes_store(values, a);
+    top = values[0];
+    for (int i = 1; i < LANES; i++)
+        top = values[i] > top ? values[i] : top;
+    return top;
+}
+
+#endif
 
 #endif

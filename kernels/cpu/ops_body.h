@@ -95,7 +95,6 @@ LANES_INLINE float head_weights(const struct ops_attend *a, int32_t head, const 
     struct lanes most = lanes_all(-INFINITY), sum = lanes_all(0.0f);
     size_t offset = a->offset + (size_t)head * ops_head_bytes(&a->cache);
     float top;
-    float values[LANES];
 
     for (int32_t t = 0; t < a->count; t += OPS_PAGE) {
         struct lanes s = page_scores(a->q + head * dh, a->pages[t / OPS_PAGE] + offset, dh, half);
@@ -105,10 +104,7 @@ LANES_INLINE float head_weights(const struct ops_attend *a, int32_t head, const 
         lanes_store(a->scores + t, s);
         most = lanes_max(most, s);
     }
-    lanes_store(values, most);
-    top = values[0];
-    for (int i = 1; i < LANES; i++)
-        top = values[i] > top ? values[i] : top;
+    top = lanes_top(most);
     for (int32_t t = 0; t < a->count; t += OPS_PAGE) {
         struct lanes e = lanes_exp(lanes_sub(lanes_load(a->scores + t), lanes_all(top)));
 
@@ -184,14 +180,11 @@ static void body_attend(const struct ops_attend *a)
 static float body_top(int32_t V, const float *x, int32_t *index)
 {
     struct lanes most = lanes_all(-INFINITY);
-    float values[LANES];
-    float top = -INFINITY;
+    float top;
 
     for (int32_t i = 0; i < V; i += LANES)
         most = lanes_max(lanes_load_some(x + i, V - i, -INFINITY), most);
-    lanes_store(values, most);
-    for (int i = 0; i < LANES; i++)
-        top = values[i] > top ? values[i] : top;
+    top = lanes_top(most);
     *index = 0;
     for (int32_t i = 0; i < V; i += LANES) {
         int lane = lanes_find(lanes_load_some(x + i, V - i, -INFINITY), top);

@@ -279,12 +279,16 @@ void product_row(const struct product_weight *w, int32_t n, float *out)
             out[k] = w->f32[(panel * w->K + k) * PRODUCT_PANEL + column];
         return;
     }
-    for (int32_t k = 0; k < w->K; k++) {
-        const struct product_group *group = w->i8 + panel * w->groups + k / PRODUCT_GROUP;
-        int32_t quad = k % PRODUCT_GROUP / PRODUCT_QUAD;
-        int32_t q = group->q[quad][column][k % PRODUCT_QUAD] + group->pair[column].part[1];
+    for (int32_t g = 0, at = 0; at < w->K; g++, at += PRODUCT_GROUP) {
+        const struct product_group *group = w->i8 + panel * w->groups + g;
+        const float *inverse = w->balance + w->K + at;
+        const int32_t zero = group->pair[column].part[1];
+        int32_t q[PRODUCT_GROUP];
 
-        out[k] = (float)q * group->scale[column] * w->balance[w->K + k];
+        for (int32_t k = 0; k < PRODUCT_GROUP; k++)
+            q[k] = group->q[k / PRODUCT_QUAD][column][k % PRODUCT_QUAD] + zero;
+        for (int32_t k = 0; k < PRODUCT_GROUP && at + k < w->K; k++)
+            out[at + k] = (float)q[k] * group->scale[column] * inverse[k];
     }
 }
 
