@@ -153,10 +153,30 @@ LANES_INLINE void head_values(const struct ops_attend *a, int32_t head, int32_t 
                     lanes_mul(lanes_add(sum[0][j], sum[1][j]), lanes_all(factor)));
 }
 
+/* Asks for what the next head will read of its pages: they come from a cache far away. */
+LANES_INLINE void head_ahead(const struct ops_attend *a, int32_t head, const int32_t dh,
+                             const bool half)
+{
+    const size_t offset = a->offset + (size_t)head * ops_head_bytes(&a->cache);
+    const size_t keys = ops_head_bytes(&a->cache) / 2, value = (size_t)dh * (half ? 2 : 4);
+
+    for (int32_t t = 0; t < a->count; t += OPS_PAGE) {
+        const char *page = a->pages[t / OPS_PAGE] + offset;
+        size_t count = (size_t)(a->count - t < OPS_PAGE ? a->count - t : OPS_PAGE);
+
+        for (size_t i = 0; i < keys + count * value; i += 64)
+            __builtin_prefetch(page + i);
+    }
+}
+
 LANES_INLINE void heads_attend(const struct ops_attend *a, const int32_t dh, const bool half)
 {
     for (int32_t h = a->first; h < a->end; h++) {
-        float factor = 1.0f / head_weights(a, h, dh, half);
+        float factor;
+
+        if (half && h + 1 < a->end)
+            head_ahead(a, h + 1, dh, half);
+        factor = 1.0f / head_weights(a, h, dh, half);
 
         if (dh == 64) {
             head_values(a, h, 0, factor, dh, 4, half);
