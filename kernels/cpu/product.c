@@ -47,16 +47,16 @@ static void row_pack_f32(struct product_weight *w, int32_t n, const float *row)
 
 static void balance_make(struct product_weight *w, const float *weight, const float *reach)
 {
-    for (int32_t k = 0; k < w->K; k++) {
-        double squares = 0.0;
-        float balance = 1.0f;
+    float *balance = w->balance, *inverse = w->balance + w->K;
 
-        for (int32_t n = 0; reach && n < w->N; n++)
-            squares += (double)weight[(int64_t)n * w->K + k] * weight[(int64_t)n * w->K + k];
-        if (squares > 0.0 && reach[k] > 0.0f)
-            balance = (float)sqrt(reach[k] / sqrt(squares / w->N));
-        w->balance[k] = balance;
-        w->balance[w->K + k] = 1.0f / balance;
+    for (int64_t n = 0; reach && n < w->N; n++) /* sums of squares first */
+        for (int32_t k = 0; k < w->K; k++)
+            balance[k] += weight[n * w->K + k] * weight[n * w->K + k];
+    for (int32_t k = 0; k < w->K; k++) {
+        bool known = reach && reach[k] > 0.0f && balance[k] > 0.0f;
+
+        balance[k] = known ? sqrtf(reach[k] / sqrtf(balance[k] / (float)w->N)) : 1.0f;
+        inverse[k] = 1.0f / balance[k];
     }
 }
 
@@ -73,9 +73,9 @@ static void group_pack(struct product_group *group, int32_t n, int32_t count, co
         high = values[k] > high ? values[k] : high;
     }
     factor = high - low < PRODUCT_TINY ? 0.0f : PRODUCT_Q_MAX / (high - low);
-    zero = (int32_t)rintf(-low * factor);
+    zero = (int32_t)lrintf(-low * factor);
     for (int32_t k = 0; k < PRODUCT_GROUP; k++) {
-        int32_t q = zero + (int32_t)rintf(values[k] * factor);
+        int32_t q = zero + (int32_t)lrintf(values[k] * factor);
 
         q = q > 255 ? 255 : q;
         group->q[k / PRODUCT_QUAD][n][k % PRODUCT_QUAD] = (uint8_t)q;

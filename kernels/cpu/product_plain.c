@@ -12,9 +12,9 @@ static void group_quantise(const float *values, struct product_input *out)
         high = values[k] > high ? values[k] : high;
     }
     factor = high - low < PRODUCT_TINY ? 0.0f : PRODUCT_Q_MAX / (high - low);
-    zero = (int32_t)rintf(-low * factor) - 128;
+    zero = (int32_t)lrintf(-low * factor) - 128;
     for (int32_t k = 0; k < PRODUCT_GROUP; k++) {
-        int32_t q = zero + (int32_t)rintf(values[k] * factor);
+        int32_t q = zero + (int32_t)lrintf(values[k] * factor);
 
         out->q[k] = (int8_t)(q > 127 ? 127 : q);
         total += out->q[k];
