@@ -45,19 +45,24 @@ static void row_pack_f32(struct product_weight *w, int32_t n, const float *row)
         to[(int64_t)k * PRODUCT_PANEL] = row[k];
 }
 
-static void balance_make(struct product_weight *w, const float *weight, const float *reach)
+/* false when memory is out. */
+static bool balance_make(struct product_weight *w, const float *weight, const float *reach)
 {
-    float *balance = w->balance, *inverse = w->balance + w->K;
+    double *squares = calloc((size_t)w->K, sizeof *squares);
+    bool made;
 
-    for (int64_t n = 0; reach && n < w->N; n++) /* sums of squares first */
+    for (int64_t n = 0; squares && reach && n < w->N; n++)
         for (int32_t k = 0; k < w->K; k++)
-            balance[k] += weight[n * w->K + k] * weight[n * w->K + k];
-    for (int32_t k = 0; k < w->K; k++) {
-        bool known = reach && reach[k] > 0.0f && balance[k] > 0.0f;
+            squares[k] += (double)weight[n * w->K + k] * weight[n * w->K + k];
+    for (int32_t k = 0; squares && k < w->K; k++) {
+        bool known = reach && reach[k] > 0.0f && squares[k] > 0.0;
 
-        balance[k] = known ? sqrtf(reach[k] / sqrtf(balance[k] / (float)w->N)) : 1.0f;
-        inverse[k] = 1.0f / balance[k];
+        w->balance[k] = known ? (float)sqrt(reach[k] / sqrt(squares[k] / w->N)) : 1.0f;
+        w->balance[w->K + k] = 1.0f / w->balance[k];
     }
+    made = squares != NULL;
+    free(squares);
+    return made;
 }
 
 /* count values, balanced, to column n of a group. */
@@ -141,8 +146,8 @@ struct product_weight *product_pack(enum product_format format, int32_t N, int32
     w->groups = product_groups(K);
     if (!arrays_alloc(w))
         goto no_memory;
-    if (format == PRODUCT_INT8)
-        balance_make(w, weight, reach);
+    if (format == PRODUCT_INT8 && !balance_make(w, weight, reach))
+        goto no_memory;
     for (int32_t n = 0; n < N; n++)
         if (format == PRODUCT_INT8)
             row_pack_int8(w, n, weight + (int64_t)n * K);

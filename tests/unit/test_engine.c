@@ -188,6 +188,16 @@ static void int8_formats_keep_most_ids(void **unused)
     json_decref(cases);
 }
 
+static void int8_weights_take_a_third(void **unused)
+{
+    struct engine *whole = open_with("fp32", 1), *small = open_with("int8", 1);
+
+    (void)unused;
+    assert_true(engine_info(small)->weight_bytes * 100 <= engine_info(whole)->weight_bytes * 35);
+    engine_close(whole);
+    engine_close(small);
+}
+
 static char *file_read(const char *path, size_t *size)
 {
     FILE *file = fopen(path, "rb");
@@ -480,6 +490,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(golden_ids_are_equal),
         cmocka_unit_test(int8_formats_keep_most_ids),
+        cmocka_unit_test(int8_weights_take_a_third),
         cmocka_unit_test(traces_agree_with_golden_tensors),
         cmocka_unit_test(warped_probabilities_agree),
         cmocka_unit_test(requests_outside_the_limits_are_refused),
