@@ -276,9 +276,9 @@ template <class T> static void reference(const struct outcome &got, int row)
         if (p.rules.mask[c] == 0.0f && !(c == 0 && r->position < r->min_new))
             best = fmax(best, logits[c]);
     }
-    judge("ln p of the token", row, fabs(logits[token] - log(sum) - got.logprob[row][0]), 0.03);
+    judge("ln p of the token", row, fabs(logits[token] - log(sum) - got.logprob[row][0]), 2e-3);
     if (r->position)
-        judge("below the best token", row, best - logits[token], 0.03);
+        judge("below the best token", row, best - logits[token], 2e-3);
     else
         judge("the forced token", row, token != p.rules.forced_bos, 0.0);
 }
