@@ -29,24 +29,27 @@ struct network_step backend_step_of(const struct backend *backend, int32_t n_mos
 }
 
 /* One step as launches; first: nothing of the chain stands in front. */
-static cudaError_t step_enqueue(struct backend *backend, int32_t n_most, bool full, bool first)
+static cudaError_t step_enqueue(struct backend *backend, int32_t n_most, enum backend_rows kind,
+                                bool first)
 {
     struct backend_memory *m = &backend->memory;
-    struct network_step step = backend_step_of(backend, n_most, full);
+    struct network_step step = backend_step_of(backend, n_most, kind != ROWS_PLAIN);
+    struct choose_plain_rows plain = {backend->rules, m->units, m->special};
 
     CUDA_PASS(network_step(backend->network, &step, backend->pdl, !first, backend->decode));
-    CUDA_PASS(step_choose_enqueue(m->rows, backend->rules, m->units, m->special, m->active, m->n,
-                                  n_most, backend->pdl, backend->decode));
-    if (!full)
+    if (kind == ROWS_PLAIN)
+        return step_choose_enqueue(m->rows, backend->rules, m->units, m->special, m->active, m->n,
+                                   n_most, backend->pdl, backend->decode);
+    CUDA_PASS(choose_full(m->rows, backend->choose_rules, &plain, m->logits, m->active, m->n,
+                          n_most, backend->pdl, backend->decode));
+    if (kind == ROWS_FULL)
         return cudaSuccess;
-    CUDA_PASS(choose_full(m->rows, backend->choose_rules, m->logits, m->active, m->n, n_most,
-                          backend->pdl, backend->decode));
     return choose_beams(m->rows, backend->choose_rules, m->logits, m->groups, m->n + 1,
                         (n_most + 1) / 2, m->place, m->choose_work, backend->pdl, backend->decode);
 }
 
-static int graph_capture(struct backend *backend, int32_t n_most, bool full, int32_t steps,
-                         cudaGraphExec_t *exec, struct error *error)
+static int graph_capture(struct backend *backend, int32_t n_most, enum backend_rows kind,
+                         int32_t steps, cudaGraphExec_t *exec, struct error *error)
 {
     cudaGraph_t graph = NULL;
     cudaError_t status = cudaSuccess;
@@ -54,7 +57,7 @@ static int graph_capture(struct backend *backend, int32_t n_most, bool full, int
 
     CUDA_TRY(cudaStreamBeginCapture(backend->decode, cudaStreamCaptureModeThreadLocal), error, out);
     for (int32_t i = 0; i < steps && status == cudaSuccess; i++)
-        status = step_enqueue(backend, n_most, full, i == 0);
+        status = step_enqueue(backend, n_most, kind, i == 0);
     CUDA_TRY(cudaStreamEndCapture(backend->decode, &graph), error, out);
     CUDA_TRY(status, error, out);
     CUDA_TRY(cudaGraphInstantiate(exec, graph, 0), error, out);
@@ -75,10 +78,10 @@ int backend_graphs_open(struct backend *backend, struct error *error)
         graphs->n_most[graphs->bucket_count++] = buckets[i];
     graphs->n_most[graphs->bucket_count++] = most;
     for (int32_t b = 0; b < graphs->bucket_count; b++)
-        for (int full = 0; full < 2; full++)
+        for (int kind = 0; kind < ROWS_KINDS; kind++)
             for (int l = 0; l < GRAPH_LENGTHS; l++)
-                if (graph_capture(backend, graphs->n_most[b], full, graph_lengths[l],
-                                  &graphs->exec[b][full][l], error))
+                if (graph_capture(backend, graphs->n_most[b], (enum backend_rows)kind,
+                                  graph_lengths[l], &graphs->exec[b][kind][l], error))
                     return -1;
     CUDA_TRY(cudaStreamSynchronize(backend->decode), error, fail);
     return 0;
@@ -89,28 +92,30 @@ fail:
 void backend_graphs_close(struct backend *backend)
 {
     for (int32_t b = 0; b < backend->graphs.bucket_count; b++)
-        for (int full = 0; full < 2; full++)
+        for (int kind = 0; kind < ROWS_KINDS; kind++)
             for (int l = 0; l < GRAPH_LENGTHS; l++)
-                if (backend->graphs.exec[b][full][l])
-                    (void)cudaGraphExecDestroy(backend->graphs.exec[b][full][l]);
+                if (backend->graphs.exec[b][kind][l])
+                    (void)cudaGraphExecDestroy(backend->graphs.exec[b][kind][l]);
 }
 
-cudaError_t backend_graphs_run(struct backend *backend, int32_t n, bool full, int32_t steps)
+cudaError_t backend_graphs_run(struct backend *backend, int32_t n, enum backend_rows kind,
+                               int32_t steps)
 {
     const struct backend_graphs *graphs = &backend->graphs;
     int32_t b = 0;
 
     backend->running = "fused kernel";
-    if (!full && n <= fused_rows_most(&backend->fused)) {
+    if (kind == ROWS_PLAIN && n <= fused_rows_most(&backend->fused)) {
         struct network_step step = backend_step_of(backend, n, false);
 
         return fused_enqueue(backend->network, &step, n, steps, &backend->fused, backend->decode);
     }
-    backend->running = full ? "launched steps, whole rows of logits" : "launched steps";
+    backend->running =
+        kind == ROWS_PLAIN ? "launched steps" : "launched steps, whole rows of logits";
     while (graphs->n_most[b] < n)
         b++;
     for (int l = 0; l < GRAPH_LENGTHS; l++)
         for (; steps >= graph_lengths[l]; steps -= graph_lengths[l])
-            CUDA_PASS(cudaGraphLaunch(graphs->exec[b][full][l], backend->decode));
+            CUDA_PASS(cudaGraphLaunch(graphs->exec[b][kind][l], backend->decode));
     return cudaSuccess;
 }

@@ -49,12 +49,15 @@ struct backend_batch {
     uint32_t *generations; /* (max_rows) of these slots when they were admitted */
 };
 
+/* What the rows of a step ask for: a kind needs all that the kinds before it need. */
+enum backend_rows { ROWS_PLAIN, ROWS_FULL, ROWS_BEAMS, ROWS_KINDS };
+
 /* A captured run of `steps` steps for at most n_most rows. */
 enum { GRAPH_BUCKETS = 32, GRAPH_LENGTHS = 3 };
 struct backend_graphs {
     int32_t bucket_count;
     int32_t n_most[GRAPH_BUCKETS];
-    cudaGraphExec_t exec[GRAPH_BUCKETS][2][GRAPH_LENGTHS]; /* by bucket, full rows or not, length */
+    cudaGraphExec_t exec[GRAPH_BUCKETS][ROWS_KINDS][GRAPH_LENGTHS];
 };
 extern const int32_t graph_lengths[GRAPH_LENGTHS]; /* longest first */
 
@@ -106,7 +109,8 @@ int backend_fail(struct backend *backend, cudaError_t status, const char *what,
 int backend_graphs_open(struct backend *backend, struct error *error) PGPT_MUST_CHECK;
 void backend_graphs_close(struct backend *backend);
 /* Enqueues `steps` steps for the n active rows. */
-cudaError_t backend_graphs_run(struct backend *backend, int32_t n, bool full, int32_t steps);
+cudaError_t backend_graphs_run(struct backend *backend, int32_t n, enum backend_rows kind,
+                               int32_t steps);
 /* A step over the back end's own memory; full: whole rows of logits are wanted. */
 struct network_step backend_step_of(const struct backend *backend, int32_t n_most, bool full);
 

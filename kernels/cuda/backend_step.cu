@@ -357,7 +357,11 @@ int backend_step(struct backend *backend, int32_t k, struct engine_output *out, 
     if (status == cudaSuccess)
         status = lists_upload(backend);
     if (status == cudaSuccess)
-        status = backend_graphs_run(backend, backend->active_count, full, k);
+        status = backend_graphs_run(backend, backend->active_count,
+                                    backend->active_groups ? ROWS_BEAMS
+                                    : full                 ? ROWS_FULL
+                                                           : ROWS_PLAIN,
+                                    k);
     if (status == cudaSuccess)
         status = backend_encode(backend); /* newcomers, while the device is busy */
     if (status == cudaSuccess)

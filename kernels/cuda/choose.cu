@@ -6,13 +6,17 @@
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/choose_few.cuh"
+#include "kernels/cuda/choose_plain.cuh"
 #include "kernels/cuda/choose_row.cuh"
 #include "kernels/cuda/launch.cuh"
+
+enum { CHOOSE_SHARED_PLAIN = 24 * 1024 }; /* dynamic shared memory that needs no asking */
 
 struct choose_full_args {
     struct cuda_rows rows;
     struct choose_rules rules;
-    float *logits; /* (n, V) */
+    struct choose_plain_rows plain; /* units NULL: plain rows are another's */
+    float *logits;                  /* (n, V) */
     const int32_t *active, *n;
     float *probabilities; /* (V) wanted of row r instead of a step; NULL = a step */
     int32_t r;
@@ -31,6 +35,25 @@ static __device__ void choose_advance(const struct cuda_rows &rows, const struct
     row->position = c.at.length + 1;
     if (rules_after(&c.rules, &c.at, token) != RULES_RUNNING)
         row->finished = 1;
+}
+
+/* A plain row. */
+static __device__ void choose_plain_row(const struct choose_full_args &a,
+                                        const struct choose_row &c)
+{
+    int32_t count = product_units(a.plain.rules.vocabulary), i = blockIdx.x;
+    const float4 *units = (const float4 *)a.plain.units + (size_t)i * count;
+    const float eos = a.plain.special[2 * i], bos = a.plain.special[2 * i + 1];
+    struct plain_choice choice;
+
+    if (count > PLAIN_FEW)
+        choice = choose_plain_block(a.plain.rules, units, count, (float *)choose_history, eos, bos,
+                                    c.row.position, c.row.max_new);
+    else if (threadIdx.x < 32)
+        choice = choose_plain(a.plain.rules, units, count, eos, bos, c.row.position, c.row.max_new,
+                              threadIdx.x);
+    if (threadIdx.x == 0)
+        plain_advance(a.rows, a.plain.rules, c.r, choice);
 }
 
 /* First warp: the unit in which the running sum of weights passes the target. */
@@ -236,9 +259,13 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS)
         return;
     c = choose_row_start(a.rows, a.rules, r);
     sample = a.probabilities || c.row.flags & CUDA_ROW_SAMPLE;
-    if (!a.probabilities &&
-        (c.row.finished || c.row.flags & CUDA_ROW_BEAM || !(c.row.flags & CUDA_ROW_FULL)))
+    if (!a.probabilities && (c.row.finished || c.row.flags & CUDA_ROW_BEAM))
         return;
+    if (!a.probabilities && !(c.row.flags & CUDA_ROW_FULL)) {
+        if (a.plain.units)
+            choose_plain_row(a, c);
+        return;
+    }
     choose_kept_sets(&b, c);
     sum = logsum_unit(v);
     if ((threadIdx.x & 3) == 0)
@@ -384,9 +411,13 @@ static __global__ void __launch_bounds__(CHOOSE_READ_THREADS, 1)
         return;
     c = choose_row_start(a.rows, a.rules, a.probabilities ? a.r : a.active[blockIdx.x]);
     sample = a.probabilities || c.row.flags & CUDA_ROW_SAMPLE;
-    if (!a.probabilities &&
-        (c.row.finished || c.row.flags & CUDA_ROW_BEAM || !(c.row.flags & CUDA_ROW_FULL)))
+    if (!a.probabilities && (c.row.finished || c.row.flags & CUDA_ROW_BEAM))
         return;
+    if (!a.probabilities && !(c.row.flags & CUDA_ROW_FULL)) {
+        if (a.plain.units)
+            choose_plain_row(a, c);
+        return;
+    }
     sum = choose_read_logsum(&b, logits, V);
     choose_read_keep(c, logits);
     scores.score = logits;
@@ -427,38 +458,45 @@ static __global__ void __launch_bounds__(CHOOSE_READ_THREADS, 1)
         choose_advance(a.rows, c, token, choose_logprob(sum, logit));
 }
 
-/* A kernel and its block by the vocabulary alone: a row's bits do not depend on how many there are.
- */
 static cudaError_t choose_launch(struct choose_full_args args, int32_t n_most, bool pdl,
                                  cudaStream_t stream)
 {
+    /* a kernel and its block by the vocabulary alone: a row's bits do not depend on how many there
+     * are */
     int32_t V = args.rules.rules.vocabulary;
-    size_t shared = choose_history_bytes(args.rows.P);
+    size_t shared = choose_history_bytes(args.rows.P), terms = product_units(V) * sizeof(float);
+    void (*kernel)(struct choose_full_args) = choose_full_read;
+    int threads = CHOOSE_READ_THREADS;
 
     if (n_most <= 0)
         return cudaSuccess;
-    if (choose_kept_threads(V) <= 512)
-        return launch(choose_full_kept<512, 3>, dim3(n_most), choose_kept_threads(V), shared, pdl,
-                      stream, args);
-    if (V <= CHOOSE_KEPT)
-        return launch(choose_full_kept<1024, 1>, dim3(n_most), choose_kept_threads(V), shared, pdl,
-                      stream, args);
-    return launch(choose_full_read, dim3(n_most), CHOOSE_READ_THREADS, shared, pdl, stream, args);
+    if (V <= CHOOSE_KEPT) {
+        threads = choose_kept_threads(V);
+        kernel = threads <= 512 ? choose_full_kept<512, 3> : choose_full_kept<1024, 1>;
+    }
+    if (args.plain.units && terms > shared)
+        shared = terms;
+    if (shared > CHOOSE_SHARED_PLAIN)
+        CUDA_PASS(cudaFuncSetAttribute((const void *)kernel,
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+    return launch(kernel, dim3(n_most), threads, shared, pdl, stream, args);
 }
 
-cudaError_t choose_full(struct cuda_rows rows, struct choose_rules rules, float *logits,
-                        const int32_t *active, const int32_t *n, int32_t n_most, bool pdl,
-                        cudaStream_t stream)
+cudaError_t choose_full(struct cuda_rows rows, struct choose_rules rules,
+                        const struct choose_plain_rows *plain, float *logits, const int32_t *active,
+                        const int32_t *n, int32_t n_most, bool pdl, cudaStream_t stream)
 {
-    struct choose_full_args args = {rows, rules, logits, active, n, NULL, 0};
+    struct choose_full_args args = {rows, rules, {}, logits, active, n, NULL, 0};
 
+    if (plain)
+        args.plain = *plain;
     return choose_launch(args, n_most, pdl, stream);
 }
 
 cudaError_t choose_probabilities(struct cuda_rows rows, struct choose_rules rules, int32_t r,
                                  float *logits, float *probabilities, cudaStream_t stream)
 {
-    struct choose_full_args args = {rows, rules, logits, NULL, NULL, probabilities, r};
+    struct choose_full_args args = {rows, rules, {}, logits, NULL, NULL, probabilities, r};
 
     return choose_launch(args, 1, false, stream);
 }

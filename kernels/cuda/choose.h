@@ -13,6 +13,7 @@
 #include <cuda_runtime.h>
 #include <stddef.h>
 
+#include "kernels/cuda/product.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/search/rules.h"
 
@@ -26,14 +27,21 @@ struct choose_rules {
     int32_t start_token; /* the first of a row's input_ids */
 };
 
+/* What the choice of plain rows goes by (see product.h). */
+struct choose_plain_rows {
+    struct cuda_rules rules;
+    const struct product_unit *units; /* (n, units) */
+    const float *special;             /* (n, 2) */
+};
+
 /* One step's choice for sampled and greedy rows. logits (n, V) float32, logits_bias included,
  * unprocessed; row i of it belongs to active[i]. n in device memory; n_most bounds it (the grid):
  * logits and active have room for as many, which may be read before n is known.
  * Writes tokens, logprobs, row.token, row.position and row.finished. Leaves alone: finished rows,
- * beams, and plain rows (those have no flag of CUDA_ROW_FULL). */
-cudaError_t choose_full(struct cuda_rows rows, struct choose_rules rules, float *logits,
-                        const int32_t *active, const int32_t *n, int32_t n_most, bool pdl,
-                        cudaStream_t stream);
+ * beams, and, when `plain` is NULL, plain rows (those have no flag of CUDA_ROW_FULL). */
+cudaError_t choose_full(struct cuda_rows rows, struct choose_rules rules,
+                        const struct choose_plain_rows *plain, float *logits, const int32_t *active,
+                        const int32_t *n, int32_t n_most, bool pdl, cudaStream_t stream);
 
 /* One step of beam searches. groups (count, room for count_most) names the active ones, finished
  * ones are left alone;

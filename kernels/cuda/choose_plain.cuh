@@ -104,20 +104,19 @@ choose_plain(const struct cuda_rules &rules, const float4 *units, int32_t count,
     return plain_choose(rules, plain_best_warp(best), sums, eos, bos, position, max_new);
 }
 
-/* A block of WARPS warps; the first warp gets the result. terms (count): room in shared memory. */
-template <int WARPS>
+/* A block; its first warp gets the result. terms (count): room in shared memory. */
 static __device__ __forceinline__ struct plain_choice
 choose_plain_block(const struct cuda_rules &rules, const float4 *units, int32_t count, float *terms,
                    float eos, float bos, int32_t position, int32_t max_new)
 {
-    __shared__ struct plain_best bests[WARPS];
-    __shared__ float maxima[WARPS];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    __shared__ struct plain_best bests[32];
+    __shared__ float maxima[32];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     struct plain_best best = plain_best_none();
     struct logsum sums = {-INFINITY, 0.0f};
 
 #pragma unroll 8
-    for (int32_t u = threadIdx.x; u < count; u += WARPS * 32) {
+    for (int32_t u = threadIdx.x; u < count; u += blockDim.x) {
         float4 v = units[u];
 
         sums.max = fmaxf(sums.max, v.x);
@@ -133,13 +132,11 @@ choose_plain_block(const struct cuda_rules &rules, const float4 *units, int32_t 
         maxima[warp] = sums.max;
     }
     __syncthreads();
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) {
-        sums.max = fmaxf(sums.max, maxima[w]);
-        plain_best_merge(&best, bests[w].logit, bests[w].token);
-    }
+    best = lane < warps ? bests[lane] : plain_best_none();
+    best = plain_best_warp(best);
+    sums.max = logsum_warp_max(lane < warps ? maxima[lane] : -INFINITY);
 #pragma unroll 8
-    for (int32_t u = threadIdx.x; u < count; u += WARPS * 32) {
+    for (int32_t u = threadIdx.x; u < count; u += blockDim.x) {
         struct logsum unit = {units[u].x, units[u].y};
 
         terms[u] = logsum_scaled(unit, sums.max);
@@ -151,6 +148,21 @@ choose_plain_block(const struct cuda_rules &rules, const float4 *units, int32_t 
             sums.sum = __fadd_rn(sums.sum, terms[u]);
     sums.sum = logsum_warp_add(sums.sum);
     return plain_choose(rules, best, sums, eos, bos, position, max_new);
+}
+
+/* One thread: row `index` has its next token. */
+static __device__ __forceinline__ void plain_advance(const struct cuda_rows &rows,
+                                                     const struct cuda_rules &rules, int32_t index,
+                                                     struct plain_choice choice)
+{
+    struct cuda_row *row = rows.row + index;
+    size_t at = (size_t)index * rows.P + row->position;
+
+    rows.tokens[at] = choice.token;
+    rows.logprobs[at] = choice.logprob;
+    row->token = choice.token;
+    row->finished = choice.token == rules.eos_token || row->position + 1 >= row->max_new;
+    row->position++;
 }
 
 #endif

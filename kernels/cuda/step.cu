@@ -39,20 +39,6 @@ struct step_choose_args {
     const int32_t *active, *n;
 };
 
-/* The row's next token is known. */
-static __device__ void step_advance(const struct step_choose_args &a, int32_t index,
-                                    struct plain_choice choice)
-{
-    struct cuda_row *row = a.rows.row + index;
-    size_t at = (size_t)index * a.rows.P + row->position;
-
-    a.rows.tokens[at] = choice.token;
-    a.rows.logprobs[at] = choice.logprob;
-    row->token = choice.token;
-    row->finished = choice.token == a.rules.eos_token || row->position + 1 >= row->max_new;
-    row->position++;
-}
-
 /* The i-th active row, or -1 where this kernel has nothing to choose. Rows were written a step ago,
  * so launch_wait() may come later. */
 static __device__ int32_t step_plain_row(const struct step_choose_args &a, int i)
@@ -79,7 +65,7 @@ static __global__ void __launch_bounds__(CHOOSE_WARPS * 32)
                           a.special[2 * i], a.special[2 * i + 1], a.rows.row[index].position,
                           a.rows.row[index].max_new, lane);
     if (lane == 0)
-        step_advance(a, index, choice);
+        plain_advance(a.rows, a.rules, index, choice);
 }
 
 /* A block a row. */
@@ -95,11 +81,11 @@ static __global__ void __launch_bounds__(CHOOSE_MANY_WARPS * 32)
     launch_next();
     if (index < 0)
         return;
-    choice = choose_plain_block<CHOOSE_MANY_WARPS>(
-        a.rules, (const float4 *)a.units + (size_t)i * count, count, step_terms, a.special[2 * i],
-        a.special[2 * i + 1], a.rows.row[index].position, a.rows.row[index].max_new);
+    choice = choose_plain_block(a.rules, (const float4 *)a.units + (size_t)i * count, count,
+                                step_terms, a.special[2 * i], a.special[2 * i + 1],
+                                a.rows.row[index].position, a.rows.row[index].max_new);
     if (threadIdx.x == 0)
-        step_advance(a, index, choice);
+        plain_advance(a.rows, a.rules, index, choice);
 }
 
 cudaError_t step_choose_enqueue(struct cuda_rows rows, struct cuda_rules rules,

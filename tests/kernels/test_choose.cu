@@ -168,8 +168,8 @@ static void run_full(struct world *w, const std::vector<int32_t> &rows, bool pdl
     w->n.put();
     w->active.put();
     w->scratch.put_first(rows.size() * w->V);
-    OK(choose_full(w->view(), w->device_rules, w->scratch.device, w->active.device, w->n.device,
-                   w->rows_count, pdl, 0));
+    OK(choose_full(w->view(), w->device_rules, NULL, w->scratch.device, w->active.device,
+                   w->n.device, w->rows_count, pdl, 0));
     OK(cudaDeviceSynchronize());
 }
 

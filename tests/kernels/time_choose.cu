@@ -89,8 +89,8 @@ static void time_full(int32_t V, int32_t count, bool pdl, float temperature, int
     w.n.put();
     us = time_calls([&] { w.row.put(); },
                     [&](cudaStream_t stream) {
-                        OK(choose_full(w.view(), w.device_rules, w.logits.device, w.active.device,
-                                       w.n.device, count, pdl, stream));
+                        OK(choose_full(w.view(), w.device_rules, NULL, w.logits.device,
+                                       w.active.device, w.n.device, count, pdl, stream));
                     });
     printf("%-34s V %-7d rows %-5d pdl %d  %8.2f us\n", what, V, count, pdl, us);
 }
