@@ -245,9 +245,12 @@ static struct backend *cuda_open(const struct model *model, const struct engine_
     backend->network = network_open(model, compute, error);
     if (!backend->network)
         goto fail;
-    if (!getenv("PGPT_CUDA_NO_FUSED") && !options->cache_int8)
+    if (!getenv("PGPT_CUDA_NO_FUSED") && !options->cache_int8) {
         CUDA_TRY(fused_prepare(backend->network, backend->capability, &backend->fused), error,
                  fail);
+        CUDA_TRY(fused_step_prepare(backend->network, backend->capability, &backend->fused_step),
+                 error, fail);
+    }
     sizes.max_rows = limits->max_rows;
     sizes.max_source = limits->max_source;
     sizes.max_new = limits->max_new;

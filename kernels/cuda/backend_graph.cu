@@ -5,9 +5,9 @@
 const int32_t graph_lengths[GRAPH_LENGTHS] = {8, 4, 1};
 
 /* Bounds of active rows that have graphs of their own: a step costs what its bucket costs. */
-static const int32_t buckets[] = {1,   2,    4,    8,    16,   32,   48,   64,
-                                  96,  128,  192,  256,  384,  512,  640,  768,
-                                  896, 1024, 1280, 1536, 1792, 2048, 3072, 4096};
+static const int32_t buckets[] = {1,   2,   4,    8,    16,   28,   32,   48,   56,
+                                  64,  90,  120,  128,  192,  256,  384,  512,  640,
+                                  768, 896, 1024, 1280, 1536, 1792, 2048, 3072, 4096};
 
 struct network_step backend_step_of(const struct backend *backend, int32_t n_most, bool full)
 {
@@ -36,7 +36,11 @@ static cudaError_t step_enqueue(struct backend *backend, int32_t n_most, enum ba
     struct network_step step = backend_step_of(backend, n_most, kind != ROWS_PLAIN);
     struct choose_plain_rows plain = {backend->rules, m->units, m->special};
 
-    CUDA_PASS(network_step(backend->network, &step, backend->pdl, !first, backend->decode));
+    if (n_most <= fused_step_rows_most(&backend->fused_step))
+        CUDA_PASS(fused_step_enqueue(backend->network, &step, &backend->fused_step, backend->pdl,
+                                     !first, backend->decode));
+    else
+        CUDA_PASS(network_step(backend->network, &step, backend->pdl, !first, backend->decode));
     if (kind == ROWS_PLAIN)
         return step_choose_enqueue(m->rows, backend->rules, m->units, m->special, m->active, m->n,
                                    n_most, backend->pdl, backend->decode);

@@ -10,6 +10,7 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/backend_memory.h"
 #include "kernels/cuda/fused.h"
+#include "kernels/cuda/fused_step.h"
 
 enum slot_state { SLOT_FREE, SLOT_PENDING, SLOT_RUNNING };
 
@@ -76,6 +77,7 @@ struct backend {
     cudaEvent_t stepped;
     struct backend_graphs graphs;
     struct fused_limits fused;
+    struct fused_step_limits fused_step;
 
     struct backend_slot *slots; /* (max_rows) */
     struct backend_row *rows;   /* (max_rows) */

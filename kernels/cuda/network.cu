@@ -610,16 +610,12 @@ static cudaError_t step_layer(const struct network *network, const struct networ
     return feed_forward(network, flow, layer, &layer->cross_norm);
 }
 
-cudaError_t network_step(const struct network *network, const struct network_step *step, bool pdl,
-                         bool chained, cudaStream_t stream)
+static cudaError_t logits_enqueue(const struct network *network, const struct network_step *step,
+                                  const struct network_flow *flow)
 {
-    int32_t layers = network->config.decoder_layers;
-    struct network_flow flow = flow_of(network, step->n, step->n_most, &step->space, pdl, stream);
-    struct product p =
-        product_normed(&flow, &network->output, PRODUCT_LOGITS, &network->decoder[layers - 1].norm);
+    const struct network_norm *last = &network->decoder[network->config.decoder_layers - 1].norm;
+    struct product p = product_normed(flow, &network->output, PRODUCT_LOGITS, last);
 
-    for (int32_t i = 0; i < layers; i++)
-        CUDA_PASS(step_layer(network, step, &flow, i, chained));
     p.x_out = NULL;
     p.active = step->active;
     p.rows = step->rows;
@@ -627,5 +623,24 @@ cudaError_t network_step(const struct network *network, const struct network_ste
     p.units = step->units;
     p.special = step->special;
     p.logits = step->logits;
-    return product_enqueue(&p, step->n_most, pdl, stream);
+    return product_enqueue(&p, flow->n_most, flow->pdl, flow->stream);
+}
+
+cudaError_t network_logits(const struct network *network, const struct network_step *step, bool pdl,
+                           cudaStream_t stream)
+{
+    struct network_flow flow = flow_of(network, step->n, step->n_most, &step->space, pdl, stream);
+
+    flow.many = false; /* y is not normed yet */
+    return logits_enqueue(network, step, &flow);
+}
+
+cudaError_t network_step(const struct network *network, const struct network_step *step, bool pdl,
+                         bool chained, cudaStream_t stream)
+{
+    struct network_flow flow = flow_of(network, step->n, step->n_most, &step->space, pdl, stream);
+
+    for (int32_t i = 0; i < network->config.decoder_layers; i++)
+        CUDA_PASS(step_layer(network, step, &flow, i, chained));
+    return logits_enqueue(network, step, &flow);
 }

@@ -100,5 +100,8 @@ cudaError_t network_encode(const struct network *network, const struct network_s
  * chained says that a kernel of the same chain stands in front). */
 cudaError_t network_step(const struct network *network, const struct network_step *step, bool pdl,
                          bool chained, cudaStream_t stream);
+/* Its last part: from space.y, the last layer's output before its norm, to the logits' units. */
+cudaError_t network_logits(const struct network *network, const struct network_step *step, bool pdl,
+                           cudaStream_t stream);
 
 #endif
