@@ -11,7 +11,7 @@ enum {
     WAIT_WAKE_US = 80, /* a sleep may last this much longer than it was told */
     WAIT_SPIN_US = 200,
     WAIT_NAP_US = 20,
-    CALL_US = 100, /* of a call are not its steps */
+    CALL_US = 100,      /* of a call are not its steps */
     ENCODING_STEPS = 2, /* an encoding takes about so many steps */
 };
 #define WAIT_SLEEP_SHARE 0.8 /* of the expected time is slept through */
