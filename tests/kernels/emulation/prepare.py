@@ -47,6 +47,7 @@ BODIES = {
         "cluster_send8": "simt_box_send(to, box, rank, &v, 8);",
         "cluster_send4": "simt_box_send(to, box, rank, &v, 4);",
     },
+    "fused_step_parts.cuh": {"here": "return value;"},
     "launch.cuh": {"launch_wait": "", "launch_next": ""},
     "attention_encoder.cu": {"tile_copy": "simt_copy(shared, global, in);"},
 }
@@ -71,6 +72,12 @@ LINES = {
         (r"extern __shared__ __align__\(128\) char shared\[\];", "char *shared = simt_shared;"),
         (r"typedef void \(\*fused_kernel\).*", ""),
     ],
+    "fused_step_parts.cuh": [(r"#if __CUDA_ARCH__ >= 900", "#if 1")],
+    "fused_step.cu": [
+        (r"#if __CUDA_ARCH__ >= 900", "#if 1"),
+        (r"extern __shared__ __align__\(128\) char shared\[\];", "char *shared = simt_shared;"),
+        (r"typedef void \(\*fused_step_kernel\).*", ""),
+    ],
     "launch.cuh": [(r"template <typename\.\.\. Params.*(?=#endif)", "")],
     "attention_encoder.cu": [
         (r'asm volatile\("ldmatrix.*?"r"\(\(uint32_t\)__cvta_generic_to_shared\(values\)(.*?)\)\s*: "memory"\);',
@@ -82,7 +89,7 @@ LINES = {
 }
 # as they are
 PLAIN = ["product_output.cuh", "logsum.cuh", "product.h", "product_hopper.h", "product_shape.h", "rows.h",
-         "attention.h", "choose_plain.cuh", "fused.h", "network.h", "attention_chunk.cuh", "check.h"]
+         "attention.h", "choose_plain.cuh", "fused.h", "fused_step.h", "network.h", "attention_chunk.cuh", "check.h"]
 
 
 def body_replace(text, name, body):
