@@ -85,7 +85,8 @@ enum stream_status stream_chunk(struct stream *stream, struct job *job,
                                     .token_count = chunk->token_count,
                                     .text_size = chunk->text.size,
                                     .finish_reason = chunk->finish_reason};
-        memcpy(seen->tokens, chunk->token_ids, chunk->token_count * sizeof *seen->tokens);
+        if (chunk->token_count)
+            memcpy(seen->tokens, chunk->token_ids, chunk->token_count * sizeof *seen->tokens);
         memcpy(seen->text, chunk->text.data, chunk->text.size);
     }
     while (world.hangs) {
