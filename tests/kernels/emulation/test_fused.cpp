@@ -6,39 +6,11 @@
 // precision give, within rounding.
 #include "simt.h"
 
-#include <vector>
-
 #include "kernels/cuda/fused.cu"
 
+#include "tests/kernels/emulation/fused_plain.h"
+
 enum { LAYERS = 2, KEYS = 80, ROWS_MAX = 32, V = 1000, STEPS = 2 };
-
-static uint64_t random_state;
-static int failures;
-
-/* -1 .. 1 */
-static float random_float(void)
-{
-    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-    return (float)(random_state >> 40) / (float)(1 << 23) - 1.0f;
-}
-
-template <class T> static T *random_array(size_t count, float scale)
-{
-    T *array = (T *)aligned_alloc(256, (count * sizeof(T) + 255) / 256 * 256);
-
-    for (size_t i = 0; i < count; i++)
-        array[i] = T(random_float() * scale);
-    return array;
-}
-
-/* Column n, input k in packed weights: format.cuh. */
-static size_t packed_at(int n, int k, int K)
-{
-    int column = n % 16, half = k % 32 / 16, in = k % 16, late = in / 8, q = in % 8 / 2;
-
-    return ((size_t)(n / 16) * (K / 32) + k / 32) * 512 +
-           ((half * 32 + column % 8 * 4 + q) * 4 + late * 2 + column / 8) * 2 + in % 2;
-}
 
 /* A model, and rows in the middle of their sequences. The same for every call with these types. */
 template <class T> struct scene {
@@ -159,51 +131,12 @@ template <class F, int CL> static void run(struct outcome *out, int first, int n
         }
 }
 
-static void judge(const char *what, int row, double worst, double most)
-{
-    const bool ok = worst <= most; /* not for NaN */
-
-    printf("%-34s row %2d  copies %d  %.2g  %s\n", what, row, (int)simt_copies, worst,
-           ok ? "ok" : "FAILED");
-    failures += !ok;
-}
-
 static void compare(const char *what, const struct outcome &a, const struct outcome &b, int row)
 {
     judge(what, row,
           memcmp(a.token[row], b.token[row], sizeof a.token[row]) ||
               memcmp(a.logprob[row], b.logprob[row], sizeof a.logprob[row]),
           0.0);
-}
-
-typedef std::vector<double> numbers;
-
-template <class T> static numbers multiply(const struct fused_weight &w, const numbers &x, int N)
-{
-    const T *packed = (const T *)w.packed;
-    const int K = (int)x.size();
-    numbers y(N);
-
-    for (int n = 0; n < N; n++) {
-        y[n] = w.bias[n];
-        for (int k = 0; k < K; k++)
-            y[n] += (double)(float)packed[packed_at(n, k, K)] * x[k];
-    }
-    return y;
-}
-
-static numbers normed(const numbers &x, const numbers &add, const struct network_norm &norm)
-{
-    numbers y(D);
-    double mean = 0.0, square = 0.0;
-
-    for (int k = 0; k < D; k++)
-        mean += (y[k] = x[k] + add[k]) / D;
-    for (int k = 0; k < D; k++)
-        square += (y[k] - mean) * (y[k] - mean) / D;
-    for (int k = 0; k < D; k++)
-        y[k] = (y[k] - mean) / sqrt(square + PRODUCT_NORM_EPSILON) * norm.gamma[k] + norm.beta[k];
-    return y;
 }
 
 /* q: (D). Keys and values of a row's cache; the last position's from new_k, new_v when given. */
