@@ -1,8 +1,4 @@
-/* SPDX-License-Identifier: MIT
- *
- * A partition's way through its flags: assigned (paused) -> taken over -> read -> given up. Reasons
- * to pause are bits; a partition is paused while any is set, for itself or for all.
- */
+/* SPDX-License-Identifier: MIT */
 #include "worker/intake.h"
 
 #include <pthread.h>
@@ -19,26 +15,14 @@
 #include "worker/fault.h"
 #include "worker/kafka_client.h"
 #include "worker/lag.h"
+#include "worker/partitions.h"
 #include "worker/takeover.h"
 #include "worker/topics.h"
-
-enum pause_reason {
-    PAUSE_UNTAKEN = 1,   /* assigned, its ledger is not read yet */
-    PAUSE_FAR = 2,       /* too far ahead of its oldest unfinished offset */
-    PAUSE_NO_OUTPUT = 4, /* output topics have no partition of this number */
-    PAUSE_SEEK = 8,      /* the client has not taken the new position yet */
-    PAUSE_FULL = 16,     /* from here on for all partitions: the worker is full */
-    PAUSE_ALONE = 32,    /* a suspect is about to run, or runs, alone */
-    PAUSE_DRAIN = 64,
-    PAUSE_DLQ_LIMIT = 128,
-    PAUSE_CONTROL = 256 /* control records are not read to their end yet */
-};
 
 enum {
     POLL_MS = 20,
     RECORD_RETRY_MS = 50,
     TAKEOVER_RETRY_US = 500000,
-    SEEK_RETRY_US = 100000,
     TOPICS_CHECK_US = 30000000,
     TOPICS_RETRY_US = 2000000,
     FULL_REST_US = 500,    /* between looks at a full worker */
@@ -56,15 +40,9 @@ struct intake {
     bool started;
     _Atomic bool draining, stopping;
     /* The thread's own: */
-    uint8_t assigned[ASSIGNMENT_PARTITIONS_MAX]; /* bool */
-    uint8_t reasons[ASSIGNMENT_PARTITIONS_MAX];  /* of the partition */
-    uint8_t paused[ASSIGNMENT_PARTITIONS_MAX];   /* as told to the client */
-    int64_t seek_to[ASSIGNMENT_PARTITIONS_MAX];  /* while PAUSE_SEEK is set */
-    int32_t partition_end;                       /* one past the highest partition ever assigned */
-    int32_t assigned_count, untaken_count;
-    unsigned all_reasons;
+    struct partitions partitions;
     int32_t output_partitions; /* least of the output topics, -1 = not known */
-    int64_t takeover_at_us, topics_at_us, seek_at_us;
+    int64_t takeover_at_us, topics_at_us;
     int64_t full_since_us;     /* 0 = the worker is not full */
     rd_kafka_message_t *alone; /* a suspect held back until nothing runs beside it */
     bool alone_running;
@@ -72,89 +50,12 @@ struct intake {
 
 /* ---- pausing ---- */
 
-static void list_add(const struct intake *in, rd_kafka_topic_partition_list_t *list,
-                     int32_t partition, int64_t offset)
-{
-    rd_kafka_topic_partition_list_add(list, in->pipeline->config->topic_requests, partition)
-        ->offset = offset;
-}
-
-/* Tells the client what changed. The client's thread would see what was resumed when it next looks
- * by itself, up to a second later; a request to the partitions' leaders wakes it. */
-static void pauses_apply(struct intake *in)
-{
-    rd_kafka_topic_partition_list_t *pause = rd_kafka_topic_partition_list_new(16);
-    rd_kafka_topic_partition_list_t *resume = rd_kafka_topic_partition_list_new(16);
-    int64_t paused = 0;
-
-    for (int32_t p = 0; p < in->partition_end; p++) {
-        bool wanted = in->all_reasons || in->reasons[p];
-
-        if (!in->assigned[p])
-            continue;
-        paused += wanted;
-        if (wanted && !in->paused[p])
-            list_add(in, pause, p, 0);
-        else if (!wanted && in->paused[p])
-            list_add(in, resume, p, 0);
-        in->paused[p] = wanted;
-    }
-    if (pause->cnt)
-        rd_kafka_pause_partitions(in->consumer, pause);
-    if (resume->cnt) {
-        rd_kafka_resume_partitions(in->consumer, resume);
-        lag_ask_now(in->lag);
-    }
-    rd_kafka_topic_partition_list_destroy(pause);
-    rd_kafka_topic_partition_list_destroy(resume);
-    metrics_set(METRIC_PARTITIONS_PAUSED, paused);
-}
-
-static void reason_set(struct intake *in, unsigned reason, bool on)
-{
-    in->all_reasons = on ? in->all_reasons | reason : in->all_reasons & ~reason;
-}
-
-/* The record at offset is the next to be delivered. The client refuses while it is busy with the
- * partition: then the partition stays paused, and seeks_retry() asks again. */
-static void rewind_to(struct intake *in, int32_t partition, int64_t offset)
-{
-    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
-    rd_kafka_error_t *failed;
-
-    list_add(in, list, partition, offset);
-    failed = rd_kafka_seek_partitions(in->consumer, list,
-                                      (int)in->pipeline->config->kafka_call_timeout_ms);
-    in->reasons[partition] &= (uint8_t)~PAUSE_SEEK;
-    if (failed || list->elems[0].err) {
-        log_write(LOG_INFO, "intake", NULL, "partition %d: seek to %lld: %s; trying again",
-                  partition, (long long)offset,
-                  failed ? rd_kafka_error_string(failed) : rd_kafka_err2str(list->elems[0].err));
-        in->reasons[partition] |= PAUSE_SEEK;
-        in->seek_to[partition] = offset;
-        pauses_apply(in); /* at once: a later record must not come before this one */
-    }
-    if (failed)
-        rd_kafka_error_destroy(failed);
-    rd_kafka_topic_partition_list_destroy(list);
-}
-
-static void seeks_retry(struct intake *in, int64_t now)
-{
-    if (now < in->seek_at_us)
-        return;
-    in->seek_at_us = now + SEEK_RETRY_US;
-    for (int32_t p = 0; p < in->partition_end; p++)
-        if (in->assigned[p] && in->reasons[p] & PAUSE_SEEK)
-            rewind_to(in, p, in->seek_to[p]);
-}
-
 /* A pause throws away what the client has fetched, and a resumed partition waits for it anew:
  * longer than a fast device takes for all that the worker holds. So a full worker first only rests.
  */
 static void full_review(struct intake *in)
 {
-    bool paused = in->all_reasons & PAUSE_FULL;
+    bool paused = in->partitions.all_reasons & PAUSE_FULL;
     bool full = admission_is_full(in->pipeline->config, paused);
     int64_t now = clock_mono_us();
 
@@ -162,7 +63,8 @@ static void full_review(struct intake *in)
         in->full_since_us = 0;
     else if (!in->full_since_us)
         in->full_since_us = now;
-    reason_set(in, PAUSE_FULL, full && (paused || now - in->full_since_us >= FULL_PAUSE_US));
+    partitions_reason_set_all(&in->partitions, PAUSE_FULL,
+                              full && (paused || now - in->full_since_us >= FULL_PAUSE_US));
 }
 
 /* Reasons that come and go with the state of the worker. */
@@ -171,14 +73,14 @@ static void pauses_review(struct intake *in)
     struct pipeline *p = in->pipeline;
 
     full_review(in);
-    reason_set(in, PAUSE_DRAIN, atomic_load(&in->draining));
-    reason_set(in, PAUSE_CONTROL, !control_caught_up(p->control));
-    reason_set(in, PAUSE_ALONE, in->alone || in->alone_running);
-    for (int32_t i = 0; i < in->partition_end; i++)
-        if (in->assigned[i] && in->reasons[i] & PAUSE_FAR &&
+    partitions_reason_set_all(&in->partitions, PAUSE_DRAIN, atomic_load(&in->draining));
+    partitions_reason_set_all(&in->partitions, PAUSE_CONTROL, !control_caught_up(p->control));
+    partitions_reason_set_all(&in->partitions, PAUSE_ALONE, in->alone || in->alone_running);
+    for (int32_t i = 0; i < in->partitions.end; i++)
+        if (in->partitions.assigned[i] && in->partitions.reasons[i] & PAUSE_FAR &&
             assignment_has_room(p->assignment, i, p->config->ledger_max_ahead))
-            in->reasons[i] &= (uint8_t)~PAUSE_FAR;
-    pauses_apply(in);
+            partitions_reason_set(&in->partitions, i, PAUSE_FAR, false);
+    partitions_pause(&in->partitions);
 }
 
 /* ---- topics ---- */
@@ -191,12 +93,11 @@ static void topics_review(struct intake *in, int64_t now)
     if (now < in->topics_at_us)
         return;
     in->output_partitions = topics_outputs(in->consumer, in->pipeline->config, &reason);
-    for (int32_t p = 0; p < in->partition_end; p++) {
-        in->reasons[p] &= (uint8_t)~PAUSE_NO_OUTPUT;
-        if (!in->assigned[p] || p < in->output_partitions)
-            continue;
-        in->reasons[p] |= PAUSE_NO_OUTPUT;
-        if (!*reason.message)
+    for (int32_t p = 0; p < in->partitions.end; p++) {
+        bool missing = in->partitions.assigned[p] && p >= in->output_partitions;
+
+        partitions_reason_set(&in->partitions, p, PAUSE_NO_OUTPUT, missing);
+        if (missing && !*reason.message)
             error_set(&reason,
                       "request partition %d has no counterpart in every "
                       "output topic; grow them with `pgpt topics --create`",
@@ -225,12 +126,7 @@ static void on_assign(struct intake *in, const rd_kafka_topic_partition_list_t *
                         ASSIGNMENT_PARTITIONS_MAX);
             continue;
         }
-        if (p >= in->partition_end)
-            in->partition_end = p + 1;
-        in->assigned_count += !in->assigned[p];
-        in->untaken_count += !in->assigned[p];
-        in->assigned[p] = in->paused[p] = 1;
-        in->reasons[p] = PAUSE_UNTAKEN;
+        partitions_add(&in->partitions, p);
         takeover_forget(in->takeover, p);
     }
     failed = rd_kafka_incremental_assign(in->consumer, list);
@@ -276,9 +172,7 @@ static void give_up(struct intake *in, const rd_kafka_topic_partition_list_t *li
         }
         scheduler_drop_stale(p->scheduler, partition, 0);
         alone_forget(in, partition);
-        in->untaken_count -= in->assigned[partition] && in->reasons[partition] & PAUSE_UNTAKEN;
-        in->assigned_count -= in->assigned[partition];
-        in->assigned[partition] = in->paused[partition] = in->reasons[partition] = 0;
+        partitions_remove(&in->partitions, partition);
     }
     if (count && takeover_commit(in->takeover, in->consumer, closed, ledgers, count, &error))
         log_write(LOG_WARN, "intake", NULL, "%s; the next owner will see a death", error.message);
@@ -300,7 +194,7 @@ static void on_revoke(struct intake *in, const rd_kafka_topic_partition_list_t *
         rd_kafka_error_destroy(failed);
     }
     log_write(LOG_INFO, "intake", NULL, "%d partitions %s, %d left", list->cnt,
-              lost ? "lost" : "given up", in->assigned_count);
+              lost ? "lost" : "given up", in->partitions.assigned_count);
 }
 
 static void on_rebalance(rd_kafka_t *consumer, rd_kafka_resp_err_t code,
@@ -316,16 +210,6 @@ static void on_rebalance(rd_kafka_t *consumer, rd_kafka_resp_err_t code,
         on_revoke(in, list);
 }
 
-static void taken_seek(struct intake *in, const int32_t *partitions, const int64_t *offsets,
-                       int count)
-{
-    for (int i = 0; i < count; i++) {
-        in->reasons[partitions[i]] &= (uint8_t)~PAUSE_UNTAKEN;
-        in->untaken_count--;
-        rewind_to(in, partitions[i], offsets[i]);
-    }
-}
-
 static void takeover_step(struct intake *in, int64_t now)
 {
     enum { AT_ONCE = 64 };
@@ -334,11 +218,11 @@ static void takeover_step(struct intake *in, int64_t now)
     struct error error;
     int count = 0;
 
-    if (!in->untaken_count || now < in->takeover_at_us || atomic_load(&in->draining))
+    if (!in->partitions.untaken_count || now < in->takeover_at_us || atomic_load(&in->draining))
         return;
     /* Those without counterparts wait: there is no index to read for them yet. */
-    for (int32_t p = 0; p < in->partition_end && p < in->output_partitions && count < AT_ONCE; p++)
-        if (in->assigned[p] && in->reasons[p] & PAUSE_UNTAKEN)
+    for (int32_t p = 0; p < in->partitions.end && p < in->output_partitions && count < AT_ONCE; p++)
+        if (in->partitions.assigned[p] && in->partitions.reasons[p] & PAUSE_UNTAKEN)
             partitions[count++] = p;
     if (!count)
         return;
@@ -348,22 +232,24 @@ static void takeover_step(struct intake *in, int64_t now)
         in->takeover_at_us = now + TAKEOVER_RETRY_US;
         return;
     }
-    taken_seek(in, partitions, offsets, count);
+    for (int i = 0; i < count; i++)
+        partitions_taken(&in->partitions, partitions[i], offsets[i]);
     log_write(LOG_INFO, "intake", NULL, "%d partitions taken over, %d owned", count,
-              in->assigned_count - in->untaken_count);
+              in->partitions.assigned_count - in->partitions.untaken_count);
 }
 
 static void assignment_report(struct intake *in)
 {
     struct health *health = in->pipeline->health;
 
-    metrics_set(METRIC_PARTITIONS_ASSIGNED, in->assigned_count - in->untaken_count);
+    metrics_set(METRIC_PARTITIONS_ASSIGNED,
+                in->partitions.assigned_count - in->partitions.untaken_count);
     metrics_set(METRIC_LEDGER_AHEAD, assignment_ahead(in->pipeline->assignment));
     metrics_set(METRIC_JOBS_IN_FLIGHT, (int64_t)job_alive());
     metrics_set(METRIC_JOBS_BYTES, (int64_t)job_bytes());
-    if (!in->assigned_count)
+    if (!in->partitions.assigned_count)
         health_block(health, HEALTH_ASSIGNMENT, "no partition is assigned to this worker");
-    else if (in->untaken_count)
+    else if (in->partitions.untaken_count)
         health_block(health, HEALTH_ASSIGNMENT, "partitions are being taken over");
     else
         health_clear(health, HEALTH_ASSIGNMENT);
@@ -379,15 +265,15 @@ static void admit(struct intake *in, rd_kafka_message_t *message,
         break;
     case ADMISSION_RETRY:
         nanosleep(&(struct timespec){0, RECORD_RETRY_MS * 1000000L}, NULL);
-        rewind_to(in, message->partition, message->offset);
+        partitions_rewind(&in->partitions, message->partition, message->offset);
         break;
     case ADMISSION_LIMIT:
-        reason_set(in, PAUSE_DLQ_LIMIT, true);
+        partitions_reason_set_all(&in->partitions, PAUSE_DLQ_LIMIT, true);
         health_block(in->pipeline->health, HEALTH_DLQ_LIMIT,
                      "too many of the last records were dead-lettered (dlq.limit_ratio); look at "
                      "them with `pgpt dlq list`, then restart");
         log_write(LOG_ERROR, "intake", NULL, "intake stopped: too many dead letters");
-        pauses_apply(in);
+        partitions_pause(&in->partitions);
         break;
     }
 }
@@ -404,9 +290,9 @@ static bool on_record(struct intake *in, rd_kafka_message_t *message)
     if (answer.answer == LEDGER_DONE)
         return false;
     if (answer.answer == LEDGER_TOO_FAR) {
-        in->reasons[message->partition] |= PAUSE_FAR;
-        pauses_apply(in);
-        rewind_to(in, message->partition, message->offset);
+        partitions_reason_set(&in->partitions, message->partition, PAUSE_FAR, true);
+        partitions_pause(&in->partitions);
+        partitions_rewind(&in->partitions, message->partition, message->offset);
         return false;
     }
     if (answer.run_alone) {
@@ -477,14 +363,15 @@ static void *intake_main(void *argument)
         health_beat(in->pipeline->health, HEALTH_BEAT_INTAKE, now);
         topics_review(in, now);
         takeover_step(in, now);
-        seeks_retry(in, now);
+        partitions_seek_again(&in->partitions, now);
         alone_step(in);
         pauses_review(in);
         assignment_report(in);
-        lag_review(in->lag, in->assigned, in->partition_end, now);
+        lag_review(in->lag, in->partitions.assigned, in->partitions.end, now);
         engines_review(in->engines, now);
         /* The reviews are not free; the bound on jobs is looked at for each record. */
-        for (int n = 0; n < 256 && !in->all_reasons && !admission_is_full(config, false); n++) {
+        for (int n = 0; n < 256 && !in->partitions.all_reasons && !admission_is_full(config, false);
+             n++) {
             message = rd_kafka_consumer_poll(in->consumer, n ? 0 : POLL_MS);
             if (!message)
                 break;
@@ -494,14 +381,15 @@ static void *intake_main(void *argument)
                 break;
             rd_kafka_message_destroy(message);
         }
-        if (!in->all_reasons && admission_is_full(config, false)) {
+        if (!in->partitions.all_reasons && admission_is_full(config, false)) {
             nanosleep(&(struct timespec){0, FULL_REST_US * 1000}, NULL);
-        } else if (in->all_reasons) { /* everything is paused: still poll, for rebalances */
+        } else if (in->partitions
+                       .all_reasons) { /* everything is paused: still poll, for rebalances */
             message = rd_kafka_consumer_poll(in->consumer, POLL_MS);
             if (message && message->err)
                 on_error(in, message);
             else if (message) /* it was fetched before the pause: deliver it again later */
-                rewind_to(in, message->partition, message->offset);
+                partitions_rewind(&in->partitions, message->partition, message->offset);
             if (message)
                 rd_kafka_message_destroy(message);
         }
@@ -525,6 +413,7 @@ struct intake *intake_create(struct pipeline *pipeline, struct error *error)
     }
     in->pipeline = pipeline;
     in->output_partitions = -1;
+    in->partitions.config = pipeline->config;
     in->admission = admission_create(pipeline, error);
     in->takeover = in->admission ? takeover_create(pipeline, error) : NULL;
     if (!in->takeover) {
@@ -582,6 +471,8 @@ int intake_start(struct intake *in, struct error *error)
     if (!in->engines)
         return -1;
     assignment_set_consumer(in->pipeline->assignment, in->consumer);
+    in->partitions.consumer = in->consumer;
+    in->partitions.lag = in->lag;
     topics = rd_kafka_topic_partition_list_new(1);
     rd_kafka_topic_partition_list_add(topics, in->pipeline->config->topic_requests,
                                       RD_KAFKA_PARTITION_UA);
