@@ -2,149 +2,27 @@
 #include "worker/recorder_store.h"
 
 #include <endian.h>
-#include <errno.h>
-#include <libpq-fe.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/base/clock.h"
 #include "worker/fault.h"
+#include "worker/pg_session.h"
 #include "worker/recorder_columns.h"
 
-enum { WAIT_LIMIT_MS = 40000, STOPPING_WAIT_MS = 3000, DAYS_KNOWN = 64 };
-enum { ARRAYS_MAX = RECORDER_COLUMNS };
+enum { DAYS_KNOWN = 64 };
+_Static_assert((int)RECORDER_COLUMNS <= (int)PG_SESSION_ARRAYS_MAX, "a column is a parameter");
 
 struct recorder_store {
     struct recorder_store_options options;
-    PGconn *connection; /* NULL = not connected */
-    struct pg_buffer arrays[ARRAYS_MAX], copy;
+    struct pg_session session;
+    struct pg_buffer copy;
     int64_t days[DAYS_KNOWN]; /* ring of days since 1970 + 1 whose partitions exist, 0 = none */
     size_t day_next;
 };
 
-/* ---- talking, with an end to every wait ---- */
-
-static int fail(struct recorder_store *s, struct error *error, const char *what,
-                const PGresult *result)
-{
-    const char *reason = result ? PQresultErrorMessage(result) : PQerrorMessage(s->connection);
-    int size = (int)strcspn(reason, "\n");
-
-    return error_set(error, "PostgreSQL: %s: %.*s", what, size, reason);
-}
-
-/* Waits until the connection can be read, or written when something is left to send. */
-static int wait_io(struct recorder_store *s, int64_t begun_us, bool *timeout)
-{
-    bool stopping = s->options.stopping && atomic_load(s->options.stopping);
-    int64_t limit_ms = stopping ? STOPPING_WAIT_MS : WAIT_LIMIT_MS;
-    int unsent = PQflush(s->connection);
-    struct pollfd fd = {PQsocket(s->connection), (short)(POLLIN | (unsent > 0 ? POLLOUT : 0)), 0};
-
-    if (unsent < 0)
-        return -1;
-    if (clock_mono_us() - begun_us > limit_ms * 1000) {
-        *timeout = true;
-        return -1;
-    }
-    if (poll(&fd, 1, 200) < 0 && errno != EINTR)
-        return -1;
-    return fd.revents & (POLLIN | POLLERR | POLLHUP) && !PQconsumeInput(s->connection) ? -1 : 0;
-}
-
-/* The next result of what was sent; NULL with the reason after a timeout or a broken connection. */
-static PGresult *result_next(struct recorder_store *s, const char *what, struct error *error)
-{
-    int64_t begun_us = clock_mono_us();
-    bool timeout = false;
-
-    while (PQflush(s->connection) > 0 || PQisBusy(s->connection)) {
-        if (wait_io(s, begun_us, &timeout)) {
-            if (timeout)
-                error_set(error, "PostgreSQL: %s: no answer within the time limit", what);
-            else
-                fail(s, error, what, NULL);
-            return NULL;
-        }
-    }
-    return PQgetResult(s->connection);
-}
-
-/* Takes the results of one statement; the first is kept, NULL with the reason when it is an error.
- */
-static PGresult *results_take(struct recorder_store *s, const char *what, struct error *error)
-{
-    PGresult *first = result_next(s, what, error), *more;
-    ExecStatusType status = PQresultStatus(first);
-
-    if (!first)
-        return NULL;
-    if (status == PGRES_COPY_IN)
-        return first;
-    while ((more = result_next(s, what, error))) { /* further statements of one text */
-        if (PQresultStatus(more) == PGRES_FATAL_ERROR && status != PGRES_FATAL_ERROR) {
-            PQclear(first);
-            first = more;
-            status = PGRES_FATAL_ERROR;
-        } else {
-            PQclear(more);
-        }
-    }
-    if (status == PGRES_COMMAND_OK || status == PGRES_TUPLES_OK)
-        return first;
-    fail(s, error, what, first);
-    PQclear(first);
-    return NULL;
-}
-
-static int run(struct recorder_store *s, const char *sql, const char *what, struct error *error)
-{
-    PGresult *result;
-
-    if (!PQsendQuery(s->connection, sql))
-        return fail(s, error, what, NULL);
-    result = results_take(s, what, error);
-    PQclear(result);
-    return result ? 0 : -1;
-}
-
-/* Runs a prepared statement whose parameters are the first `count` array buffers, all binary. */
-static PGresult *run_arrays(struct recorder_store *s, const char *name, int count,
-                            struct error *error)
-{
-    const char *values[ARRAYS_MAX];
-    int lengths[ARRAYS_MAX], formats[ARRAYS_MAX];
-
-    for (int i = 0; i < count; i++) {
-        if (s->arrays[i].failed) {
-            error_set(error, "PostgreSQL: %s: out of memory for its parameters", name);
-            return NULL;
-        }
-        values[i] = s->arrays[i].data;
-        lengths[i] = (int)s->arrays[i].size;
-        formats[i] = 1;
-    }
-    if (!PQsendQueryPrepared(s->connection, name, count, values, lengths, formats, 1)) {
-        fail(s, error, name, NULL);
-        return NULL;
-    }
-    return results_take(s, name, error);
-}
-
 /* ---- connecting ---- */
-
-static int prepare(struct recorder_store *s, const char *name, const char *sql, struct error *error)
-{
-    PGresult *result;
-
-    if (!PQsendPrepare(s->connection, name, sql, 0, NULL))
-        return fail(s, error, name, NULL);
-    result = results_take(s, name, error);
-    PQclear(result);
-    return result ? 0 : -1;
-}
 
 static int prepare_upsert(struct recorder_store *s, struct error *error)
 {
@@ -159,7 +37,7 @@ static int prepare_upsert(struct recorder_store *s, struct error *error)
     if (fclose(out))
         error_set(error, "PostgreSQL: out of memory");
     else
-        status = prepare(s, "job rows", sql, error);
+        status = pg_session_prepare(&s->session, "job rows", sql, error);
     free(sql);
     return status;
 }
@@ -193,7 +71,7 @@ static int prepare_all(struct recorder_store *s, struct error *error)
          " last_finished_at = greatest(m.last_finished_at, excluded.last_finished_at)"}};
 
     for (size_t i = 0; i < sizeof statements / sizeof *statements; i++)
-        if (prepare(s, statements[i].name, statements[i].sql, error))
+        if (pg_session_prepare(&s->session, statements[i].name, statements[i].sql, error))
             return -1;
     return prepare_upsert(s, error);
 }
@@ -202,8 +80,11 @@ struct recorder_store *recorder_store_create(const struct recorder_store_options
 {
     struct recorder_store *s = calloc(1, sizeof *s);
 
-    if (s)
-        s->options = *options;
+    if (!s)
+        return NULL;
+    s->options = *options;
+    s->session.url = options->url;
+    s->session.stopping = options->stopping;
     return s;
 }
 
@@ -211,52 +92,29 @@ void recorder_store_destroy(struct recorder_store *s)
 {
     if (!s)
         return;
-    recorder_store_disconnect(s);
-    for (int i = 0; i < ARRAYS_MAX; i++)
-        pg_buffer_free(&s->arrays[i]);
+    pg_session_close(&s->session);
     pg_buffer_free(&s->copy);
     free(s);
 }
 
 bool recorder_store_connected(const struct recorder_store *s)
 {
-    return s->connection != NULL;
+    return s->session.connection != NULL;
 }
 
 void recorder_store_disconnect(struct recorder_store *s)
 {
-    if (s->connection)
-        PQfinish(s->connection);
-    s->connection = NULL;
+    pg_session_disconnect(&s->session);
     memset(s->days, 0, sizeof s->days);
-}
-
-static void notice_drop(void *opaque, const PGresult *result)
-{
-    (void)opaque;
-    (void)result;
 }
 
 int recorder_store_connect(struct recorder_store *s, struct error *error)
 {
-    /* What comes after dbname wins over the URL, what comes before yields to it. */
-    const char *const names[] = {"connect_timeout",  "tcp_user_timeout", "keepalives_idle",
-                                 "application_name", "dbname",           NULL};
-    const char *const values[] = {"5", "15000", "10", "pgpt-recorder", s->options.url, NULL};
-
     recorder_store_disconnect(s);
-    s->connection = PQconnectdbParams(names, values, 1);
-    if (!s->connection)
-        return error_set(error, "PostgreSQL: out of memory");
-    if (PQstatus(s->connection) != CONNECTION_OK) {
-        fail(s, error, "connecting (database_url)", NULL);
-        recorder_store_disconnect(s);
+    if (pg_session_connect(&s->session, "pgpt-recorder", error))
         return -1;
-    }
-    PQsetNoticeProcessor(s->connection, NULL, NULL);
-    PQsetNoticeReceiver(s->connection, notice_drop, NULL);
-    if (PQsetnonblocking(s->connection, 1) ||
-        run(s,
+    if (pg_session_run(
+            &s->session,
             "set statement_timeout = '30s'; set lock_timeout = '10s'; set timezone = 'UTC';"
             "set idle_in_transaction_session_timeout = '60s'; set client_encoding = 'UTF8';"
             "set plan_cache_mode = force_generic_plan",
@@ -270,27 +128,18 @@ int recorder_store_connect(struct recorder_store *s, struct error *error)
 
 /* ---- offsets ---- */
 
-static void arrays_begin(struct recorder_store *s, const enum pg_type *types, int arrays,
-                         size_t count)
-{
-    for (int i = 0; i < arrays; i++) {
-        pg_buffer_reset(&s->arrays[i]);
-        pg_put_array(&s->arrays[i], types[i], count);
-    }
-}
-
 static const enum pg_type offset_types[] = {PG_TEXT, PG_INT4, PG_INT8, PG_INT8};
 
 /* topic, partition, stored (or 0), next */
 static void offsets_put(struct recorder_store *s, const char *topic,
                         const struct recorder_position *positions, size_t count, bool zero)
 {
-    arrays_begin(s, offset_types, 4, count);
+    pg_session_arrays(&s->session, offset_types, 4, count);
     for (size_t i = 0; i < count; i++) {
-        pg_put_literal(&s->arrays[0], topic);
-        pg_put_int4(&s->arrays[1], positions[i].partition);
-        pg_put_int8(&s->arrays[2], zero ? 0 : positions[i].stored);
-        pg_put_int8(&s->arrays[3], positions[i].next);
+        pg_put_literal(&s->session.arrays[0], topic);
+        pg_put_int4(&s->session.arrays[1], positions[i].partition);
+        pg_put_int8(&s->session.arrays[2], zero ? 0 : positions[i].stored);
+        pg_put_int8(&s->session.arrays[3], positions[i].next);
     }
 }
 
@@ -308,11 +157,11 @@ int recorder_store_positions(struct recorder_store *s, const char *topic,
     PGresult *result;
 
     offsets_put(s, topic, positions, count, true);
-    result = run_arrays(s, "offset rows", 3, error);
+    result = pg_session_run_arrays(&s->session, "offset rows", 3, error);
     if (!result)
         return -1;
     PQclear(result);
-    result = run_arrays(s, "positions", 2, error);
+    result = pg_session_run_arrays(&s->session, "positions", 2, error);
     if (!result)
         return -1;
     if (PQntuples(result) != (int)count) {
@@ -334,7 +183,7 @@ static int offsets_move(struct recorder_store *s, const char *topic,
     int moved;
 
     offsets_put(s, topic, positions, count, false);
-    result = run_arrays(s, "offsets", 4, error);
+    result = pg_session_run_arrays(&s->session, "offsets", 4, error);
     if (!result)
         return -1;
     moved = PQntuples(result) == (int)count;
@@ -368,12 +217,12 @@ static int jobs_write(struct recorder_store *s, struct recorder_batch *b, struct
     PGresult *result;
 
     for (int c = 0; c < RECORDER_COLUMNS; c++) {
-        pg_buffer_reset(&s->arrays[c]);
-        recorder_column_begin(&s->arrays[c], c, b->row_count);
+        pg_buffer_reset(&s->session.arrays[c]);
+        recorder_column_begin(&s->session.arrays[c], c, b->row_count);
         for (size_t i = 0; i < b->row_count; i++)
-            recorder_column_put(&s->arrays[c], c, b->sorted[i]);
+            recorder_column_put(&s->session.arrays[c], c, b->sorted[i]);
     }
-    result = run_arrays(s, "job rows", RECORDER_COLUMNS, error);
+    result = pg_session_run_arrays(&s->session, "job rows", RECORDER_COLUMNS, error);
     if (!result)
         return -1;
     for (size_t i = 0; i < b->row_count; i++)
@@ -420,7 +269,7 @@ static int day_make(struct recorder_store *s, int64_t day, struct error *error)
             return 0;
     snprintf(sql, sizeof sql, "select job_latency_partition_make(date '1970-01-01' + %lld)",
              (long long)day);
-    if (run(s, sql, "making a partition of job_latency", error))
+    if (pg_session_run(&s->session, sql, "making a partition of job_latency", error))
         return -1;
     s->days[s->day_next++ % DAYS_KNOWN] = day + 1;
     return 0;
@@ -463,22 +312,6 @@ static void latency_put(struct pg_buffer *b, const struct recorder_row *row)
     pg_put_float8(b, f->timings.batch_size_mean);
 }
 
-/* Hands all of the copy buffer over; in non-blocking mode libpq may ask to come again. */
-static int copy_send(struct recorder_store *s, struct error *error)
-{
-    int64_t begun_us = clock_mono_us();
-    bool timeout = false;
-    int sent;
-
-    while (!(sent = PQputCopyData(s->connection, s->copy.data, (int)s->copy.size)))
-        if (wait_io(s, begun_us, &timeout))
-            return fail(s, error, "copying into job_latency", NULL);
-    while (sent > 0 && !(sent = PQputCopyEnd(s->connection, NULL)))
-        if (wait_io(s, begun_us, &timeout))
-            return fail(s, error, "copying into job_latency", NULL);
-    return sent > 0 ? 0 : fail(s, error, "copying into job_latency", NULL);
-}
-
 static int latencies_write(struct recorder_store *s, const struct recorder_batch *b,
                            struct error *error)
 {
@@ -499,17 +332,12 @@ static int latencies_write(struct recorder_store *s, const struct recorder_batch
         return error_set(error, "PostgreSQL: out of memory for a batch; lower recorder.batch");
     if (!rows)
         return 0;
-    if (run(s,
-            "copy job_latency (finished_at, job_id, status, model, tenant, worker, prompt_tokens,"
-            " generated_tokens, queue_us, encode_us, first_token_us, decode_us, total_us,"
-            " batch_size_mean) from stdin (format binary)",
-            "copying into job_latency", error) ||
-        copy_send(s, error))
-        return -1;
-    PGresult *result = results_take(s, "copying into job_latency", error);
-
-    PQclear(result);
-    return result ? 0 : -1;
+    return pg_session_copy(
+        &s->session,
+        "copy job_latency (finished_at, job_id, status, model, tenant, worker, prompt_tokens,"
+        " generated_tokens, queue_us, encode_us, first_token_us, decode_us, total_us,"
+        " batch_size_mean) from stdin (format binary)",
+        &s->copy, "copying into job_latency", error);
 }
 
 static int histogram_write(struct recorder_store *s, const struct recorder_batch *b,
@@ -521,18 +349,18 @@ static int histogram_write(struct recorder_store *s, const struct recorder_batch
 
     if (!b->bucket_count)
         return 0;
-    arrays_begin(s, types, 6, b->bucket_count);
+    pg_session_arrays(&s->session, types, 6, b->bucket_count);
     for (size_t i = 0; i < b->bucket_count; i++) {
         const struct recorder_bucket *bucket = &b->buckets[i];
 
-        pg_put_time(&s->arrays[0], bucket->minute_us);
-        pg_put_text(&s->arrays[1], bucket->model);
-        pg_put_text(&s->arrays[2], bucket->tenant);
-        pg_put_literal(&s->arrays[3], recorder_metric_name(bucket->metric));
-        pg_put_int2(&s->arrays[4], bucket->bucket);
-        pg_put_int8(&s->arrays[5], bucket->count);
+        pg_put_time(&s->session.arrays[0], bucket->minute_us);
+        pg_put_text(&s->session.arrays[1], bucket->model);
+        pg_put_text(&s->session.arrays[2], bucket->tenant);
+        pg_put_literal(&s->session.arrays[3], recorder_metric_name(bucket->metric));
+        pg_put_int2(&s->session.arrays[4], bucket->bucket);
+        pg_put_int8(&s->session.arrays[5], bucket->count);
     }
-    result = run_arrays(s, "histogram", 6, error);
+    result = pg_session_run_arrays(&s->session, "histogram", 6, error);
     PQclear(result);
     return result ? 0 : -1;
 }
@@ -546,21 +374,21 @@ static int minutes_write(struct recorder_store *s, const struct recorder_batch *
 
     if (!b->minute_count)
         return 0;
-    arrays_begin(s, types, 9, b->minute_count);
+    pg_session_arrays(&s->session, types, 9, b->minute_count);
     for (size_t i = 0; i < b->minute_count; i++) {
         const struct recorder_minute *minute = &b->minutes[i];
 
-        pg_put_time(&s->arrays[0], minute->minute_us);
-        pg_put_text(&s->arrays[1], minute->model);
-        pg_put_text(&s->arrays[2], minute->tenant);
-        pg_put_text(&s->arrays[3], minute->worker);
-        pg_put_literal(&s->arrays[4], minute->status);
-        pg_put_int8(&s->arrays[5], minute->jobs);
-        pg_put_int8(&s->arrays[6], minute->prompt_tokens);
-        pg_put_int8(&s->arrays[7], minute->generated_tokens);
-        pg_put_time(&s->arrays[8], minute->last_us);
+        pg_put_time(&s->session.arrays[0], minute->minute_us);
+        pg_put_text(&s->session.arrays[1], minute->model);
+        pg_put_text(&s->session.arrays[2], minute->tenant);
+        pg_put_text(&s->session.arrays[3], minute->worker);
+        pg_put_literal(&s->session.arrays[4], minute->status);
+        pg_put_int8(&s->session.arrays[5], minute->jobs);
+        pg_put_int8(&s->session.arrays[6], minute->prompt_tokens);
+        pg_put_int8(&s->session.arrays[7], minute->generated_tokens);
+        pg_put_time(&s->session.arrays[8], minute->last_us);
     }
-    result = run_arrays(s, "minutes", 9, error);
+    result = pg_session_run_arrays(&s->session, "minutes", 9, error);
     PQclear(result);
     return result ? 0 : -1;
 }
@@ -586,13 +414,13 @@ enum recorder_store_status recorder_store_write(struct recorder_store *s, const 
     int moved;
 
     recorder_batch_sort(b);
-    if (days_make(s, b, error) || run(s, "begin", "begin", error))
+    if (days_make(s, b, error) || pg_session_run(&s->session, "begin", "begin", error))
         goto failed;
     moved = offsets_move(s, topic, positions, count, error);
     if (moved < 0)
         goto failed;
     if (!moved) {
-        if (run(s, "rollback", "rollback", error))
+        if (pg_session_run(&s->session, "rollback", "rollback", error))
             goto failed;
         error_set(error, "another recorder has written these events");
         return RECORDER_CONFLICT;
@@ -601,7 +429,7 @@ enum recorder_store_status recorder_store_write(struct recorder_store *s, const 
     if (rows_write(s, b, error))
         goto failed;
     FAULT_POINT("sql_commit");
-    if (run(s, "commit", "commit", error))
+    if (pg_session_run(&s->session, "commit", "commit", error))
         goto failed;
     FAULT_POINT("sql_committed");
     return RECORDER_STORED;
@@ -617,18 +445,13 @@ int recorder_store_maintain(struct recorder_store *s, bool *more, struct error *
 
     snprintf(sql, sizeof sql, "select recorder_maintain(%d, %d)", s->options.latency_days,
              s->options.history_days);
-    if (!PQsendQuery(s->connection, sql)) {
-        fail(s, error, "maintenance", NULL);
-        goto failed;
+    result = pg_session_query(&s->session, sql, "maintenance", error);
+    if (!result) {
+        if (PQtransactionStatus(s->session.connection) != PQTRANS_IDLE)
+            recorder_store_disconnect(s);
+        return -1;
     }
-    result = results_take(s, "maintenance", error);
-    if (!result)
-        goto failed;
     *more = PQgetvalue(result, 0, 0)[0] == 't';
     PQclear(result);
     return 0;
-failed:
-    if (PQtransactionStatus(s->connection) != PQTRANS_IDLE)
-        recorder_store_disconnect(s);
-    return -1;
 }
