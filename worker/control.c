@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "schema/codec.h"
+#include "worker/job_id.h"
 #include "worker/kafka_client.h"
 
 enum { POLL_MS = 100, CONTROL_PARTITION = 0, RECORD_ARENA_MAX = 1 << 20 };
@@ -34,12 +35,7 @@ struct control {
 
 static size_t slot_start(const struct cancelled *c, const uint8_t id[16])
 {
-    uint64_t a, b;
-
-    memcpy(&a, id, 8);
-    memcpy(&b, id + 8, 8);
-    a = (a ^ b << 31 ^ b >> 33) * 0x9E3779B97F4A7C15u;
-    return (size_t)(a ^ a >> 32) & (c->slot_count - 1);
+    return (size_t)job_id_hash(id) & (c->slot_count - 1);
 }
 
 /* The slot that holds the id, or the free one where it belongs. */
@@ -128,7 +124,8 @@ static void record_apply(struct control *c, const rd_kafka_message_t *message)
                   (long long)message->offset, error.message);
         return;
     }
-    if (strcmp(record.action.data, "cancel") != 0 || uuid_parse(record.job_id, id)) {
+    if (record.action.size != 6 || memcmp(record.action.data, "cancel", 6) != 0 ||
+        uuid_parse(record.job_id, id)) {
         log_write(LOG_WARN, "control", NULL,
                   "record at offset %lld ignored: action must be cancel and job_id a UUID",
                   (long long)message->offset);

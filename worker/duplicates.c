@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "worker/job_id.h"
+
 struct entry {
     uint8_t id[16];
     int64_t offset;
@@ -54,17 +56,9 @@ void duplicates_destroy(struct duplicates *d)
     free(d);
 }
 
-/* Ids are UUIDs, but upstream chooses them: mix, so that chosen ones cannot fill one bucket easily.
- */
 static size_t bucket_of(const struct duplicates *d, const uint8_t id[16])
 {
-    uint64_t a, b;
-
-    memcpy(&a, id, 8);
-    memcpy(&b, id + 8, 8);
-    a = (a ^ b >> 29 ^ b << 35) * 0x9E3779B97F4A7C15u;
-    a = (a ^ a >> 32) * 0xD6E8FEB86659FD93u;
-    return (size_t)(a ^ a >> 32) & (d->bucket_count - 1);
+    return (size_t)job_id_hash(id) & (d->bucket_count - 1);
 }
 
 static struct entry *find(const struct duplicates *d, const uint8_t id[16])

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernels/text/utf8.h"
+#include "worker/job_id.h"
 
 enum { NAME_BYTES = 256, MESSAGE_BYTES = 8192, ARENA_FULL = 32 << 20, ARENA_MAX = 64 << 20 };
 static const int64_t minute_length_us = 60000000;
@@ -141,13 +142,8 @@ static int state_read(struct recorder_batch *b, const struct job_event *event,
 
 static struct recorder_row *row_find(struct recorder_batch *b, const uint8_t id[16])
 {
-    uint64_t hash, high;
-    size_t slot;
+    size_t slot = (size_t)job_id_hash(id) & (b->slot_count - 1);
 
-    memcpy(&hash, id, 8);
-    memcpy(&high, id + 8, 8);
-    hash = (hash ^ high << 31 ^ high >> 33) * 0x9E3779B97F4A7C15u;
-    slot = (size_t)(hash ^ hash >> 32) & (b->slot_count - 1);
     while (b->slots[slot]) {
         struct recorder_row *row = &b->rows[b->slots[slot] - 1];
 

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "worker/job_id.h"
+
 enum { RESULT_ROOM = 65536 }; /* what later stages copy: a message, the rest of a block */
 
 int running_table_init(struct running_table *table, size_t jobs)
@@ -29,15 +31,9 @@ void running_table_free(struct running_table *table)
     pthread_mutex_destroy(&table->lock);
 }
 
-/* A bucket holds at most the running jobs, whatever ids upstream chooses. */
 static struct running_bucket *bucket_of(struct running_table *table, const uint8_t id[16])
 {
-    uint64_t a, b;
-
-    memcpy(&a, id, 8);
-    memcpy(&b, id + 8, 8);
-    a = (a ^ b << 31 ^ b >> 33) * 0x9E3779B97F4A7C15u;
-    return &table->buckets[(a ^ a >> 32) & (table->bucket_count - 1)];
+    return &table->buckets[job_id_hash(id) & (table->bucket_count - 1)];
 }
 
 struct running *running_table_add(struct running_table *table, struct job *job,

@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "kernels/generate/run.h"
+#include "worker/job_id.h"
 
 enum { PRIORITY_MIN = -10, PRIORITY_MAX = 10, CLASSES = PRIORITY_MAX - PRIORITY_MIN + 1 };
 
@@ -51,17 +52,22 @@ struct scheduler {
     bool woken;
 };
 
-static uint64_t hash_bytes(const struct scheduler *scheduler, const void *data, size_t size)
+static struct job_bucket *bucket_of_id(struct scheduler *scheduler, const uint8_t id[16])
 {
-    const unsigned char *p = data;
-    uint64_t hash = scheduler->hash_key ^ size;
+    return &scheduler->ids[job_id_hash(id) & (scheduler->buckets - 1)];
+}
 
-    for (size_t i = 0; i < size; i++) { /* FNV-1a over a secret start, then mixed */
-        hash = (hash ^ p[i]) * 0x100000001b3u;
-    }
+static struct tenant_bucket *bucket_of_tenant(struct scheduler *scheduler, int32_t class_index,
+                                              struct text name)
+{
+    uint64_t hash = scheduler->hash_key ^ name.size;
+
+    for (size_t i = 0; i < name.size; i++) /* FNV-1a over a secret start, then mixed */
+        hash = (hash ^ (unsigned char)name.data[i]) * 0x100000001b3u;
     hash ^= hash >> 32;
     hash *= 0x9e3779b97f4a7c15u;
-    return (hash ^ hash >> 29) & (scheduler->buckets - 1);
+    hash ^= hash >> 29;
+    return &scheduler->tenants[(hash + (size_t)class_index) & (scheduler->buckets - 1)];
 }
 
 /* ---- heap by deadline: a pairing heap linked through the jobs ---- */
@@ -154,9 +160,7 @@ static struct scheduler_tenant *tenant_new(int32_t class_index, struct text name
 static struct scheduler_tenant *tenant_get(struct scheduler *scheduler, int32_t class_index,
                                            struct text name)
 {
-    struct tenant_bucket *bucket =
-        &scheduler->tenants[(hash_bytes(scheduler, name.data, name.size) + (size_t)class_index) &
-                            (scheduler->buckets - 1)];
+    struct tenant_bucket *bucket = bucket_of_tenant(scheduler, class_index, name);
     struct scheduler_tenant *tenant;
 
     LIST_FOREACH(tenant, bucket, same_bucket)
@@ -206,8 +210,7 @@ static void job_insert(struct scheduler *scheduler, struct job *job, int64_t now
         TAILQ_INSERT_TAIL(&class->ring, tenant, in_ring);
     TAILQ_INSERT_TAIL(&tenant->jobs, job, links.of_tenant);
     TAILQ_INSERT_TAIL(&class->jobs, job, links.of_class);
-    LIST_INSERT_HEAD(&scheduler->ids[hash_bytes(scheduler, job->id, sizeof job->id)], job,
-                     links.same_bucket);
+    LIST_INSERT_HEAD(bucket_of_id(scheduler, job->id), job, links.same_bucket);
     if (job->request.has_deadline)
         heap_push(scheduler, job);
     if (!job->accepted_sent) {
@@ -419,7 +422,7 @@ bool scheduler_cancel(struct scheduler *scheduler, const uint8_t id[16])
     bool found = false;
 
     pthread_mutex_lock(&scheduler->lock);
-    job = LIST_FIRST(&scheduler->ids[hash_bytes(scheduler, id, 16)]);
+    job = LIST_FIRST(bucket_of_id(scheduler, id));
     for (; job; job = next) {
         next = LIST_NEXT(job, links.same_bucket);
         if (memcmp(job->id, id, sizeof job->id))

@@ -8,6 +8,7 @@
 
 #include "tests/unit/worker_fixture.h"
 #include "worker/duplicates.h"
+#include "worker/job_id.h"
 
 static int begin(struct duplicates *d, uint64_t number, int64_t offset)
 {
@@ -106,6 +107,33 @@ static void running_ones_are_never_pushed_out(void **state)
     duplicates_destroy(d);
 }
 
+/* Senders choose ids. These all have one sum under a shift and an exclusive or, such as a hash
+ * without a secret may begin with; they must not fall into a few buckets. */
+static void chosen_ids_do_not_share_a_bucket(void **state)
+{
+    enum { BUCKETS = 1024, IDS = 8 * BUCKETS };
+    static const struct {
+        int right, left;
+    } shifts[] = {{29, 35}, {33, 31}, {0, 64}};
+    static int held[BUCKETS];
+
+    (void)state;
+    for (int s = 0; s < 3; s++) {
+        memset(held, 0, sizeof held);
+        for (uint64_t i = 0; i < IDS; i++) {
+            uint64_t b = i * 0x9E3779B97F4A7C15u;
+            uint64_t a = b >> shifts[s].right ^ (shifts[s].left < 64 ? b << shifts[s].left : 0);
+            uint8_t id[16];
+
+            memcpy(id, &a, 8);
+            memcpy(id + 8, &b, 8);
+            held[job_id_hash(id) % BUCKETS]++;
+        }
+        for (int i = 0; i < BUCKETS; i++)
+            assert_in_range(held[i], 0, 40); /* 8 on the average */
+    }
+}
+
 /* Against a plain list, through several doublings of the table. */
 static void sequences_agree_with_a_list(void **state)
 {
@@ -158,6 +186,7 @@ int main(void)
         cmocka_unit_test(young_ones_stay_between_the_bounds),
         cmocka_unit_test(the_most_is_the_most),
         cmocka_unit_test(running_ones_are_never_pushed_out),
+        cmocka_unit_test(chosen_ids_do_not_share_a_bucket),
         cmocka_unit_test(sequences_agree_with_a_list),
     };
 
