@@ -76,13 +76,21 @@ static void replay_read(struct job *job, const rd_kafka_headers_t *headers)
     job->attempt += (int32_t)attempt;
 }
 
+/* The sender chose it, so it may be any 64 bits: without one that means something, now_us. */
+static int64_t record_timestamp_us(const rd_kafka_message_t *message, int64_t now_us)
+{
+    rd_kafka_timestamp_type_t type;
+    int64_t timestamp_ms = rd_kafka_message_timestamp(message, &type);
+    bool known = type != RD_KAFKA_TIMESTAMP_NOT_AVAILABLE && timestamp_ms >= 0;
+
+    return known && timestamp_ms <= INT64_MAX / 1000 ? timestamp_ms * 1000 : now_us;
+}
+
 static struct job *job_from(const rd_kafka_message_t *message,
                             const struct assignment_admission *answer)
 {
     struct job *job = job_create(message->len + message->key_len);
     rd_kafka_headers_t *headers = NULL;
-    rd_kafka_timestamp_type_t type;
-    int64_t timestamp_ms;
 
     if (!job)
         return NULL;
@@ -93,11 +101,9 @@ static struct job *job_from(const rd_kafka_message_t *message,
     job->run_alone = answer->run_alone;
     job->log.partition = message->partition;
     job->log.offset = message->offset;
-    timestamp_ms = rd_kafka_message_timestamp(message, &type);
     job->accepted_at_us = clock_wall_us();
     job->accepted_mono_us = clock_mono_us();
-    job->record_timestamp_us =
-        type == RD_KAFKA_TIMESTAMP_NOT_AVAILABLE ? job->accepted_at_us : timestamp_ms * 1000;
+    job->record_timestamp_us = record_timestamp_us(message, job->accepted_at_us);
     if (message->key)
         job->original_key = arena_text(job->arena, message->key, message->key_len);
     if (message->payload)

@@ -61,6 +61,11 @@ static int shown(struct text text)
     return (int)utf8_cut(text.data, text.size, NAME_MAX_BYTES);
 }
 
+static bool text_is(struct text text, const char *wanted)
+{
+    return text.size == strlen(wanted) && !memcmp(text.data, wanted, text.size);
+}
+
 static bool check_text(struct validate_problems *problems, const char *field, struct text text,
                        size_t max)
 {
@@ -227,7 +232,7 @@ void generation_validate(const struct generation_request *request,
     check_int(problems, "priority", request->priority, -PRIORITY_MAX, PRIORITY_MAX);
     check_text(problems, "tenant", request->tenant, NAME_MAX_BYTES);
     if (check_text(problems, "model", request->model, NAME_MAX_BYTES) && request->model.size &&
-        strcmp(request->model.data, model_name))
+        !text_is(request->model, model_name))
         validate_problem(problems, "model: \"%s\" is not served here, the choice is \"\" or \"%s\"",
                          request->model.data, model_name);
     check_metadata(request, problems);

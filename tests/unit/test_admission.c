@@ -84,6 +84,8 @@ static int teardown(void **state)
 
 /* ---- records ---- */
 
+static int64_t record_timestamp_ms; /* of the next records; 0 = now */
+
 static rd_kafka_message_t *through_kafka(const void *payload, size_t size,
                                          rd_kafka_headers_t *headers)
 {
@@ -94,9 +96,10 @@ static rd_kafka_message_t *through_kafka(const void *payload, size_t size,
                             {.vtype = RD_KAFKA_VTYPE_KEY, .u.mem = {(void *)"key", 3}},
                             {.vtype = RD_KAFKA_VTYPE_VALUE, .u.mem = {(void *)payload, size}},
                             {.vtype = RD_KAFKA_VTYPE_MSGFLAGS, .u.i = RD_KAFKA_MSG_F_COPY},
+                            {.vtype = RD_KAFKA_VTYPE_TIMESTAMP, .u.i64 = record_timestamp_ms},
                             {.vtype = RD_KAFKA_VTYPE_HEADERS, .u.headers = headers}};
 
-    assert_null(rd_kafka_produceva(producer, args, headers ? 6 : 5));
+    assert_null(rd_kafka_produceva(producer, args, headers ? 7 : 6));
     assert_int_equal(rd_kafka_flush(producer, 10000), 0);
     while (!message && clock_mono_us() < until) {
         message = rd_kafka_consumer_poll(k.consumer, 100);
@@ -168,6 +171,31 @@ static void a_good_request_goes_to_prepare(void **state)
     assert_true(job->record_timestamp_us > 1600000000000000); /* the record's, not 0 */
     assert_true(job->accepted_at_us >= job->record_timestamp_us);
     assert_int_equal(job->original_key.size, 3);
+}
+
+/* A sender may write any 64 bits as a record's timestamp. */
+static void a_timestamp_that_means_nothing_is_the_time_of_reading(void **state)
+{
+    static const int64_t nothing[] = {-2, INT64_MIN + 1, INT64_MAX / 1000 + 1, INT64_MAX};
+    static const int64_t something[] = {1, INT64_MAX / 1000};
+    struct job *job;
+
+    (void)state;
+    for (int i = 0; i < 6; i++) {
+        char id[37];
+
+        snprintf(id, sizeof id, "00000000-0000-4000-8000-0000000001%02d", i);
+        record_timestamp_ms = i < 4 ? nothing[i] : something[i - 4];
+        assert_int_equal(admit_request(id, NULL, &first), ADMISSION_OK);
+        job = job_list_pop(&prepared);
+        assert_int_equal(job->record_timestamp_us,
+                         i < 4 ? job->accepted_at_us : something[i - 4] * 1000);
+        job_finish(job, JOB_COMPLETED, NULL, NULL, job->accepted_at_us + 1);
+        assert_in_range(job->result.timings.queue_us, 0, job->accepted_at_us + 1);
+        assert_in_range(job->result.timings.total_us, 0, job->accepted_at_us + 1);
+        job_destroy(job);
+    }
+    record_timestamp_ms = 0;
 }
 
 static void long_trace_headers_are_dropped(void **state)
@@ -448,6 +476,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(a_good_request_goes_to_prepare),
+        TEST(a_timestamp_that_means_nothing_is_the_time_of_reading),
         TEST(long_trace_headers_are_dropped),
         TEST(bytes_that_nobody_can_decode_are_dead_letters),
         TEST(a_request_that_decodes_into_much_is_no_dead_letter),

@@ -184,6 +184,7 @@ static void texts_keep_to_their_sizes(void **state)
     r.tenant.size = 65;
     refuse(&r, "tenant:", "65", "64");
     EDGE_BAD(model, text_of("gpt"), "gpt", "prometheus-mini");
+    EDGE_BAD(model, ((struct text){"prometheus-mini\0or not", 22}), "prometheus-mini", "served");
     EDGE_BAD(target_language, text_of("xx"), "xx", "control token");
     EDGE_BAD(author, text_of("author_77"), "author_77", "control token");
     EDGE_BAD(prompt, text_of(""), "empty", "source_tokens");
