@@ -106,6 +106,11 @@ begin
         (select job_id from job where finished_at < oldest order by finished_at limit 20000);
     get diagnostics gone = row_count;
     more := more or gone = 20000;
+    -- their final event was lost, with the events topic's retention for one
+    delete from job where job_id in
+        (select job_id from job where finished_at is null and updated_at < oldest limit 20000);
+    get diagnostics gone = row_count;
+    more := more or gone = 20000;
     delete from latency_histogram where ctid in
         (select ctid from latency_histogram where minute < oldest order by minute limit 20000);
     get diagnostics gone = row_count;

@@ -1,7 +1,7 @@
 -- SPDX-License-Identifier: MIT
 -- Tables, least privilege, partitions and retention.
 begin;
-select plan(26);
+select plan(28);
 
 select col_is_pk('job', 'job_id');
 select col_is_pk('recorder_offset', array['topic', 'partition']);
@@ -47,6 +47,11 @@ select is(recorder_maintain(14, 100), true, 'more is left after 20,000 rows');
 select ok((select recorder_maintain(14, 100) is false and count(*) > 0 from job) and
     (select max(finished_at) > now() - interval '1 day' from job) and
     (select recorder_maintain(14, 100) is false), 'until nothing is');
+insert into job (job_id, status, state_rank, attempt, tenant, model, worker, source_partition, source_offset, updated_at)
+select gen_random_uuid(), 'started', 2, 1, '', '', '', 0, n, now() - make_interval(days => n)
+  from unnest(array[99, 101]) n;
+select is(recorder_maintain(14, 100), false, 'jobs whose end was never told are looked at, too');
+select is((select count(*)::int from job where finished_at is null), 1, 'and go when they are as old');
 
 select finish();
 rollback;
