@@ -171,6 +171,7 @@ static void *control_main(void *argument)
 {
     struct control *c = argument;
 
+    pthread_setname_np(pthread_self(), "control");
     while (!atomic_load(&c->stopping)) {
         rd_kafka_message_t *message = rd_kafka_consumer_poll(c->consumer, POLL_MS);
 

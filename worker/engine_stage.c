@@ -18,7 +18,9 @@
 #include "worker/text_stage.h"
 
 enum {
-    ADMIT_AT_ONCE = 64, /* encoding is work that running rows wait for */
+    CPU_ADMIT_MOST = 64, /* encoding is work that running rows wait for */
+    CPU_STEPS = 1,
+    CUDA_STEPS = 4, /* it encodes beside the steps: as many join as there is room for */
     STOPS_AT_ONCE = 64,
     SWEEP_US = 3000,
     IDLE_WAIT_US = 100000,
@@ -40,9 +42,12 @@ struct engine_stage {
     int32_t *free_places;    /* (free_count) */
     struct running **live;   /* (live_count) */
     int32_t max_rows, free_count, live_count;
-    struct running *pending[ADMIT_AT_ONCE]; /* taken, but the engine had no memory for them yet */
+    struct running **pending; /* (admit_most) taken, but the engine had no memory for them yet */
+    struct engine_request *requests; /* (admit_most) of these */
+    int32_t *slots;                  /* (admit_most) */
     int32_t pending_count;
-    bool alone; /* a suspect runs: nothing may join it */
+    int32_t admit_most, steps_each; /* a turn */
+    bool alone;                     /* a suspect runs: nothing may join it */
     uint32_t serial;
     struct step_batch *batch; /* the one being filled, or NULL */
     int64_t sweep_at_us;
@@ -223,14 +228,14 @@ static void pending_fill(struct engine_stage *s)
     if (idle)
         batch_send(s); /* what stops and sweeps ended */
     job_list_init(&jobs);
-    scheduler_take(s->pipeline->scheduler, ADMIT_AT_ONCE, engine_free_rows(s->engine), idle,
+    scheduler_take(s->pipeline->scheduler, s->admit_most, engine_free_rows(s->engine), idle,
                    idle ? IDLE_WAIT_US : 0, &jobs);
     while ((job = job_list_pop(&jobs)))
         take(s, job);
 }
 
 /* Drops what ended while it waited, and makes requests of the rest. */
-static void pending_review(struct engine_stage *s, struct engine_request *requests)
+static void pending_review(struct engine_stage *s)
 {
     int64_t now = clock_mono_us(), now_wall = clock_wall_us();
     int32_t kept = 0;
@@ -247,7 +252,7 @@ static void pending_review(struct engine_stage *s, struct engine_request *reques
         r->job->started_mono_us = now;
         r->tag = (uint64_t)++s->serial << 32 | (uint32_t)s->free_places[s->free_count - 1 - kept];
         generation_run_request(&r->job->request, r->job->source, r->job->source_count, r->tag,
-                               &requests[kept]);
+                               &s->requests[kept]);
         s->pending[kept++] = r;
     }
     s->pending_count = kept;
@@ -271,15 +276,14 @@ static void joined(struct engine_stage *s, struct running *r, int32_t slot)
 
 static void admit(struct engine_stage *s)
 {
-    struct engine_request requests[ADMIT_AT_ONCE];
-    int32_t slots[ADMIT_AT_ONCE], count;
     struct error error;
+    int32_t count;
 
     pending_fill(s);
-    pending_review(s, requests);
+    pending_review(s);
     if (!s->pending_count || !batch_get(s))
         return;
-    count = engine_admit(s->engine, s->pending_count, requests, slots, &error);
+    count = engine_admit(s->engine, s->pending_count, s->requests, s->slots, &error);
     if (count < 0) {
         health_fail(s->pipeline->health, "engine: %s", error.message);
         return;
@@ -288,11 +292,11 @@ static void admit(struct engine_stage *s)
         health_fail(s->pipeline->health,
                     "the idle engine has no room for a job of %d source and %d new tokens; raise "
                     "engine.memory_mb",
-                    requests[0].source_len, requests[0].max_new);
+                    s->requests[0].source_len, s->requests[0].max_new);
         return;
     }
     for (int32_t i = 0; i < count; i++)
-        joined(s, s->pending[i], slots[i]);
+        joined(s, s->pending[i], s->slots[i]);
     s->pending_count -= count;
     memmove(s->pending, s->pending + count, (size_t)s->pending_count * sizeof *s->pending);
 }
@@ -328,14 +332,11 @@ static void step(struct engine_stage *s)
     struct engine_output out;
     struct error error;
     int64_t begun;
-    int32_t k = (int32_t)s->pipeline->config->engine_steps;
 
     if (!batch_get(s))
         return;
-    if (!k)
-        k = strncmp(s->pipeline->config->engine_device, "cuda", 4) ? 1 : 4;
     begun = clock_mono_us();
-    if (engine_step(s->engine, k, &out, &error)) {
+    if (engine_step(s->engine, s->steps_each, &out, &error)) {
         health_fail(s->pipeline->health, "engine: %s", error.message);
         return;
     }
@@ -376,16 +377,31 @@ static void *engine_main(void *argument)
 
 /* ---- life ---- */
 
+/* How much of what a turn does, by the device. */
+static void pace_set(struct engine_stage *s)
+{
+    const struct config *config = s->pipeline->config;
+    bool cuda = !strncmp(config->engine_device, "cuda", 4);
+
+    s->admit_most = cuda || s->max_rows < CPU_ADMIT_MOST ? s->max_rows : CPU_ADMIT_MOST;
+    s->steps_each = config->engine_steps ? (int32_t)config->engine_steps
+                    : cuda               ? CUDA_STEPS
+                                         : CPU_STEPS;
+}
+
 static int parts_create(struct engine_stage *s, struct error *error)
 {
-    size_t rows = (size_t)s->max_rows;
+    size_t rows = (size_t)s->max_rows, most = (size_t)s->admit_most;
 
+    s->pending = calloc(most, sizeof *s->pending);
+    s->requests = calloc(most, sizeof *s->requests);
+    s->slots = calloc(most, sizeof *s->slots);
     s->places = calloc(rows, sizeof *s->places);
     s->live = calloc(rows, sizeof *s->live);
     s->free_places = calloc(rows, sizeof *s->free_places);
     s->ring = step_ring_create(s->max_rows);
-    if (running_table_init(&s->table, rows) || !s->places || !s->live || !s->free_places ||
-        !s->ring)
+    if (running_table_init(&s->table, rows) || !s->pending || !s->requests || !s->slots ||
+        !s->places || !s->live || !s->free_places || !s->ring)
         return error_set(error, "engine stage: out of memory for %d rows; lower engine.max_rows",
                          s->max_rows);
     while (s->free_count < s->max_rows) {
@@ -408,6 +424,7 @@ struct engine_stage *engine_stage_create(struct pipeline *pipeline, struct error
     s->engine = pipeline->engine;
     s->detokeniser = prompt_codec_detokeniser(pipeline->prompts);
     s->max_rows = engine_limits(s->engine)->max_rows;
+    pace_set(s);
     if (parts_create(s, error)) {
         engine_stage_destroy(s);
         return NULL;
@@ -449,6 +466,9 @@ void engine_stage_destroy(struct engine_stage *s)
     text_stage_destroy(s->text);
     step_ring_destroy(s->ring);
     running_table_free(&s->table);
+    free(s->pending);
+    free(s->requests);
+    free(s->slots);
     free(s->places);
     free(s->free_places);
     free(s->live);

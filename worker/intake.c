@@ -355,6 +355,7 @@ static void *intake_main(void *argument)
     const struct config *config = in->pipeline->config;
     char reason[8];
 
+    pthread_setname_np(pthread_self(), "intake");
     while (!atomic_load(&in->stopping) &&
            !health_failed(in->pipeline->health, reason, sizeof reason)) {
         int64_t now = clock_mono_us();

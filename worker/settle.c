@@ -482,6 +482,7 @@ static void *settle_main(void *argument)
     struct settle *s = argument;
     char reason[8];
 
+    pthread_setname_np(pthread_self(), "settle");
     while (!health_failed(s->pipeline->health, reason, sizeof reason)) {
         int64_t now = clock_mono_us();
         int64_t wait = s->ready.head ? s->pipeline->config->commit_interval_ms * 1000 -

@@ -35,7 +35,7 @@ enum {
 
 struct bench {
     const char *worker, *lines, *language, *model, *device, *compute;
-    int jobs, rows, steps, min_length, max_length, prepare_threads, hold;
+    int jobs, rows, steps, min_length, max_length, stream, prepare_threads, hold;
     struct arena *arena;
     struct generation_request *requests; /* (jobs) */
 };
@@ -67,6 +67,8 @@ static void request_fill(const struct bench *b, int i, struct text prompt,
     request->target_language = (struct text){b->language, strlen(b->language)};
     request->min_length = b->min_length;
     request->max_length = b->max_length;
+    request->stream = b->stream > 0;
+    request->stream_interval = b->stream > 0 ? b->stream : 1;
     request->created_at_us = clock_wall_us();
     must((void *)request->job_id.data);
 }
@@ -332,6 +334,19 @@ static rd_kafka_t *results_open(const char *brokers)
     return consumer;
 }
 
+/* Is it still there? */
+static void worker_look(pid_t worker)
+{
+    int status = 0;
+
+    if (waitpid(worker, &status, WNOHANG) != worker)
+        return;
+    fprintf(stderr, "worker_mock: the worker has ended, %s %d\n",
+            WIFEXITED(status) ? "exit status" : "signal",
+            WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status));
+    exit(1);
+}
+
 static struct counts results_read(const struct bench *b, const char *brokers, pid_t worker)
 {
     rd_kafka_t *consumer = results_open(brokers);
@@ -347,8 +362,7 @@ static struct counts results_read(const struct bench *b, const char *brokers, pi
         rd_kafka_message_t *message = rd_kafka_consumer_poll(consumer, 100);
 
         if (!message) {
-            if (waitpid(worker, NULL, WNOHANG))
-                fail("worker", "it has ended");
+            worker_look(worker);
             if (clock_mono_us() - seen_us > STALLED_US)
                 fail("results", "none came in a minute");
             continue;
@@ -364,6 +378,22 @@ static struct counts results_read(const struct bench *b, const char *brokers, pi
     arena_destroy(arena);
     codec_close(codec);
     return counts;
+}
+
+/* Records that the workers wrote there. */
+static int64_t topic_count(const char *brokers, const char *topic)
+{
+    rd_kafka_t *consumer = results_open(brokers);
+    int64_t count = 0, low, high;
+
+    for (int i = 0; i < PARTITIONS; i++) {
+        if (rd_kafka_query_watermark_offsets(consumer, topic, i, &low, &high, 5000))
+            fail(topic, "no offsets");
+        count += high;
+    }
+    rd_kafka_consumer_close(consumer);
+    rd_kafka_destroy(consumer);
+    return count;
 }
 
 static void worker_measure(const struct bench *b, double engine_rate)
@@ -386,9 +416,11 @@ static void worker_measure(const struct bench *b, double engine_rate)
     seconds = (double)(c.last_us - c.first_us) / 1e6;
     rate = (double)c.middle_tokens / seconds;
     printf("{\"what\":\"worker\",\"jobs\":%lld,\"not_completed\":%lld,\"tokens\":%lld,"
-           "\"tok_per_s\":%.0f,\"jobs_per_s\":%.0f,\"share\":%.3f}\n",
+           "\"tok_per_s\":%.0f,\"jobs_per_s\":%.0f,\"chunks_per_s\":%.0f,\"share\":%.3f}\n",
            (long long)c.results, (long long)c.other, (long long)c.tokens, rate,
-           (double)c.middle_results / seconds, engine_rate > 0.0 ? rate / engine_rate : 0.0);
+           (double)c.middle_results / seconds,
+           (double)topic_count(brokers, "pgpt.chunks") / (double)c.tokens * rate,
+           engine_rate > 0.0 ? rate / engine_rate : 0.0);
     fflush(stdout);
     threads_time_print("worker", worker);
     threads_time_print("worker_mock", getpid());
@@ -406,6 +438,7 @@ static const char help[] =
     "usage: worker_mock --worker build/pgpt-worker --lines FILE [option]...\n"
     "  --language ru --model models/prometheus-mini --device cpu --compute auto\n"
     "  --jobs 20000 --rows 512 --steps 4 --min-length 0 --max-length 128 --prepare-threads 4\n"
+    "  --stream N      a chunk every N tokens; 0 = none\n"
     "  --no-engine     leave out the engine alone\n"
     "  --hold SECONDS  keep the worker for so long at the end: with PGPT_HTTP_PORT its metrics can "
     "be read\n";
@@ -423,6 +456,7 @@ int main(int argc, char **argv)
                                           {"steps", 1, NULL, 's'},
                                           {"min-length", 1, NULL, 'n'},
                                           {"max-length", 1, NULL, 'x'},
+                                          {"stream", 1, NULL, 't'},
                                           {"prepare-threads", 1, NULL, 'p'},
                                           {"no-engine", 0, NULL, 'e'},
                                           {"hold", 1, NULL, 'h'},
@@ -473,6 +507,9 @@ int main(int argc, char **argv)
             break;
         case 'x':
             b.max_length = atoi(optarg);
+            break;
+        case 't':
+            b.stream = atoi(optarg);
             break;
         case 'p':
             b.prepare_threads = atoi(optarg);
