@@ -34,13 +34,11 @@ struct attention {
 cudaError_t attention_enqueue(const struct attention *attention, enum cuda_format format,
                               int32_t n_most, bool pdl, cudaStream_t stream);
 
-/* An encoder's self-attention: sequences side by side, none padded. qkv (tokens, 3 D) elements,
- * out (tokens, D); starts (count + 1): where each sequence begins; longest: of these. */
+/* An encoder's self-attention: sequences side by side, none padded. qkv (tokens, 3 * heads * 64)
+ * elements, out (tokens, heads * 64); starts (count + 1): where each sequence begins; longest: of
+ * these. */
 cudaError_t attention_encoder_enqueue(const void *qkv, void *out, const int32_t *starts,
                                       int32_t count, int32_t longest, int32_t heads,
                                       enum cuda_format format, cudaStream_t stream);
-/* Once a device. Longest source that fits into a block's shared memory. */
-cudaError_t attention_prepare(int shared_bytes_most);
-int32_t attention_source_most(enum cuda_format format, int shared_bytes_most);
 
 #endif

@@ -221,91 +221,112 @@ static cudaError_t tiles_enqueue(const void *qkv, void *out, const int32_t *star
 }
 
 /*
- * float32, in plain multiply-adds: a block takes 32 queries of one sequence and head; its keys and
- * values lie in shared memory (keys padded by one 8-byte word, so that lanes of different keys meet
- * different banks). A warp takes a query at a time: lane = key for the scores, lane = two
- * dimensions for the values.
+ * float32, in plain multiply-adds: a block takes 32 queries of one sequence and head, a warp 4 of
+ * them; keys and values come by PLAIN_KEYS through shared memory (keys padded by a word, so that
+ * lanes of different keys meet different banks). Lane = key for the scores, lane = two dimensions
+ * for the values.
  */
-enum { ENCODER_WARPS = 8, ENCODER_QUERIES = 32, ENCODER_KEY_PAD = 1 };
+enum {
+    PLAIN_WARPS = 8,
+    PLAIN_EACH = 4, /* queries a warp */
+    PLAIN_QUERIES = PLAIN_WARPS * PLAIN_EACH,
+    PLAIN_KEYS = 64,
+    PLAIN_STRIDE = HEAD + 1,
+};
 
-static __global__ void __launch_bounds__(ENCODER_WARPS * 32)
+/* A query's sums; the lane's two dimensions. */
+struct plain_sums {
+    float max, sum, x, y;
+};
+
+/* 32 more keys, of which `count` are the source's. query (64). */
+static __device__ __forceinline__ void plain_attend(const float *keys, const float *values,
+                                                    const float *query, int count, int lane,
+                                                    bool first, struct plain_sums *sums)
+{
+    const float *k = keys + min(lane, count - 1) * PLAIN_STRIDE;
+    struct plain_sums chunk = {0.0f, 0.0f, 0.0f, 0.0f};
+    float s = 0.0f, p, max, old_factor, factor;
+
+#pragma unroll 16
+    for (int d = 0; d < HEAD; d++)
+        s = __fmaf_rn(query[d], k[d], s);
+    if (lane >= count)
+        s = -INFINITY;
+    chunk.max = s;
+    for (int mask = 16; mask; mask >>= 1)
+        chunk.max = fmaxf(chunk.max, __shfl_xor_sync(0xffffffffu, chunk.max, mask));
+    p = lane < count ? expf(s - chunk.max) : 0.0f;
+    chunk.sum = p;
+    for (int mask = 16; mask; mask >>= 1)
+        chunk.sum += __shfl_xor_sync(0xffffffffu, chunk.sum, mask);
+    for (int j = 0; j < count; j++) {
+        float w = __shfl_sync(0xffffffffu, p, j);
+        float2 v = *(const float2 *)(values + j * HEAD + 2 * lane);
+
+        chunk.x = __fmaf_rn(w, v.x, chunk.x);
+        chunk.y = __fmaf_rn(w, v.y, chunk.y);
+    }
+    if (first) {
+        *sums = chunk;
+        return;
+    }
+    max = fmaxf(sums->max, chunk.max);
+    factor = expf(chunk.max - max);
+    old_factor = expf(sums->max - max);
+    sums->max = max;
+    sums->sum = __fadd_rn(__fmul_rn(sums->sum, old_factor), __fmul_rn(chunk.sum, factor));
+    sums->x = __fadd_rn(__fmul_rn(sums->x, old_factor), __fmul_rn(chunk.x, factor));
+    sums->y = __fadd_rn(__fmul_rn(sums->y, old_factor), __fmul_rn(chunk.y, factor));
+}
+
+static __global__ void __launch_bounds__(PLAIN_WARPS * 32)
     attention_encoder_plain(const float *qkv, float *out, const int32_t *starts, int32_t heads)
 {
-    extern __shared__ __align__(16) float encoder_shared[];
+    __shared__ float keys[PLAIN_KEYS * PLAIN_STRIDE];
+    __shared__ __align__(8) float values[PLAIN_KEYS * HEAD], queries[PLAIN_QUERIES * HEAD];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int head = blockIdx.y, D = heads * HEAD;
     const int begin = starts[blockIdx.x], length = starts[blockIdx.x + 1] - begin;
-    const int first = blockIdx.z * ENCODER_QUERIES;
-    const int key_stride = HEAD + ENCODER_KEY_PAD;
-    float *keys = encoder_shared, *values = keys + ((size_t)length * key_stride + 3) / 4 * 4;
-    float *queries = values + (size_t)length * HEAD; /* (warps, 64) */
+    const int first = blockIdx.z * PLAIN_QUERIES;
+    const float *source = qkv + (size_t)begin * 3 * D + head * HEAD;
+    struct plain_sums sums[PLAIN_EACH];
 
     if (first >= length)
         return;
-    for (int i = threadIdx.x; i < length * (HEAD / 2); i += blockDim.x) {
-        int t = i >> 5, d = (i & 31) * 2;
-        const float *from = qkv + (size_t)(begin + t) * 3 * D + head * HEAD + d;
+    for (int i = threadIdx.x; i < PLAIN_QUERIES * HEAD; i += blockDim.x) {
+        const int query = first + i / HEAD;
 
-        keys[t * key_stride + d] = from[D];
-        keys[t * key_stride + d + 1] = from[D + 1];
-        values[t * HEAD + d] = from[2 * D];
-        values[t * HEAD + d + 1] = from[2 * D + 1];
+        queries[i] = query < length ? source[(size_t)query * 3 * D + i % HEAD] * 0.125f : 0.0f;
     }
-    __syncthreads();
-    for (int query = first + warp; query < length && query < first + ENCODER_QUERIES;
-         query += ENCODER_WARPS) {
-        const float *from = qkv + (size_t)(begin + query) * 3 * D + head * HEAD;
-        float max = -INFINITY, sum = 0.0f, x = 0.0f, y = 0.0f;
-        float *mine = queries + warp * HEAD;
+#pragma unroll 1
+    for (int at = 0; at < length; at += PLAIN_KEYS) {
+        const int here = min(PLAIN_KEYS, length - at);
 
-        __syncwarp();
-        mine[2 * lane] = from[2 * lane] * 0.125f;
-        mine[2 * lane + 1] = from[2 * lane + 1] * 0.125f;
-        __syncwarp();
-        for (int c = 0; c * 32 < length; c++) {
-            const float *k = keys + (size_t)min(c * 32 + lane, length - 1) * key_stride;
-            int count = min(32, length - c * 32);
-            float s = 0.0f, chunk_max, p, chunk_sum, factor, chunk_factor, cx = 0.0f, cy = 0.0f;
+        __syncthreads(); /* all have left the keys before */
+        for (int i = threadIdx.x; i < here * HEAD; i += blockDim.x) {
+            const float *from = source + (size_t)(at + i / HEAD) * 3 * D + i % HEAD;
 
-#pragma unroll 16
-            for (int d = 0; d < HEAD; d++)
-                s = __fmaf_rn(mine[d], k[d], s);
-            if (lane >= count)
-                s = -INFINITY;
-            chunk_max = s;
-            for (int mask = 16; mask; mask >>= 1)
-                chunk_max = fmaxf(chunk_max, __shfl_xor_sync(0xffffffffu, chunk_max, mask));
-            p = lane < count ? expf(s - chunk_max) : 0.0f;
-            chunk_sum = p;
-            for (int mask = 16; mask; mask >>= 1)
-                chunk_sum += __shfl_xor_sync(0xffffffffu, chunk_sum, mask);
-            for (int j = 0; j < count; j++) {
-                float w = __shfl_sync(0xffffffffu, p, j);
-                float2 v = *(const float2 *)(values + (size_t)(c * 32 + j) * HEAD + 2 * lane);
-
-                cx = __fmaf_rn(w, v.x, cx);
-                cy = __fmaf_rn(w, v.y, cy);
-            }
-            if (c == 0) {
-                max = chunk_max, sum = chunk_sum, x = cx, y = cy;
-                continue;
-            }
-            factor = fmaxf(max, chunk_max);
-            chunk_factor = expf(chunk_max - factor);
-            max = expf(max - factor);
-            sum = __fadd_rn(__fmul_rn(sum, max), __fmul_rn(chunk_sum, chunk_factor));
-            x = __fadd_rn(__fmul_rn(x, max), __fmul_rn(cx, chunk_factor));
-            y = __fadd_rn(__fmul_rn(y, max), __fmul_rn(cy, chunk_factor));
-            max = factor;
+            keys[i / HEAD * PLAIN_STRIDE + i % HEAD] = from[D];
+            values[i] = from[2 * D];
         }
-        format_set2(out + (size_t)(begin + query) * D + head * HEAD + 2 * lane, x / sum, y / sum);
+        __syncthreads();
+#pragma unroll 1
+        for (int c = 0; c < here; c += 32)
+#pragma unroll
+            for (int i = 0; i < PLAIN_EACH; i++) /* also those past the end: zeros */
+                plain_attend(keys + c * PLAIN_STRIDE, values + c * HEAD,
+                             queries + (i * PLAIN_WARPS + warp) * HEAD, min(32, here - c), lane,
+                             at + c == 0, &sums[i]);
     }
-}
+#pragma unroll
+    for (int i = 0; i < PLAIN_EACH; i++) {
+        const int query = first + i * PLAIN_WARPS + warp;
 
-static size_t encoder_shared_bytes(int32_t longest)
-{
-    return sizeof(float) * (((size_t)longest * (HEAD + ENCODER_KEY_PAD) + 3) / 4 * 4 +
-                            (size_t)longest * HEAD + ENCODER_WARPS * HEAD);
+        if (query < length)
+            format_set2(out + (size_t)(begin + query) * D + head * HEAD + 2 * lane,
+                        sums[i].x / sums[i].sum, sums[i].y / sums[i].sum);
+    }
 }
 
 cudaError_t attention_encoder_enqueue(const void *qkv, void *out, const int32_t *starts,
@@ -316,25 +337,7 @@ cudaError_t attention_encoder_enqueue(const void *qkv, void *out, const int32_t 
         return tiles_enqueue<format_f16>(qkv, out, starts, count, longest, heads, stream);
     if (format == CUDA_BF16)
         return tiles_enqueue<format_bf16>(qkv, out, starts, count, longest, heads, stream);
-    return launch(attention_encoder_plain,
-                  dim3(count, heads, (longest + ENCODER_QUERIES - 1) / ENCODER_QUERIES),
-                  ENCODER_WARPS * 32, encoder_shared_bytes(longest), false, stream,
-                  (const float *)qkv, (float *)out, starts, heads);
-}
-
-cudaError_t attention_prepare(int shared_bytes_most)
-{
-    return cudaFuncSetAttribute((const void *)attention_encoder_plain,
-                                cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes_most);
-}
-
-int32_t attention_source_most(enum cuda_format format, int shared_bytes_most)
-{
-    int32_t most = 32;
-
-    if (format != CUDA_F32)
-        return ATTENTION_POSITIONS;
-    while (encoder_shared_bytes(most + 32) <= (size_t)shared_bytes_most)
-        most += 32;
-    return most;
+    return launch(
+        attention_encoder_plain, dim3(count, heads, (longest + PLAIN_QUERIES - 1) / PLAIN_QUERIES),
+        PLAIN_WARPS * 32, 0, false, stream, (const float *)qkv, (float *)out, starts, heads);
 }

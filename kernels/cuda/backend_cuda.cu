@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,37 +10,9 @@
 #include "kernels/cuda/check.h"
 #include "kernels/search/rules_create.h"
 
-enum { DEFAULT_ROWS = 512, MAX_ROWS = 4096, HEAD_WIDTH = 64, GENERIC_CAPABILITY = 80 };
+enum { DEFAULT_ROWS = 512, MAX_ROWS = 4096, GENERIC_CAPABILITY = 80, GENERIC_SMALL = 86 };
 
 /* ---- opening ---- */
-
-static int sizes_check(const struct model_config *config, enum cuda_format format, int shared_bytes,
-                       struct error *error)
-{
-    int32_t ffn =
-        config->encoder_ffn > config->decoder_ffn ? config->encoder_ffn : config->decoder_ffn;
-    const int32_t unit = 256;
-
-    if (config->d_model / config->encoder_heads != HEAD_WIDTH ||
-        config->d_model / config->decoder_heads != HEAD_WIDTH || config->decoder_heads % 4)
-        return error_set(
-            error,
-            "CUDA: d_model %d with %d and %d heads: the kernels take heads of %d, four at a "
-            "time; run this model on the CPU",
-            config->d_model, config->encoder_heads, config->decoder_heads, HEAD_WIDTH);
-    if (config->d_model % unit || config->d_model > 1024)
-        return error_set(
-            error, "CUDA: d_model %d is no multiple of %d up to 1024; run this model on the CPU",
-            config->d_model, unit);
-    if (config->encoder_ffn % unit || config->decoder_ffn % unit ||
-        !product_fits(format, ffn, shared_bytes))
-        return error_set(
-            error,
-            "CUDA: feed-forward widths %d and %d: the kernels take multiples of %d that fit a "
-            "multiprocessor's %d bytes of shared memory; run this model on the CPU",
-            config->encoder_ffn, config->decoder_ffn, unit, shared_bytes);
-    return 0;
-}
 
 static int device_parse(const char *name, struct error *error)
 {
@@ -161,10 +134,8 @@ static int tables_open(struct backend *backend, struct error *error)
 }
 
 static int limits_fill(const struct model_config *config, const struct engine_options *options,
-                       enum cuda_format activations, int shared_bytes, struct engine_limits *limits,
-                       struct error *error)
+                       struct engine_limits *limits, struct error *error)
 {
-    int32_t source_fits = attention_source_most(activations, shared_bytes);
     int32_t positions = config->positions;
 
     limits->max_rows = options->max_rows ? options->max_rows : DEFAULT_ROWS;
@@ -173,8 +144,8 @@ static int limits_fill(const struct model_config *config, const struct engine_op
     if (limits->max_rows < 1 || limits->max_rows > MAX_ROWS)
         return error_set(error, "max_rows %d: the CUDA back end takes 1 to %d", limits->max_rows,
                          MAX_ROWS);
-    if (limits->max_source > source_fits)
-        limits->max_source = source_fits;
+    if (limits->max_source > ATTENTION_POSITIONS)
+        limits->max_source = ATTENTION_POSITIONS;
     if (limits->max_new > ATTENTION_POSITIONS)
         limits->max_new = ATTENTION_POSITIONS;
     return 0;
@@ -194,6 +165,26 @@ static void info_fill(const struct backend *backend, const struct cudaDeviceProp
     info->cache_bytes = backend->memory.cache_bytes;
     info->work_bytes =
         backend->memory.device_bytes - backend->memory.cache_bytes + backend->memory.pinned_bytes;
+}
+
+/* PGPT_CUDA_GENERIC=1 runs as if the device had nothing of Hopper's, 86 with the shared memory of
+ * compute capability 8.6, too. */
+static int capability_of(const struct cudaDeviceProp *properties)
+{
+    int capability = properties->major * 10 + properties->minor;
+    const char *generic = getenv("PGPT_CUDA_GENERIC");
+
+    if (!generic || capability <= GENERIC_CAPABILITY)
+        return capability;
+    return atoi(generic) == GENERIC_SMALL ? GENERIC_SMALL : GENERIC_CAPABILITY;
+}
+
+/* Most bytes of shared memory that a block of such a device can ask for. */
+static int shared_generic(int capability)
+{
+    return capability == GENERIC_SMALL        ? 99 * 1024
+           : capability == GENERIC_CAPABILITY ? 163 * 1024
+                                              : INT_MAX;
 }
 
 static void cuda_close(struct backend *backend);
@@ -219,9 +210,7 @@ static struct backend *cuda_open(const struct model *model, const struct engine_
         goto fail;
     CUDA_TRY(cudaSetDevice(backend->device), error, fail);
     CUDA_TRY(cudaGetDeviceProperties(&properties, backend->device), error, fail);
-    backend->capability = properties.major * 10 + properties.minor;
-    if (getenv("PGPT_CUDA_GENERIC") && backend->capability > GENERIC_CAPABILITY)
-        backend->capability = GENERIC_CAPABILITY; /* as if the device had nothing of Hopper's */
+    backend->capability = capability_of(&properties);
     backend->pdl = backend->capability >= 90 && !getenv("PGPT_CUDA_NO_PDL");
     if (backend->capability < GENERIC_CAPABILITY) {
         error_set(error, "device %s (%s) has compute capability %d.%d, 8.0 or later is needed",
@@ -231,16 +220,11 @@ static struct backend *cuda_open(const struct model *model, const struct engine_
     CUDA_TRY(
         cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, backend->device),
         error, fail);
-    if (sizes_check(&model->config,
-                    !strcmp(compute, "fp32")                                  ? CUDA_F32
-                    : !strcmp(compute, "int8") || !strcmp(compute, "dynamic") ? CUDA_INT8
-                                                                              : CUDA_F16,
-                    shared, error) ||
-        limits_fill(&model->config, options, !strcmp(compute, "fp32") ? CUDA_F32 : CUDA_F16, shared,
-                    limits, error))
+    if (shared > shared_generic(backend->capability))
+        shared = shared_generic(backend->capability);
+    if (limits_fill(&model->config, options, limits, error))
         goto fail;
     CUDA_TRY(product_prepare(backend->capability, shared), error, fail);
-    CUDA_TRY(attention_prepare(shared), error, fail);
     backend->limits = *limits;
     backend->network = network_open(model, compute, error);
     if (!backend->network)
@@ -517,6 +501,7 @@ static int trace_encode(struct backend *backend, const struct backend_trace *tra
     int32_t tokens = trace->source_len, *host = m->host;
     struct network_sources sources = sources_of(m, tokens, 1, tokens);
     float *output = backend->memory.encode_space.x;
+    size_t width = (size_t)backend->network->config.d_model * sizeof(float);
 
     host[0] = tokens;
     for (int32_t t = 0; t < tokens; t++) {
@@ -533,10 +518,9 @@ static int trace_encode(struct backend *backend, const struct backend_trace *tra
                             &backend->memory.cross, true, backend->decode),
              error, fail);
     if (trace->encoder)
-        CUDA_TRY(cudaMemcpyAsync(trace->encoder, output,
-                                 (size_t)tokens * (size_t)backend->network->config.d_model *
-                                     sizeof(float),
-                                 cudaMemcpyDeviceToHost, backend->decode),
+        CUDA_TRY(cudaMemcpy2DAsync(trace->encoder, width, output,
+                                   (size_t)backend->network->sizes.width * sizeof(float), width,
+                                   (size_t)tokens, cudaMemcpyDeviceToHost, backend->decode),
                  error, fail);
     CUDA_TRY(cudaStreamSynchronize(backend->decode), error, fail);
     return 0;

@@ -5,7 +5,10 @@
 
 #include "kernels/cuda/check.h"
 
-enum { CACHE_SCALED = 32 }; /* values of an int8 cache that share a scale */
+enum {
+    CACHE_HEAD = 64,   /* values of a head's position */
+    CACHE_SCALED = 32, /* of an int8 cache, that share a scale */
+};
 
 /* Hands out consecutive pieces of a block; with base NULL it only adds up. */
 struct carver {
@@ -27,7 +30,8 @@ static size_t cache_carve(struct carver *carver, const struct network *network,
 {
     size_t element = sizes->cache_int8 ? 1 : network->activations == CUDA_F32 ? 4 : 2;
     size_t layers = (size_t)network->config.decoder_layers;
-    size_t values = (size_t)sizes->max_rows * (size_t)network->config.d_model * (size_t)positions;
+    size_t values = (size_t)sizes->max_rows * (size_t)network->sizes.decoder_heads * CACHE_HEAD *
+                    (size_t)positions;
 
     cache->positions = positions;
     cache->layer_stride = values * element;

@@ -8,7 +8,7 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/check.h"
 
-enum { OWNED_MOST = 4096 };
+enum { OWNED_MOST = 4096, HEAD_WIDTH = 64, HEADS_UNIT = PRODUCT_INPUTS / HEAD_WIDTH };
 
 static int element_bytes(enum cuda_format activations)
 {
@@ -131,46 +131,76 @@ out:
     return result;
 }
 
-/* Up to three linear layers of the same input, one after the other in the output columns. */
-static int linear_upload(struct network *network, const struct model_linear *const *parts,
-                         int count, enum cuda_format format, struct cuda_weight *out,
-                         struct error *error)
+/* Where a side of a weight goes when it is filled up: `heads` heads of `each` (0: all in a row), of
+ * which each begins HEAD_WIDTH after the last; `size` with all that fills it up. */
+struct side {
+    int32_t heads, each, size;
+};
+
+static int32_t side_at(const struct side *side, int32_t i)
 {
-    int32_t K = (int32_t)parts[0]->weight.cols, N = 0;
-    float *weight, *bias;
+    return side->heads ? i / side->each * HEAD_WIDTH + i % side->each : i;
+}
+
+/* A linear layer's place in a weight (rows.size, columns.size) and its bias. */
+static int linear_place(const struct model_linear *linear, const struct side *rows,
+                        const struct side *columns, float factor, float *weight, float *bias,
+                        struct error *error)
+{
+    int32_t N = (int32_t)linear->weight.rows, K = (int32_t)linear->weight.cols;
+    float *from = (float *)malloc(((size_t)N * K + (size_t)N) * sizeof *from);
+
+    if (!from)
+        return error_set(error, "out of memory reading a weight of %d x %d", N, K);
+    model_tensor_f32(&linear->weight, from);
+    model_tensor_f32(&linear->bias, from + (size_t)N * K);
+    for (int32_t n = 0; n < N; n++) {
+        float *to = weight + (size_t)side_at(rows, n) * columns->size;
+
+        for (int32_t k = 0; k < K; k++)
+            to[side_at(columns, k)] = from[(size_t)n * K + k] * factor;
+        bias[side_at(rows, n)] = from[(size_t)N * K + n] * factor;
+    }
+    free(from);
+    return 0;
+}
+
+/* Up to three linear layers of the same input, one after the other in the output columns; the
+ * first one's output times `factor`. */
+static int linear_upload(struct network *network, const struct model_linear *const *parts,
+                         int count, const struct side *rows, const struct side *columns,
+                         float factor, struct cuda_weight *out, struct error *error)
+{
+    int32_t N = count * rows->size, K = columns->size;
+    float *weight = (float *)calloc((size_t)N * K, sizeof *weight);
+    float *bias = (float *)calloc((size_t)N, sizeof *bias);
     int result = -1;
 
-    for (int i = 0; i < count; i++)
-        N += (int32_t)parts[i]->weight.rows;
-    weight = (float *)malloc((size_t)N * K * sizeof *weight);
-    bias = (float *)malloc((size_t)N * sizeof *bias);
     if (!weight || !bias) {
         error_set(error, "out of memory reading a weight of %d x %d", N, K);
         goto out;
     }
-    N = 0;
-    for (int i = 0; i < count; i++) {
-        model_tensor_f32(&parts[i]->weight, weight + (size_t)N * K);
-        model_tensor_f32(&parts[i]->bias, bias + N);
-        N += (int32_t)parts[i]->weight.rows;
-    }
-    result = weight_upload(network, weight, bias, N, K, format, out, error);
+    for (int i = 0; i < count; i++)
+        if (linear_place(parts[i], rows, columns, i ? 1.0f : factor,
+                         weight + (size_t)i * rows->size * K, bias + i * rows->size, error))
+            goto out;
+    result = weight_upload(network, weight, bias, N, K, network->format, out, error);
 out:
     free(weight);
     free(bias);
     return result;
 }
 
-static int tensor_upload(struct network *network, const struct model_tensor *tensor, float **out,
-                         struct error *error)
+/* A row of numbers, filled up to `size`. */
+static int tensor_upload(struct network *network, const struct model_tensor *tensor, int32_t size,
+                         float **out, struct error *error)
 {
-    size_t count = (size_t)(tensor->rows * tensor->cols);
-    float *values = (float *)malloc(count * sizeof *values);
+    float *values = (float *)calloc((size_t)size, sizeof *values);
 
     if (!values)
-        return error_set(error, "out of memory reading a tensor of %zu values", count);
+        return error_set(error, "out of memory reading a tensor of %d values", size);
     model_tensor_f32(tensor, values);
-    *out = (float *)network_upload(network, values, count * sizeof *values, error);
+    *out = (float *)network_upload(network, values, (size_t)size * sizeof *values, error);
     free(values);
     return *out ? 0 : -1;
 }
@@ -178,9 +208,9 @@ static int tensor_upload(struct network *network, const struct model_tensor *ten
 static int norm_upload(struct network *network, const struct model_norm *norm,
                        struct network_norm *out, struct error *error)
 {
-    if (tensor_upload(network, &norm->weight, &out->gamma, error))
+    if (tensor_upload(network, &norm->weight, network->sizes.width, &out->gamma, error))
         return -1;
-    return tensor_upload(network, &norm->bias, &out->beta, error);
+    return tensor_upload(network, &norm->bias, network->sizes.width, &out->beta, error);
 }
 
 static int layer_upload(struct network *network, const struct model_layer *layer, bool decoder,
@@ -189,46 +219,63 @@ static int layer_upload(struct network *network, const struct model_layer *layer
     const struct model_linear *qkv[] = {&layer->self.q, &layer->self.k, &layer->self.v};
     const struct model_linear *self_out[] = {&layer->self.out}, *fc1[] = {&layer->fc1};
     const struct model_linear *fc2[] = {&layer->fc2};
-    enum cuda_format format = network->format;
+    const struct model_config *config = &network->config;
+    const struct network_sizes *sizes = &network->sizes;
+    const int32_t heads = decoder ? config->decoder_heads : config->encoder_heads;
+    const int32_t filled = decoder ? sizes->decoder_heads : sizes->encoder_heads;
+    const struct side width = {0, 0, sizes->width};
+    const struct side ffn = {0, 0, decoder ? sizes->decoder_ffn : sizes->encoder_ffn};
+    const struct side attention = {heads, config->d_model / heads, filled * HEAD_WIDTH};
+    /* kernels divide scores by the root of HEAD_WIDTH, not of the model's */
+    const float factor = sqrtf((float)HEAD_WIDTH / (float)attention.each);
 
-    if (linear_upload(network, qkv, 3, format, &out->qkv, error) ||
-        linear_upload(network, self_out, 1, format, &out->out, error) ||
+    if (linear_upload(network, qkv, 3, &attention, &width, factor, &out->qkv, error) ||
+        linear_upload(network, self_out, 1, &width, &attention, 1.0f, &out->out, error) ||
         norm_upload(network, &layer->self.norm, &out->self_norm, error) ||
-        linear_upload(network, fc1, 1, format, &out->fc1, error) ||
-        linear_upload(network, fc2, 1, format, &out->fc2, error) ||
+        linear_upload(network, fc1, 1, &ffn, &width, 1.0f, &out->fc1, error) ||
+        linear_upload(network, fc2, 1, &width, &ffn, 1.0f, &out->fc2, error) ||
         norm_upload(network, &layer->norm, &out->norm, error))
         return -1;
     if (decoder) {
         const struct model_linear *q[] = {&layer->cross.q}, *o[] = {&layer->cross.out};
         const struct model_linear *kv[] = {&layer->cross.k, &layer->cross.v};
 
-        if (linear_upload(network, q, 1, format, &out->cross_q, error) ||
-            linear_upload(network, kv, 2, format, &out->cross_kv, error) ||
-            linear_upload(network, o, 1, format, &out->cross_out, error) ||
+        if (linear_upload(network, q, 1, &attention, &width, factor, &out->cross_q, error) ||
+            linear_upload(network, kv, 2, &attention, &width, 1.0f, &out->cross_kv, error) ||
+            linear_upload(network, o, 1, &width, &attention, 1.0f, &out->cross_out, error) ||
             norm_upload(network, &layer->cross.norm, &out->cross_norm, error))
             return -1;
     }
     return 0;
 }
 
+/* Rows of `K` values, one behind the other, to `width` from one to the next; zeros in between. */
+static void rows_spread(float *rows, int32_t count, int32_t K, int32_t width)
+{
+    for (int32_t i = count - 1; i > 0 && K < width; i--) {
+        memmove(rows + (size_t)i * width, rows + (size_t)i * K, (size_t)K * sizeof *rows);
+        memset(rows + (size_t)i * width - (width - K), 0, (size_t)(width - K) * sizeof *rows);
+    }
+}
+
 static int embedding_upload(struct network *network, const struct model_tensor *tensor,
                             const struct model_tensor *bias, enum cuda_format format,
                             struct cuda_weight *out, struct error *error)
 {
-    size_t count = (size_t)(tensor->rows * tensor->cols);
-    float *weight = (float *)malloc(count * sizeof *weight);
+    int32_t V = (int32_t)tensor->rows, K = (int32_t)tensor->cols, width = network->sizes.width;
+    float *weight = (float *)calloc((size_t)V * width, sizeof *weight);
     float *add = bias && bias->data ? (float *)malloc((size_t)tensor->rows * sizeof *add) : NULL;
     int result = -1;
 
     if (!weight || (bias && bias->data && !add)) {
-        error_set(error, "out of memory reading embeddings of %zu values", count);
+        error_set(error, "out of memory reading embeddings of %d x %d", V, width);
         goto out;
     }
     model_tensor_f32(tensor, weight);
+    rows_spread(weight, V, K, width);
     if (add)
         model_tensor_f32(bias, add);
-    result = weight_upload(network, weight, add, (int32_t)tensor->rows, (int32_t)tensor->cols,
-                           format, out, error);
+    result = weight_upload(network, weight, add, V, width, format, out, error);
 out:
     free(weight);
     free(add);
@@ -239,14 +286,14 @@ static int positions_upload(struct network *network, const struct model *model, 
                             float **out, struct error *error)
 {
     const struct model_config *config = &model->config;
-    float *table = (float *)malloc((size_t)config->positions * config->d_model * sizeof *table);
+    size_t width = (size_t)network->sizes.width, count = (size_t)config->positions * width;
+    float *table = (float *)calloc(count, sizeof *table);
 
     if (!table)
         return error_set(error, "out of memory making %d positions", config->positions);
     for (int32_t i = 0; i < config->positions; i++)
-        model_position_f32(model, decoder, i, table + (size_t)i * config->d_model);
-    *out = (float *)network_upload(
-        network, table, (size_t)config->positions * config->d_model * sizeof *table, error);
+        model_position_f32(model, decoder, i, table + (size_t)i * width);
+    *out = (float *)network_upload(network, table, count * sizeof *table, error);
     free(table);
     return *out ? 0 : -1;
 }
@@ -299,6 +346,44 @@ static int format_parse(struct network *network, const char *compute, enum cuda_
     return error_set(error, "compute %s: not one of fp32, fp16, bf16, int8, dynamic", compute);
 }
 
+static int32_t filled(int32_t size, int32_t unit)
+{
+    return (size + unit - 1) / unit * unit;
+}
+
+/* The sizes of the kernels, or why they have none for this model. */
+static int sizes_fill(struct network *network, struct error *error)
+{
+    const struct model_config *config = &network->config;
+    struct network_sizes *sizes = &network->sizes;
+    int32_t encoder_each = config->d_model / config->encoder_heads;
+    int32_t decoder_each = config->d_model / config->decoder_heads;
+    int32_t ffn =
+        config->encoder_ffn > config->decoder_ffn ? config->encoder_ffn : config->decoder_ffn;
+
+    if (encoder_each > HEAD_WIDTH || decoder_each > HEAD_WIDTH)
+        return error_set(error,
+                         "CUDA: d_model %d with %d and %d heads: attention's kernels hold heads of "
+                         "up to %d dimensions in registers; run this model on the CPU",
+                         config->d_model, config->encoder_heads, config->decoder_heads, HEAD_WIDTH);
+    if (config->d_model > PRODUCT_WIDTH)
+        return error_set(error,
+                         "CUDA: d_model %d: norms are taken of rows in registers, which have room "
+                         "for %d; run this model on the CPU",
+                         config->d_model, PRODUCT_WIDTH);
+    sizes->width = filled(config->d_model, PRODUCT_INPUTS);
+    sizes->encoder_heads = filled(config->encoder_heads, HEADS_UNIT);
+    sizes->decoder_heads = filled(config->decoder_heads, HEADS_UNIT);
+    sizes->encoder_ffn = filled(config->encoder_ffn, PRODUCT_INPUTS);
+    sizes->decoder_ffn = filled(config->decoder_ffn, PRODUCT_INPUTS);
+    if (network->format == CUDA_INT8 && ffn > FORMAT_INT8_INPUTS)
+        return error_set(error,
+                         "CUDA: feed-forward widths %d and %d: integer sums hold %d inputs; take "
+                         "compute fp16, bf16 or fp32",
+                         config->encoder_ffn, config->decoder_ffn, FORMAT_INT8_INPUTS);
+    return 0;
+}
+
 struct network *network_open(const struct model *model, const char *compute, struct error *error)
 {
     const struct model_config *config = &model->config;
@@ -323,7 +408,7 @@ struct network *network_open(const struct model *model, const char *compute, str
         error_set(error, "out of memory");
         goto fail;
     }
-    if (format_parse(network, compute, &tables, error) ||
+    if (format_parse(network, compute, &tables, error) || sizes_fill(network, error) ||
         tables_upload(network, model, tables, error))
         goto fail;
     for (int32_t i = 0; i < config->encoder_layers; i++)
@@ -358,9 +443,10 @@ static size_t aligned(size_t bytes)
 static size_t space_layout(const struct network *network, int32_t tokens, bool encoder,
                            char *memory, struct network_space *space)
 {
-    const struct model_config *config = &network->config;
-    size_t D = (size_t)config->d_model, T = (size_t)tokens;
-    size_t F = (size_t)(encoder ? config->encoder_ffn : config->decoder_ffn);
+    const struct network_sizes *sizes = &network->sizes;
+    size_t D = (size_t)sizes->width, T = (size_t)tokens;
+    size_t A = (size_t)(encoder ? sizes->encoder_heads : sizes->decoder_heads) * HEAD_WIDTH;
+    size_t F = (size_t)(encoder ? sizes->encoder_ffn : sizes->decoder_ffn);
     size_t e = (size_t)element_bytes(network->activations), at = 0;
 
     space->x = (float *)(memory + at);
@@ -368,9 +454,9 @@ static size_t space_layout(const struct network *network, int32_t tokens, bool e
     space->y = (float *)(memory + at);
     at += aligned(T * D * sizeof(float));
     space->q = memory + at;
-    at += aligned(T * D * (encoder ? 3 : 1) * e);
+    at += aligned(T * A * (encoder ? 3 : 1) * e);
     space->o = memory + at;
-    at += aligned(T * D * e);
+    at += aligned(T * A * e);
     space->n = memory + at;
     at += aligned(T * D * e);
     space->h = memory + at;
@@ -408,7 +494,7 @@ static struct product product_of(const int32_t *n, const struct cuda_weight *wei
  * right behind the product that ends a part of a layer. */
 struct network_flow {
     const int32_t *n;
-    int32_t n_most;
+    int32_t n_most, width; /* width: of a row, what the model has */
     const struct network_space *space;
     bool many;
     bool pdl;
@@ -418,8 +504,9 @@ struct network_flow {
 static struct network_flow flow_of(const struct network *network, const int32_t *n, int32_t n_most,
                                    const struct network_space *space, bool pdl, cudaStream_t stream)
 {
-    struct network_flow flow = {n,   n_most, space, product_many(network->format, n_most),
-                                pdl, stream};
+    struct network_flow flow = {
+        n,   n_most, network->config.d_model, space, product_many(network->format, n_most),
+        pdl, stream};
 
     return flow;
 }
@@ -439,6 +526,7 @@ static struct product product_normed(const struct network_flow *flow,
     p.x = flow->space->y;
     p.gamma = norm->gamma;
     p.beta = norm->beta;
+    p.width = flow->width;
     p.x_out = flow->space->x;
     return p;
 }
@@ -483,6 +571,7 @@ static cudaError_t residual_enqueue(const struct network_flow *flow,
         p.output = PRODUCT_NORMED;
         p.gamma = norm->gamma;
         p.beta = norm->beta;
+        p.width = flow->width;
         p.x_out = flow->space->x;
         p.out = flow->space->n;
     }
@@ -530,7 +619,7 @@ cudaError_t network_encode(const struct network *network, const struct network_s
             CUDA_PASS(embedded_enqueue(&flow, &p, false));
         }
         CUDA_PASS(attention_encoder_enqueue(space->q, space->o, sources->starts, sources->count,
-                                            sources->longest, config->encoder_heads,
+                                            sources->longest, network->sizes.encoder_heads,
                                             network->activations, stream));
         CUDA_PASS(residual_enqueue(&flow, &layer->out, space->o, &layer->self_norm));
         CUDA_PASS(feed_forward(network, &flow, layer, &layer->self_norm));
@@ -547,6 +636,7 @@ cudaError_t network_encode(const struct network *network, const struct network_s
         p.cache_v = cross->v + (size_t)i * cross->layer_stride;
         p.scales_k = cross->k_scales + (size_t)i * cross->scale_stride;
         p.scales_v = cross->v_scales + (size_t)i * cross->scale_stride;
+        p.cache_heads = network->sizes.decoder_heads;
         p.cache_positions = cross->positions;
         CUDA_PASS(product_enqueue(&p, flow.n_most, false, stream));
     }
@@ -564,7 +654,7 @@ static cudaError_t step_attention(const struct network *network, const struct ne
     a.active = step->active;
     a.rows = step->rows;
     a.cross = cross;
-    a.heads = network->config.decoder_heads;
+    a.heads = network->sizes.decoder_heads;
     a.cache_positions = cache->positions;
     a.q = step->space.q;
     a.cache_k = cache->k + (size_t)layer * cache->layer_stride;
@@ -598,6 +688,7 @@ static cudaError_t step_layer(const struct network *network, const struct networ
     qkv.cache_v = step->self.v + (size_t)i * step->self.layer_stride;
     qkv.scales_k = step->self.k_scales + (size_t)i * step->self.scale_stride;
     qkv.scales_v = step->self.v_scales + (size_t)i * step->self.scale_stride;
+    qkv.cache_heads = network->sizes.decoder_heads;
     qkv.cache_positions = step->self.positions;
     CUDA_PASS(i ? product_enqueue(&qkv, flow->n_most, flow->pdl, flow->stream)
                 : embedded_enqueue(flow, &qkv, flow->pdl && chained));

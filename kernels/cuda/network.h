@@ -10,25 +10,36 @@
 #include "kernels/cuda/product.h"
 #include "kernels/model/model.h"
 
+/* What the kernels compute with: the model's sizes, each filled up with zeros to a whole multiple
+ * of PRODUCT_INPUTS and heads to 64 dimensions. Zeros go through products, attention and
+ * activations as zeros, and norms leave them out (struct product, width), so results are the
+ * model's. */
+struct network_sizes {
+    int32_t width;                        /* D below */
+    int32_t encoder_heads, decoder_heads; /* of 64 dimensions; 64 times as many are A below */
+    int32_t encoder_ffn, decoder_ffn;     /* F below */
+};
+
 struct network_norm {
     float *gamma, *beta; /* (D) */
 };
 
 struct network_layer {
-    struct cuda_weight qkv; /* (3 D, D) self-attention */
-    struct cuda_weight out; /* (D, D) */
+    struct cuda_weight qkv; /* (3 A, D) self-attention */
+    struct cuda_weight out; /* (D, A) */
     struct network_norm self_norm;
-    struct cuda_weight cross_q;   /* decoder only (D, D) */
-    struct cuda_weight cross_kv;  /* (2 D, D), of the encoder's output */
-    struct cuda_weight cross_out; /* (D, D) */
+    struct cuda_weight cross_q;   /* decoder only (A, D) */
+    struct cuda_weight cross_kv;  /* (2 A, D), of the encoder's output */
+    struct cuda_weight cross_out; /* (D, A) */
     struct network_norm cross_norm;
     struct cuda_weight fc1, fc2; /* (F, D), (D, F) */
     struct network_norm norm;
 };
 
 struct network {
-    struct model_config config; /* sizes alone; the lists inside belong to the model */
-    enum cuda_format format;    /* of the layers' products */
+    struct model_config config; /* the model's own sizes; the lists inside belong to the model */
+    struct network_sizes sizes;
+    enum cuda_format format; /* of the layers' products */
     enum cuda_format
         activations; /* element type between kernels: CUDA_F32, CUDA_F16 or CUDA_BF16 */
     struct network_layer *encoder, *decoder;
@@ -45,8 +56,8 @@ struct network {
 /* Work space of `tokens` packed source tokens or rows. Elements unless said otherwise. */
 struct network_space {
     float *x, *y; /* (tokens, D) residual stream: normed, and not yet */
-    void *q;      /* (tokens, D); the encoder: (tokens, 3 D) */
-    void *o;      /* (tokens, D) attention's output */
+    void *q;      /* (tokens, A); the encoder: (tokens, 3 A) */
+    void *o;      /* (tokens, A) attention's output */
     void *n;      /* (tokens, D) x as elements: many rows' normed input of the next product */
     void *h;      /* (tokens, F) */
 };
@@ -87,7 +98,8 @@ struct network_step {
     float *logits;              /* (n_most, V) or NULL */
 };
 
-/* compute: "fp32", "fp16", "bf16", "int8", "dynamic". NULL with the reason. */
+/* compute: "fp32", "fp16", "bf16", "int8", "dynamic". NULL with the reason, also for sizes that the
+ * kernels do not take. */
 struct network *network_open(const struct model *model, const char *compute,
                              struct error *error) PGPT_MUST_CHECK;
 void network_close(struct network *network); /* NULL is allowed */

@@ -12,29 +12,41 @@ static const struct {
     int32_t rows, columns, threads;
     bool wide;
 } shapes[SHAPE_COUNT] = {
-    {16, 16, 128, false},
-    {16, 32, 256, false},
-    {32, WIDE_COLUMNS, 256, true},
-    {64, WIDE_COLUMNS, 256, true},
+    {16, 16, 128, false},          {16, 32, 256, false}, {32, WIDE_COLUMNS, 256, true},
+    {64, WIDE_COLUMNS, 256, true}, {16, 16, 128, false},
 };
 
 static const struct {
     const product_kernel (*kernels)[SHAPE_COUNT];
     int32_t element; /* bytes in a tile */
+    int32_t block;   /* inputs of a block of weights */
 } formats[] = {
-    {product_kernels_f32, 4},
-    {product_kernels_f16, 2},
-    {product_kernels_bf16, 2},
-    {product_kernels_int8, 2},
+    {product_kernels_f32, 4, 16},
+    {product_kernels_f16, 2, 32},
+    {product_kernels_bf16, 2, 32},
+    {product_kernels_int8, 2, 64},
 };
 
-static int shared_most, multiprocessors;
+static struct {
+    int shared_most, multiprocessors;
+} devices[PRODUCT_DEVICES];
+
+int product_device(void)
+{
+    int device = 0;
+
+    (void)cudaGetDevice(&device); /* whoever calls has chosen it */
+    return device;
+}
 
 static size_t shape_shared(int shape, enum cuda_format format, int32_t K)
 {
-    size_t bytes = (size_t)shapes[shape].rows * ((size_t)K * formats[format].element + TILE_PAD);
+    int32_t inputs =
+        shape == SHAPE_WINDOWS ? FORMAT_PARTS * NARROW_BLOCKS * formats[format].block : K;
+    size_t bytes =
+        (size_t)shapes[shape].rows * ((size_t)inputs * formats[format].element + TILE_PAD);
 
-    if (K <= 1024)
+    if (K <= PRODUCT_WIDTH)
         bytes += (size_t)2 * K * sizeof(float); /* a layer norm's weights */
     if (shapes[shape].wide)
         return bytes + (size_t)wide_ring_bytes(shapes[shape].rows);
@@ -44,12 +56,15 @@ static size_t shape_shared(int shape, enum cuda_format format, int32_t K)
 
 cudaError_t product_prepare(int capability, int shared_bytes_most)
 {
-    int device;
+    int device, shared_most = shared_bytes_most - STATIC_SHARED;
 
-    CUDA_PASS(hopper_prepare(capability));
     CUDA_PASS(cudaGetDevice(&device));
-    CUDA_PASS(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-    shared_most = shared_bytes_most - STATIC_SHARED;
+    if (device >= PRODUCT_DEVICES)
+        return cudaErrorInvalidDevice;
+    CUDA_PASS(hopper_prepare(capability));
+    devices[device].shared_most = shared_most;
+    CUDA_PASS(cudaDeviceGetAttribute(&devices[device].multiprocessors,
+                                     cudaDevAttrMultiProcessorCount, device));
     CUDA_PASS(product_logits_prepare());
     for (int format = 0; format < 4; format++)
         for (int c = 0; c < COMBINE_COUNT; c++)
@@ -59,15 +74,6 @@ cudaError_t product_prepare(int capability, int shared_bytes_most)
                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                    shared_most));
     return cudaSuccess;
-}
-
-bool product_fits(enum cuda_format format, int32_t K, int shared_bytes_most)
-{
-    int shape = format == CUDA_F32 ? SHAPE_WIDE_32 : SHAPE_NARROW_16;
-
-    if (format == CUDA_INT8 && K > FORMAT_INT8_INPUTS)
-        return false;
-    return shape_shared(shape, format, K) + STATIC_SHARED <= (size_t)shared_bytes_most;
 }
 
 static enum product_combination combination(const struct product *p)
@@ -94,6 +100,8 @@ static int shape_choose(const struct product *p, enum product_combination combin
     int64_t tiles = (p->weight.N + WIDE_COLUMNS - 1) / WIDE_COLUMNS;
     bool broad = combine == COMBINE_EMBED_QKV || combine == COMBINE_NORM_QKV ||
                  combine == COMBINE_NORM_LOGITS;
+    const int multiprocessors = devices[product_device()].multiprocessors;
+    const size_t shared_most = (size_t)devices[product_device()].shared_most;
     int wanted;
 
     if (combine == COMBINE_NORM_LOGITS && tiles > 2 * multiprocessors && n > 16)
@@ -105,14 +113,13 @@ static int shape_choose(const struct product *p, enum product_combination combin
         wanted = SHAPE_WIDE_64;
     else
         wanted = SHAPE_WIDE_32;
-    if (kernels[wanted] && shape_shared(wanted, format, p->weight.K) <= (size_t)shared_most)
+    if (kernels[wanted] && shape_shared(wanted, format, p->weight.K) <= shared_most)
         return wanted;
     /* another that exists and fits: wide ones first, for many rows may have to share a launch */
-    for (int s = SHAPE_COUNT - 1; s >= 0; s--)
-        if (kernels[s] && s < SHAPE_WIDE_64 &&
-            shape_shared(s, format, p->weight.K) <= (size_t)shared_most)
+    for (int s = SHAPE_WIDE_32; s >= 0; s--)
+        if (kernels[s] && shape_shared(s, format, p->weight.K) <= shared_most)
             return s;
-    return wanted;
+    return SHAPE_WINDOWS; /* what is not in front of a norm fits in no other */
 }
 
 bool product_many(enum cuda_format format, int32_t n_most)
@@ -131,6 +138,7 @@ cudaError_t product_enqueue(const struct product *product, int32_t n_most, bool 
 {
     enum cuda_format format = product->weight.format;
     enum product_combination combine = combination(product);
+    const int multiprocessors = devices[product_device()].multiprocessors;
     int32_t rows, columns;
     size_t shared;
     int shape;
@@ -147,7 +155,8 @@ cudaError_t product_enqueue(const struct product *product, int32_t n_most, bool 
     /* more tiles than fit at once: a block walks over several columns, so that rows are read once
      */
     if (shapes[shape].wide) {
-        int32_t each = (int32_t)((size_t)(shared_most + STATIC_SHARED) / (shared + 3072));
+        size_t room = (size_t)(devices[product_device()].shared_most + STATIC_SHARED);
+        int32_t each = (int32_t)(room / (shared + 3072));
         int32_t most = (each > 0 ? each : 1) * multiprocessors / rows;
 
         if (most < 1)

@@ -19,6 +19,8 @@
 
 enum {
     PRODUCT_COLUMNS = 128, /* weights are padded to whole multiples with zeros */
+    PRODUCT_INPUTS = 256,  /* inputs come in whole multiples */
+    PRODUCT_WIDTH = 1024,  /* most inputs of a product with a norm or an embedding in front */
     PRODUCT_UNIT = 32,     /* columns of logits that leave one partial result */
 };
 
@@ -47,10 +49,10 @@ enum product_input {
 enum product_output {
     PRODUCT_PLAIN,    /* out (n,N) elements */
     PRODUCT_RESIDUAL, /* y (n,N) float = product + residual (n,N) */
-    PRODUCT_QKV,      /* q into out (n,D), k and v into the self cache at the row's position */
-    PRODUCT_CROSS,    /* k and v of source tokens into the cross cache */
-    PRODUCT_NORMED,   /* out (n,N) elements and x_out (n,N) = norm(product + residual) */
-    PRODUCT_LOGITS,   /* units (n, N/32) and, when wanted, logits (n,N) float */
+    PRODUCT_QKV, /* q into out (n,heads * 64), k and v into the self cache at the row's position */
+    PRODUCT_CROSS,  /* k and v of source tokens into the cross cache */
+    PRODUCT_NORMED, /* out (n,N) elements and x_out (n,N) = norm(product + residual) */
+    PRODUCT_LOGITS, /* units (n, N/32) and, when wanted, logits (n,N) float */
 };
 
 enum product_act { PRODUCT_ACT_NONE, PRODUCT_ACT_RELU, PRODUCT_ACT_SWISH, PRODUCT_ACT_GELU };
@@ -63,7 +65,8 @@ struct product {
     enum product_act activation;
 
     const void *x;             /* ROWS: elements; NORM: float; (n,K) */
-    const float *gamma, *beta; /* NORM (K) */
+    const float *gamma, *beta; /* NORM, NORMED: (K), (N); zeros behind `width` */
+    int32_t width;             /* of these, how many the model has: zeros fill up the rest */
     float *x_out; /* NORM, EMBED: (n,K) the product's input as float; NULL = not wanted */
 
     struct cuda_weight embedding; /* EMBED: (V,K) packed */
@@ -79,7 +82,7 @@ struct product {
     void *cache_k, *cache_v; /* this layer's: (max_rows, heads, cache_positions, 64) elements */
     __nv_bfloat16 *scales_k, *scales_v; /* (max_rows, heads, cache_positions, 2) where the caches
                                            are int8, else NULL */
-    int32_t cache_positions;
+    int32_t cache_heads, cache_positions;
     const int32_t *cache_rows; /* CROSS: (n) row of each packed token */
 
     struct cuda_rules rules;    /* LOGITS */
@@ -116,7 +119,5 @@ cudaError_t product_embed_enqueue(const struct product *product, int32_t n_most,
 /* n_most bounds *n. pdl: may start while the kernel before it drains. */
 cudaError_t product_enqueue(const struct product *product, int32_t n_most, bool pdl,
                             cudaStream_t stream);
-/* Can K inputs of this format be multiplied with this much shared memory a block? */
-bool product_fits(enum cuda_format format, int32_t K, int shared_bytes_most);
 
 #endif

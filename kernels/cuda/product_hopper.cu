@@ -12,7 +12,7 @@ static const struct {
     int32_t rows, columns, split;
 } shapes[HOPPER_SHAPES] = {{32, 64, 2}, {64, 128, 1}};
 
-static int multiprocessors; /* 0: not a device for it */
+static int multiprocessors[PRODUCT_DEVICES]; /* 0: not a device for it */
 
 static const struct hopper_format *format_of(enum cuda_format format)
 {
@@ -26,12 +26,12 @@ static int shared_bytes(int shape)
 
 cudaError_t hopper_prepare(int capability)
 {
-    int device;
+    int *count = &multiprocessors[product_device()];
 
 #if !PGPT_CUDA_HOPPER
     capability = 0;
 #endif
-    multiprocessors = 0;
+    *count = 0;
     if (capability != 90)
         return cudaSuccess;
     for (int format = CUDA_F16; format <= CUDA_BF16; format++)
@@ -40,13 +40,12 @@ cudaError_t hopper_prepare(int capability)
                 CUDA_PASS(cudaFuncSetAttribute(
                     (const void *)format_of((enum cuda_format)format)->product[output][shape],
                     cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes(shape)));
-    CUDA_PASS(cudaGetDevice(&device));
-    return cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    return cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, product_device());
 }
 
 bool hopper_takes(enum cuda_format format, int32_t n_most)
 {
-    return multiprocessors && format_of(format) && n_most >= HOPPER_ROWS_LEAST;
+    return multiprocessors[product_device()] && format_of(format) && n_most >= HOPPER_ROWS_LEAST;
 }
 
 static enum hopper_output output_of(const struct product *p)
@@ -75,7 +74,7 @@ static enum hopper_shape shape_choose(int32_t N, int32_t n)
 {
     int32_t tiles = turns_of(n, shapes[HOPPER_32].rows) * turns_of(N, shapes[HOPPER_32].columns);
 
-    return tiles <= BLOCKS * multiprocessors ? HOPPER_32 : HOPPER_64;
+    return tiles <= BLOCKS * multiprocessors[product_device()] ? HOPPER_32 : HOPPER_64;
 }
 
 static cudaError_t rows_enqueue(product_kernel kernel, const struct product *product,
@@ -110,7 +109,7 @@ cudaError_t hopper_enqueue(const struct product *product, int32_t n_most, bool p
         return normed_enqueue(product, n_most, pdl, stream);
     if (shapes[shape].split == 1) {
         /* a block walks over several tiles of columns, so that its rows are read once */
-        int32_t most = multiprocessors * BLOCKS / rows;
+        int32_t most = multiprocessors[product_device()] * BLOCKS / rows;
 
         columns = turns_of(columns, turns_of(columns, most < 1 ? 1 : most));
     }

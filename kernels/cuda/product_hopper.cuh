@@ -439,7 +439,7 @@ static __global__ void __launch_bounds__(ROW_WARPS * 32) product_norm(const stru
 #pragma unroll
     for (int j = 0; j < V; j++)
         mean += (v[j].x + v[j].y) + (v[j].z + v[j].w);
-    mean = warp_sum(mean) / (float)N;
+    mean = warp_sum(mean) / (float)p.width;
 #pragma unroll
     for (int j = 0; j < V; j++) {
         if (j * 128 >= N)
@@ -448,12 +448,13 @@ static __global__ void __launch_bounds__(ROW_WARPS * 32) product_norm(const stru
         v[j].y -= mean;
         v[j].z -= mean;
         v[j].w -= mean;
+        width_cut(v[j], j * 128 + lane * 4, p.width, N);
         square = __fmaf_rn(v[j].x, v[j].x, square);
         square = __fmaf_rn(v[j].y, v[j].y, square);
         square = __fmaf_rn(v[j].z, v[j].z, square);
         square = __fmaf_rn(v[j].w, v[j].w, square);
     }
-    square = 1.0f / sqrtf(warp_sum(square) / (float)N + PRODUCT_NORM_EPSILON);
+    square = 1.0f / sqrtf(warp_sum(square) / (float)p.width + PRODUCT_NORM_EPSILON);
 #pragma unroll
     for (int j = 0; j < V; j++) {
         int c = j * 128 + lane * 4;

@@ -164,6 +164,17 @@ static __device__ __forceinline__ void tile_put_row(int K, char *tile_row, float
     }
 }
 
+/* Of a row's values from k on, those that fill it up to K count for nothing. */
+static __device__ __forceinline__ void width_cut(float4 &v, int k, int width, int K)
+{
+    if (width == K)
+        return;
+    v.x = k < width ? v.x : 0.0f;
+    v.y = k + 1 < width ? v.y : 0.0f;
+    v.z = k + 2 < width ? v.z : 0.0f;
+    v.w = k + 3 < width ? v.w : 0.0f;
+}
+
 /* R rows at once by a warp, so that their loads overlap. K <= V * 128. rows: BM. */
 template <class F, enum product_input INPUT, int V, int R>
 static __device__ __forceinline__ void
@@ -206,7 +217,7 @@ tile_fill_float(const struct product &p, int m0, int n, int r0, char *tile, int 
 #pragma unroll
             for (int j = 0; j < V; j++)
                 sum[r] += (v[r][j].x + v[r][j].y) + (v[r][j].z + v[r][j].w);
-            sum[r] = warp_sum(sum[r]) / (float)K;
+            sum[r] = warp_sum(sum[r]) / (float)p.width;
             square[r] = 0.0f;
 #pragma unroll
             for (int j = 0; j < V; j++) {
@@ -216,12 +227,13 @@ tile_fill_float(const struct product &p, int m0, int n, int r0, char *tile, int 
                 v[r][j].y -= sum[r];
                 v[r][j].z -= sum[r];
                 v[r][j].w -= sum[r];
+                width_cut(v[r][j], j * 128 + lane * 4, p.width, K);
                 square[r] = __fmaf_rn(v[r][j].x, v[r][j].x, square[r]);
                 square[r] = __fmaf_rn(v[r][j].y, v[r][j].y, square[r]);
                 square[r] = __fmaf_rn(v[r][j].z, v[r][j].z, square[r]);
                 square[r] = __fmaf_rn(v[r][j].w, v[r][j].w, square[r]);
             }
-            square[r] = 1.0f / sqrtf(warp_sum(square[r]) / (float)K + PRODUCT_NORM_EPSILON);
+            square[r] = 1.0f / sqrtf(warp_sum(square[r]) / (float)p.width + PRODUCT_NORM_EPSILON);
         }
 #pragma unroll
         for (int j = 0; j < V; j++) {
@@ -266,6 +278,41 @@ static __device__ __forceinline__ void tile_fill_copy(const struct product &p, i
     copy_wait<0>();
 }
 
+/* A warp looks at a row of elements for what its digits are counted in: the scale, and its inverse.
+ */
+template <class F>
+static __device__ __forceinline__ float row_measure(const typename F::element *x, bool in, int K,
+                                                    float *scale)
+{
+    int lane = threadIdx.x & 31;
+    float most = 0.0f;
+
+    for (int k = lane * 8; in && k < K; k += 256) {
+        float f[8];
+
+        format_unpack8(*(const uint4 *)(x + k), x, f);
+        for (int i = 0; i < 8; i++)
+            most = fmaxf(most, fabsf(f[i]));
+    }
+    most = warp_max(most);
+    if (lane == 0)
+        *scale = most / FORMAT_INT8_MOST;
+    return most > 0.0f ? FORMAT_INT8_MOST / most : 0.0f;
+}
+
+/* 8 neighbours of a row of elements into digits, as inputs `to` and on of the tile's row. */
+template <class F>
+static __device__ __forceinline__ void
+digits_put8(char *row, int to, const typename F::element *from, bool in, float inverse)
+{
+    float f[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+
+    if (in)
+        format_unpack8(*(const uint4 *)from, from, f);
+    digits_put4(row, to, make_float4(f[0], f[1], f[2], f[3]), inverse);
+    digits_put4(row, to + 4, make_float4(f[4], f[5], f[6], f[7]), inverse);
+}
+
 /* Rows of elements into digits: a warp a row, twice over it (the second time it is in L1). */
 template <class F, int BM>
 static __device__ __forceinline__ void tile_fill_quantised(const struct product &p, int m0, int n,
@@ -276,29 +323,57 @@ static __device__ __forceinline__ void tile_fill_quantised(const struct product 
     for (int r = threadIdx.x >> 5; r < BM; r += blockDim.x >> 5) {
         const typename F::element *x = (const typename F::element *)p.x + (size_t)(m0 + r) * K;
         bool in = m0 + r < n;
-        float most = 0.0f, inverse;
+        float inverse = row_measure<F>(x, in, K, scales + r);
 
-        for (int k = lane * 8; in && k < K; k += 256) {
-            float f[8];
-
-            format_unpack8(*(const uint4 *)(x + k), x, f);
-            for (int i = 0; i < 8; i++)
-                most = fmaxf(most, fabsf(f[i]));
-        }
-        most = warp_max(most);
-        inverse = most > 0.0f ? FORMAT_INT8_MOST / most : 0.0f;
-        if (lane == 0)
-            scales[r] = most / FORMAT_INT8_MOST;
-        for (int k = lane * 8; k < K; k += 256) {
-            float f[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-
-            if (in)
-                format_unpack8(*(const uint4 *)(x + k), x, f);
-            digits_put4(tile + (size_t)r * stride, k, make_float4(f[0], f[1], f[2], f[3]), inverse);
-            digits_put4(tile + (size_t)r * stride, k + 4, make_float4(f[4], f[5], f[6], f[7]),
-                        inverse);
-        }
+        for (int k = lane * 8; k < K; k += 256)
+            digits_put8<F>(tile + (size_t)r * stride, k, x + k, in, inverse);
     }
+}
+
+/* In front of window_fill(). scales, inverses (BM): set where the format has digits. */
+template <class F, int BM>
+static __device__ __forceinline__ void rows_measure(const struct product &p, int m0, int n,
+                                                    float *scales, float *inverses)
+{
+    int K = p.weight.K;
+
+    if constexpr (F::QUANTISED)
+        for (int r = threadIdx.x >> 5; r < BM; r += blockDim.x >> 5) {
+            float inverse = row_measure<F>((const typename F::element *)p.x + (size_t)(m0 + r) * K,
+                                           m0 + r < n, K, scales + r);
+
+            if ((threadIdx.x & 31) == 0)
+                inverses[r] = inverse;
+        }
+}
+
+/* Rows of elements, blocks b0 to b0 + BLOCKS - 1 of each of the 4 parts alone, side by side in the
+ * tile, once all have left the window before; ends with the block's threads in step. */
+template <class F, int BM, int BLOCKS>
+static __device__ __forceinline__ void window_fill(const struct product &p, int m0, int n, int b0,
+                                                   char *tile, int stride, const float *inverses)
+{
+    typedef typename F::element element;
+    constexpr int PART = BLOCKS * F::KB, STEP = 16 / sizeof(element);
+    const int K = p.weight.K, each = K / FORMAT_PARTS;
+
+    __syncthreads();
+    for (int i = threadIdx.x; i < BM * FORMAT_PARTS * PART / STEP; i += blockDim.x) {
+        const int r = i / (FORMAT_PARTS * PART / STEP),
+                  to = i % (FORMAT_PARTS * PART / STEP) * STEP;
+        const int k = b0 * F::KB + to % PART;
+        const bool in = m0 + r < n && k < each;
+        const element *from =
+            (const element *)p.x + (in ? (size_t)(m0 + r) * K + to / PART * each + k : 0);
+
+        if constexpr (F::QUANTISED)
+            digits_put8<F>(tile + (size_t)r * stride, to, from, in, inverses[r]);
+        else
+            copy_16(tile + (size_t)r * stride + to * sizeof(element), from, in);
+    }
+    copy_commit();
+    copy_wait<0>();
+    __syncthreads();
 }
 
 /* A token's row may have been written by the kernel in front (the choice of the step before) only

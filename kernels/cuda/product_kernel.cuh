@@ -44,17 +44,22 @@ static __device__ __forceinline__ void unit_values(const struct product &p, cons
 /*
  * narrow: few rows. A warp takes one of 4 parts of K and one of CT tiles of 16 columns; its weights
  * go to registers before the kernel in front has finished. out (16 rows, 16 CT columns) a block.
+ * WINDOWS: of the rows (PRODUCT_ROWS), only what the next NARROW_BLOCKS blocks of each part want
+ * lies in shared memory.
  */
-template <class F, enum product_input INPUT, enum product_output OUTPUT, int CT>
+template <class F, enum product_input INPUT, enum product_output OUTPUT, int CT,
+          bool WINDOWS = false>
 static __global__ void __launch_bounds__(CT * 128) product_narrow(const struct product p)
 {
-    constexpr int BM = 16, BN = 16 * CT, FOURS = BN / 4, GROUP = 4, THREADS = CT * 128;
+    constexpr int BM = 16, BN = 16 * CT, FOURS = BN / 4, GROUP = NARROW_BLOCKS;
+    constexpr int THREADS = CT * 128, WINDOW = FORMAT_PARTS * GROUP * F::KB;
     constexpr int STRIDE = BN + NARROW_PAD;
     typedef typename F::part part_t;
     extern __shared__ __align__(128) char shared[];
     __shared__ struct tile_rows info[BM];
-    __shared__ float scales[BM];
-    const int K = p.weight.K, stride = K * F::TILE_BYTES + PRODUCT_TILE_PAD;
+    __shared__ float scales[BM], inverses[BM];
+    const int K = p.weight.K;
+    const int stride = (WINDOWS ? WINDOW : K) * F::TILE_BYTES + PRODUCT_TILE_PAD;
     char *tile = shared;
     part_t *partial = (part_t *)(shared + (size_t)BM * stride); /* (4, BM, STRIDE) */
     float *norm = (float *)(partial + 4 * BM * STRIDE);         /* (2, K) */
@@ -90,20 +95,26 @@ static __global__ void __launch_bounds__(CT * 128) product_narrow(const struct p
         return;
     if (OUTPUT == PRODUCT_RESIDUAL && r < BM)
         residual = residual_get(p, m0 + r, n, c0 + c);
-    tile_fill<F, INPUT, OUTPUT, BM, THREADS, 0>(p, m0, n, tile, stride, scales, info, norm);
+    if constexpr (WINDOWS)
+        rows_measure<F, BM>(p, m0, n, scales, inverses);
+    else
+        tile_fill<F, INPUT, OUTPUT, BM, THREADS, 0>(p, m0, n, tile, stride, scales, info, norm);
 
 #pragma unroll 1
     for (int b0 = 0; b0 < each; b0 += GROUP) {
+        const int at = WINDOWS ? part * GROUP : part * each + b0; /* in the tile */
+
+        if constexpr (WINDOWS)
+            window_fill<F, BM, GROUP>(p, m0, n, b0, tile, stride, inverses);
 #pragma unroll
         for (int b = 0; b < GROUP; b++) {
             if (b0 + b >= each)
                 break;
 #pragma unroll
             for (int t = 0; t < 2; t++)
-                block_multiply<F>(
-                    acc[t], w[b],
-                    rows_get<F>(tile + t * 8 * stride, stride, part * each + b0 + b, lane),
-                    packed + (b0 + b) * 1024, lane);
+                block_multiply<F>(acc[t], w[b],
+                                  rows_get<F>(tile + t * 8 * stride, stride, at + b, lane),
+                                  packed + (b0 + b) * 1024, lane);
         }
         if (b0 + GROUP < each)
 #pragma unroll
@@ -311,25 +322,22 @@ static __global__ void __launch_bounds__(WC *WR * 32) product_wide(const struct 
     product_wide<F, INPUT, OUTPUT, 4, 2, 2>, product_wide<F, INPUT, OUTPUT, 2, 4, 2>
 #define PRODUCT_BROAD(F, INPUT, OUTPUT)                                                            \
     {                                                                                              \
-        NULL, product_narrow<F, INPUT, OUTPUT, 2>, PRODUCT_WIDES(F, INPUT, OUTPUT)                 \
+        NULL, product_narrow<F, INPUT, OUTPUT, 2>, PRODUCT_WIDES(F, INPUT, OUTPUT), NULL           \
     }
-#define PRODUCT_SLIM(F, INPUT, OUTPUT)                                                             \
+#define PRODUCT_SLIM(F, INPUT, OUTPUT, WINDOWS)                                                    \
     {                                                                                              \
-        product_narrow<F, INPUT, OUTPUT, 1>, NULL, PRODUCT_WIDES(F, INPUT, OUTPUT)                 \
-    }
-#define PRODUCT_MANY(F, INPUT, OUTPUT)                                                             \
-    {                                                                                              \
-        NULL, NULL, PRODUCT_WIDES(F, INPUT, OUTPUT)                                                \
+        product_narrow<F, INPUT, OUTPUT, 1>, NULL, PRODUCT_WIDES(F, INPUT, OUTPUT), WINDOWS        \
     }
 
 #define PRODUCT_KERNELS(F)                                                                         \
     {                                                                                              \
         PRODUCT_BROAD(F, PRODUCT_EMBED, PRODUCT_QKV), PRODUCT_BROAD(F, PRODUCT_NORM, PRODUCT_QKV), \
-            PRODUCT_SLIM(F, PRODUCT_ROWS, PRODUCT_RESIDUAL),                                       \
-            PRODUCT_SLIM(F, PRODUCT_NORM, PRODUCT_PLAIN),                                          \
+            PRODUCT_SLIM(F, PRODUCT_ROWS, PRODUCT_RESIDUAL,                                        \
+                         (product_narrow<F, PRODUCT_ROWS, PRODUCT_RESIDUAL, 1, true>)),            \
+            PRODUCT_SLIM(F, PRODUCT_NORM, PRODUCT_PLAIN, NULL),                                    \
             PRODUCT_BROAD(F, PRODUCT_NORM, PRODUCT_LOGITS),                                        \
-            PRODUCT_MANY(F, PRODUCT_EMBED, PRODUCT_PLAIN),                                         \
-            PRODUCT_MANY(F, PRODUCT_NORM, PRODUCT_CROSS),                                          \
+            PRODUCT_BROAD(F, PRODUCT_EMBED, PRODUCT_PLAIN),                                        \
+            PRODUCT_BROAD(F, PRODUCT_NORM, PRODUCT_CROSS),                                         \
     }
 
 #endif

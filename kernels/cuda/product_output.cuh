@@ -128,7 +128,7 @@ static __device__ __forceinline__ void output_four(const struct product &p,
                                                    float4 v, const float4 &residual)
 {
     typedef typename F::element element;
-    int N = p.weight.N, D = p.weight.K;
+    int N = p.weight.N;
 
     if (c >= N || (OUTPUT != PRODUCT_RESIDUAL && info.row < 0))
         return;
@@ -147,6 +147,7 @@ static __device__ __forceinline__ void output_four(const struct product &p,
         }
         output_put4((element *)p.out + (size_t)i * N + c, v);
     } else {
+        int heads = p.cache_heads, D = heads * 64;
         int which = (OUTPUT == PRODUCT_CROSS) + (c >= D) + (c >= 2 * D);
         int rest = c - (c >= 2 * D ? 2 * D : c >= D ? D : 0);
 
@@ -154,10 +155,10 @@ static __device__ __forceinline__ void output_four(const struct product &p,
             output_put4((element *)p.out + (size_t)i * D + rest, v);
         else if (p.scales_k)
             cache_put4_int8(which == 1 ? p.cache_k : p.cache_v,
-                            which == 1 ? p.scales_k : p.scales_v, D >> 6, p.cache_positions,
+                            which == 1 ? p.scales_k : p.scales_v, heads, p.cache_positions,
                             info.row, rest, info.position, v);
         else
-            output_put4(cache_at<element>(which == 1 ? p.cache_k : p.cache_v, D >> 6,
+            output_put4(cache_at<element>(which == 1 ? p.cache_k : p.cache_v, heads,
                                           p.cache_positions, info.row, rest, info.position),
                         v);
     }

@@ -14,6 +14,7 @@ enum {
     WIDE_PIECE = 8192,  /* bytes of one: 64 columns by 2 blocks */
     WIDE_STAGE_PAD = 4, /* words between the rows of sums */
     NARROW_PAD = 4,
+    NARROW_BLOCKS = 4, /* of weights in a warp's registers; of each part of a window */
 };
 
 enum product_shape_id {
@@ -21,6 +22,7 @@ enum product_shape_id {
     SHAPE_NARROW_32, /* 16 by 32 */
     SHAPE_WIDE_32,   /* 32 by 64 */
     SHAPE_WIDE_64,
+    SHAPE_WINDOWS, /* 16 by 16, a window of the inputs at a time: fits everywhere */
     SHAPE_COUNT
 };
 
@@ -48,6 +50,11 @@ __host__ __device__
                ? WIDE_PIECES * WIDE_PIECE
                : rows * (WIDE_COLUMNS + WIDE_STAGE_PAD) * 4;
 }
+
+/* Engines on several devices may be open: what a launch has to know of its device lies in tables by
+ * the current device's index, which is below PRODUCT_DEVICES. */
+enum { PRODUCT_DEVICES = 64 };
+int product_device(void);
 
 typedef void (*product_kernel)(struct product);
 

@@ -4,6 +4,8 @@
 
   make_model.py opus DIR                 6+6 layers, ffn 2048, 60,000 pieces, fp16 (OPUS-MT's sizes)
   make_model.py opus DIR --dtype F32     the same numbers as float32
+  make_model.py tiny DIR                 6+2 layers of 256 in heads of 32 (OPUS-MT's tiny students)
+  make_model.py big DIR                  6+6 layers of 1,024, ffn 4096 (OPUS-MT's tc-big)
   make_model.py gelu DIR                 small and odd in one way; --list names all of them
 
 Plain Python. Every number is a half float first, so the fp16 and the fp32 file hold the same model
@@ -32,9 +34,16 @@ OPUS = {
     "eos_token_id": 0, "pad_token_id": 59999, "decoder_start_token_id": 59999,
     "forced_eos_token_id": 0, "bad_words_ids": [[59999]], "logits_bias": True, "spread": 1.0,
 }
+PUBLISHED = {
+    "opus": OPUS,
+    "tiny": {**OPUS, "d_model": 256, "decoder_layers": 2, "encoder_ffn_dim": 1536,
+             "decoder_ffn_dim": 1536, "activation_function": "relu", "max_position_embeddings": 256},
+    "big": {**OPUS, "d_model": 1024, "encoder_attention_heads": 16, "decoder_attention_heads": 16,
+            "encoder_ffn_dim": 4096, "decoder_ffn_dim": 4096, "max_position_embeddings": 1024},
+}
 # Each is SMALL but for what is named: one oddity a model, and one with all of them.
 PRESETS = {
-    "opus": OPUS,
+    **PUBLISHED,
     "plain": {},
     "untied": {"tie_word_embeddings": False},
     "separate": {"share_encoder_decoder_embeddings": False},

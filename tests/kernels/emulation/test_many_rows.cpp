@@ -124,6 +124,7 @@ template <int BM, int SPLIT> static void cross_test(const char *what, int n, int
     p.cache_v = int8 ? (void *)v_bytes.data() : (void *)v.data();
     p.scales_k = int8 ? scales_k.data() : NULL;
     p.scales_v = int8 ? scales_v.data() : NULL;
+    p.cache_heads = heads;
     p.cache_positions = positions;
     p.cache_rows = row.data();
     p.positions = position.data();
