@@ -416,7 +416,7 @@ struct intake *intake_create(struct pipeline *pipeline, struct error *error)
     in->output_partitions = -1;
     in->partitions.config = pipeline->config;
     in->admission = admission_create(pipeline, error);
-    in->takeover = in->admission ? takeover_create(pipeline, error) : NULL;
+    in->takeover = in->admission ? takeover_create(pipeline, &in->draining, error) : NULL;
     if (!in->takeover) {
         intake_destroy(in);
         return NULL;

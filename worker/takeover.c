@@ -11,7 +11,11 @@
 #include "worker/kafka_client.h"
 #include "worker/ledger_metadata.h"
 
-enum { INDEX_ARENA_MAX = 64 << 20, INDEX_READ_LIMIT_MS = 60000 };
+enum {
+    INDEX_ARENA_MAX = 64 << 20,
+    INDEX_SILENCE_MS = 60000, /* the index must come on within */
+    CLOCK_SLACK_MS = 60000    /* between the clocks of workers, and from a record to its commit */
+};
 
 /* A mark whose commit failed, or was made and its answer lost: found again, it is no death. */
 struct mark {
@@ -21,18 +25,21 @@ struct mark {
 
 struct takeover {
     struct pipeline *pipeline;
-    rd_kafka_t *reader; /* of pgpt.index, made at the first takeover */
+    const _Atomic bool *draining; /* the intake's */
+    rd_kafka_t *reader;           /* of pgpt.index, made at the first takeover */
     struct codec *codec;
     struct arena *arena;
     struct mark *tried[ASSIGNMENT_PARTITIONS_MAX]; /* NULL = none in this ownership */
 };
 
-struct takeover *takeover_create(struct pipeline *pipeline, struct error *error)
+struct takeover *takeover_create(struct pipeline *pipeline, const _Atomic bool *draining,
+                                 struct error *error)
 {
     struct takeover *t = calloc(1, sizeof *t);
 
     if (t) {
         t->pipeline = pipeline;
+        t->draining = draining;
         t->codec = codec_open(NULL, error);
         t->arena = arena_create(65536, INDEX_ARENA_MAX);
     }
@@ -146,6 +153,13 @@ done:
 
 /* ---- the window of duplicates ---- */
 
+static struct duplicates_limits limits(const struct config *config)
+{
+    return (struct duplicates_limits){config->duplicate_window_ms * 1000,
+                                      (size_t)config->duplicate_min_jobs,
+                                      (size_t)config->duplicate_max_jobs};
+}
+
 /* Why it reads uncommitted records: a committed reader's end is the first record of a transaction
  * that is still open, as a dead owner leaves one for some 10 s, or whose marker the partition does
  * not have yet; what later owners committed behind it would be missed. The ledger says which
@@ -202,64 +216,115 @@ static void index_apply(struct takeover *t, const rd_kafka_message_t *message,
             duplicates_finish(window, index.jobs[i].id, index.jobs[i].source_offset, index.at_us);
 }
 
-/* Reads every partition of the list to its end; an end may be told of more than once. */
+/* Reads the partitions that the reader has to their ends; an end may be told of more than once. */
 static int index_poll(struct takeover *t, const int32_t *partitions, const struct ledger *ledgers,
-                      struct duplicates **windows, int count, struct error *error)
+                      struct duplicates **windows, int count, int left, struct error *error)
 {
-    int64_t until = clock_mono_us() + (int64_t)INDEX_READ_LIMIT_MS * 1000;
+    int64_t heard_us = clock_mono_us();
     bool ended[ASSIGNMENT_PARTITIONS_MAX] = {false};
-    int left = count;
 
     while (left > 0) {
         rd_kafka_message_t *message = rd_kafka_consumer_poll(t->reader, 100);
         int i = message ? position_of(partitions, count, message->partition) : -1;
+        int64_t now_us = clock_mono_us();
 
-        health_beat(t->pipeline->health, HEALTH_BEAT_INTAKE, clock_mono_us());
+        health_beat(t->pipeline->health, HEALTH_BEAT_INTAKE, now_us);
         if (i >= 0 && message->err == RD_KAFKA_RESP_ERR__PARTITION_EOF && !ended[i]) {
             ended[i] = true;
             left--;
         } else if (i >= 0 && !message->err) {
             index_apply(t, message, &ledgers[i], windows[i]);
+            heard_us = now_us;
         }
         if (message)
             rd_kafka_message_destroy(message);
-        if (clock_mono_us() > until)
-            return error_set(error, "the index topic could not be read to its end within %d s",
-                             INDEX_READ_LIMIT_MS / 1000);
+        if (atomic_load(t->draining))
+            return error_set(error, "the worker drains");
+        if (now_us - heard_us > (int64_t)INDEX_SILENCE_MS * 1000)
+            return error_set(error,
+                             "the index topic could not be read to its end: nothing came "
+                             "for %d s",
+                             INDEX_SILENCE_MS / 1000);
     }
     return 0;
 }
 
-static int windows_read(struct takeover *t, const int32_t *partitions, const struct ledger *ledgers,
-                        struct duplicates **windows, int count, struct error *error)
+static int index_read(struct takeover *t, const rd_kafka_topic_partition_list_t *from,
+                      const int32_t *partitions, const struct ledger *ledgers,
+                      struct duplicates **windows, int count, struct error *error)
 {
-    rd_kafka_topic_partition_list_t *list;
-    rd_kafka_resp_err_t code;
+    rd_kafka_resp_err_t code = rd_kafka_assign(t->reader, from);
     int status;
 
-    if (!t->reader && reader_open(t, error))
-        return -1;
-    list = rd_kafka_topic_partition_list_new(count);
-    for (int i = 0; i < count; i++)
-        rd_kafka_topic_partition_list_add(list, t->pipeline->config->topic_index, partitions[i])
-            ->offset = RD_KAFKA_OFFSET_BEGINNING;
-    code = rd_kafka_assign(t->reader, list);
-    rd_kafka_topic_partition_list_destroy(list);
     if (code)
         return error_set(error, "the index topic cannot be read: %s", rd_kafka_err2str(code));
-    status = index_poll(t, partitions, ledgers, windows, count, error);
+    status = index_poll(t, partitions, ledgers, windows, count, from->cnt, error);
     rd_kafka_assign(t->reader, NULL);
     return status;
 }
 
-/* ---- the whole ---- */
-
-static struct duplicates_limits limits(const struct config *config)
+/* What was committed within the window. */
+static int recent_read(struct takeover *t, const int32_t *partitions, const struct ledger *ledgers,
+                       struct duplicates **windows, int count, struct error *error)
 {
-    return (struct duplicates_limits){config->duplicate_window_ms * 1000,
-                                      (size_t)config->duplicate_min_jobs,
-                                      (size_t)config->duplicate_max_jobs};
+    const struct config *config = t->pipeline->config;
+    int64_t since_ms = clock_wall_us() / 1000 - config->duplicate_window_ms - CLOCK_SLACK_MS;
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(count);
+    rd_kafka_resp_err_t code;
+    int status;
+
+    for (int i = 0; i < count; i++)
+        rd_kafka_topic_partition_list_add(list, config->topic_index, partitions[i])->offset =
+            since_ms;
+    code = rd_kafka_offsets_for_times(t->reader, list, timeout_ms(t));
+    for (int i = 0; i < count && !code; i++)
+        code = list->elems[i].err;
+    status = code ? error_set(error, "the index topic's offsets cannot be read: %s",
+                              rd_kafka_err2str(code))
+                  : index_read(t, list, partitions, ledgers, windows, count, error);
+    rd_kafka_topic_partition_list_destroy(list);
+    return status;
 }
+
+/* Where less was committed within the window than is remembered at least, all of the topic: there
+ * it is short. */
+static int rest_read(struct takeover *t, const int32_t *partitions, const struct ledger *ledgers,
+                     struct duplicates **windows, int count, struct error *error)
+{
+    const struct config *config = t->pipeline->config;
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(count);
+    int status = 0;
+
+    for (int i = 0; i < count && !status; i++) {
+        if ((int64_t)duplicates_count(windows[i]) >= config->duplicate_min_jobs)
+            continue;
+        duplicates_destroy(windows[i]);
+        windows[i] = duplicates_create(limits(config));
+        if (!windows[i])
+            status = error_set(error, "no memory for a window of duplicates");
+        rd_kafka_topic_partition_list_add(list, config->topic_index, partitions[i])->offset =
+            RD_KAFKA_OFFSET_BEGINNING;
+    }
+    if (!status && list->cnt)
+        status = index_read(t, list, partitions, ledgers, windows, count, error);
+    rd_kafka_topic_partition_list_destroy(list);
+    return status;
+}
+
+/* An hour of a fast worker's index takes longer than the jobs of a dead one may wait: so the window
+ * is read first. */
+static int windows_read(struct takeover *t, const int32_t *partitions, const struct ledger *ledgers,
+                        struct duplicates **windows, int count, struct error *error)
+{
+    if (!t->reader && reader_open(t, error))
+        return -1;
+    return recent_read(t, partitions, ledgers, windows, count, error) ||
+                   rest_read(t, partitions, ledgers, windows, count, error)
+               ? -1
+               : 0;
+}
+
+/* ---- the whole ---- */
 
 void takeover_forget(struct takeover *t, int32_t partition)
 {

@@ -15,7 +15,9 @@
 
 struct takeover; /* opaque: an index reader and its decoder */
 
-struct takeover *takeover_create(struct pipeline *pipeline, struct error *error) PGPT_MUST_CHECK;
+/* When `draining` becomes true a takeover under way fails. */
+struct takeover *takeover_create(struct pipeline *pipeline, const _Atomic bool *draining,
+                                 struct error *error) PGPT_MUST_CHECK;
 void takeover_destroy(struct takeover *takeover); /* NULL is allowed */
 
 /* Takes `count` partitions; offsets[i] is where to read on. -1 = nothing was taken, try again. */

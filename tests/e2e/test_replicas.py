@@ -233,8 +233,10 @@ def test_days_of_kills_dead_letter_nobody(new_realm, generate):
     check_pure(results, realm.sent, generate)
 
 
-def test_duplicates_get_one_result(new_realm):
-    """Sent again while it runs, after its result, and after a restart: one run, one result."""
+@pytest.mark.parametrize("least", [100000, 0])
+def test_duplicates_get_one_result(least, new_realm):
+    """Sent again while it runs, after its result, and after a restart: one run, one result; whether
+    the successor reads the whole index, or only what lies within its window."""
     realm = new_realm(partitions=2)
     worker = realm.worker("w")
     jobs = work(5)
@@ -245,7 +247,7 @@ def test_duplicates_get_one_result(new_realm):
     realm.wait_lag_zero()
     assert worker.metric('pgpt_jobs_total{outcome="duplicate"}') == 15
     assert worker.terminate() == 0
-    worker = realm.worker("next")
+    worker = realm.worker("next", duplicate_min_jobs=least)
     realm.send(*jobs)
     realm.wait_lag_zero()
     assert worker.metric('pgpt_jobs_total{outcome="duplicate"}') == 5, "the window was not rebuilt"

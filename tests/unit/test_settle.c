@@ -326,7 +326,8 @@ static void a_timeout_makes_a_new_producer_and_publishes_again(void **state)
 /* The answer was lost, the commit was not: the brokers show the jobs as done. */
 static void what_was_committed_is_not_published_again(void **state)
 {
-    struct takeover *takeover = takeover_create(&k.pipeline, &error);
+    static const _Atomic bool draining = false;
+    struct takeover *takeover = takeover_create(&k.pipeline, &draining, &error);
     const int32_t partition = 0;
     struct job *jobs[3];
     struct ledger ledger;

@@ -17,13 +17,14 @@
 static struct kafka_fixture k;
 static struct error error;
 static const int32_t zero = 0;
+static _Atomic bool draining;
 
 static int setup(void **state)
 {
     kafka_fixture_open(&k);
     for (int i = 0; i < 10; i++)
         kafka_fixture_produce(&k, k.config->topic_requests, 0, "record", 6);
-    *state = takeover_create(&k.pipeline, &error);
+    *state = takeover_create(&k.pipeline, &draining, &error);
     return *state ? 0 : -1;
 }
 
@@ -249,6 +250,17 @@ static void the_window_is_rebuilt_from_the_index(void **state)
     assert_true(is_new(2, 7, 20));
 }
 
+static void a_worker_that_drains_waits_for_no_index(void **state)
+{
+    int64_t offset;
+
+    draining = true;
+    assert_int_equal(takeover_run(*state, k.consumer, &zero, &offset, 1, &error), -1);
+    assert_non_null(strstr(error.message, "drains"));
+    draining = false;
+    run_ok(*state);
+}
+
 /* The mock knows no transactions: what an aborted or open one left in the index looks the same. */
 static void index_records_that_were_not_committed_are_passed_over(void **state)
 {
@@ -283,6 +295,7 @@ int main(void)
         TEST(a_try_that_failed_is_no_death),
         TEST(a_mark_whose_answer_was_lost_is_no_death),
         TEST(the_window_is_rebuilt_from_the_index),
+        TEST(a_worker_that_drains_waits_for_no_index),
         TEST(index_records_that_were_not_committed_are_passed_over),
     };
 
