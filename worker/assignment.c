@@ -5,8 +5,8 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "worker/condition.h"
 #include "worker/pipeline.h"
 
 struct owned {
@@ -26,17 +26,13 @@ struct assignment {
 struct assignment *assignment_create(struct error *error)
 {
     struct assignment *a = calloc(1, sizeof *a);
-    pthread_condattr_t attributes;
 
     if (!a) {
         error_set(error, "assignment: out of memory");
         return NULL;
     }
     pthread_mutex_init(&a->lock, NULL);
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&a->closed, &attributes);
-    pthread_condattr_destroy(&attributes);
+    condition_init(&a->closed);
     return a;
 }
 
@@ -108,24 +104,10 @@ int assignment_take(struct assignment *a, int32_t partition, const struct ledger
     return 0;
 }
 
-static struct timespec time_in(int timeout_ms)
-{
-    struct timespec until;
-
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += timeout_ms / 1000;
-    until.tv_nsec += (long)(timeout_ms % 1000) * 1000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
-    return until;
-}
-
 bool assignment_give_up(struct assignment *a, int32_t partition, int timeout_ms,
                         struct ledger *ledger)
 {
-    struct timespec until = time_in(timeout_ms);
+    struct timespec until = condition_end((int64_t)timeout_ms * 1000);
     bool in_order = false;
 
     pthread_mutex_lock(&a->lock);

@@ -6,9 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
-#include <time.h>
 
 #include "kernels/generate/run.h"
+#include "worker/condition.h"
 #include "worker/job_id.h"
 
 enum { PRIORITY_MIN = -10, PRIORITY_MAX = 10, CLASSES = PRIORITY_MAX - PRIORITY_MIN + 1 };
@@ -293,7 +293,6 @@ static int tables_create(struct scheduler *scheduler, size_t max_jobs, struct er
 struct scheduler *scheduler_create(size_t max_jobs, int64_t ageing_us, struct error *error)
 {
     struct scheduler *scheduler = calloc(1, sizeof *scheduler);
-    pthread_condattr_t attributes;
 
     if (!scheduler) {
         error_set(error, "out of memory");
@@ -301,10 +300,7 @@ struct scheduler *scheduler_create(size_t max_jobs, int64_t ageing_us, struct er
     }
     scheduler->ageing_us = ageing_us;
     pthread_mutex_init(&scheduler->lock, NULL);
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&scheduler->changed, &attributes);
-    pthread_condattr_destroy(&attributes);
+    condition_init(&scheduler->changed);
     if (tables_create(scheduler, max_jobs, error)) {
         scheduler_destroy(scheduler);
         return NULL;
@@ -349,15 +345,8 @@ void scheduler_push(struct scheduler *scheduler, struct job *job, int64_t now_mo
 
 static void wait_for_jobs(struct scheduler *scheduler, int64_t wait_us)
 {
-    struct timespec until;
+    struct timespec until = condition_end(wait_us);
 
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += wait_us / 1000000;
-    until.tv_nsec += wait_us % 1000000 * 1000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
     while (!scheduler->depth && !scheduler->woken && !scheduler->cancelled.count)
         if (pthread_cond_timedwait(&scheduler->changed, &scheduler->lock, &until))
             break;

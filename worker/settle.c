@@ -25,6 +25,7 @@
 
 #include "kernels/base/clock.h"
 #include "worker/assignment.h"
+#include "worker/condition.h"
 #include "worker/dead_letter.h"
 #include "worker/fault.h"
 #include "worker/kafka_client.h"
@@ -450,14 +451,10 @@ static void sort_waiting(struct settle *s)
 /* Waits for work, but not past the moment when the ready jobs are due. */
 static void gather(struct settle *s, int64_t wait_us)
 {
-    struct timespec until;
-    int64_t at;
-
     pthread_mutex_lock(&s->lock);
     if (!s->incoming.head && !s->poked && wait_us > 0) { /* settle_stop() pokes */
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        at = (int64_t)until.tv_sec * 1000000000 + until.tv_nsec + wait_us * 1000;
-        until = (struct timespec){at / 1000000000, (long)(at % 1000000000)};
+        struct timespec until = condition_end(wait_us);
+
         pthread_cond_timedwait(&s->wake, &s->lock, &until);
     }
     job_list_splice(&s->waiting, &s->incoming);
@@ -506,7 +503,6 @@ static void *settle_main(void *argument)
 struct settle *settle_create(struct pipeline *pipeline, struct error *error)
 {
     struct settle *s = calloc(1, sizeof *s);
-    pthread_condattr_t attributes;
 
     if (!s) {
         error_set(error, "settle: out of memory");
@@ -522,10 +518,7 @@ struct settle *settle_create(struct pipeline *pipeline, struct error *error)
         return NULL;
     }
     pthread_mutex_init(&s->lock, NULL);
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&s->wake, &attributes);
-    pthread_condattr_destroy(&attributes);
+    condition_init(&s->wake);
     job_list_init(&s->incoming);
     job_list_init(&s->waiting);
     job_list_init(&s->ready);

@@ -3,7 +3,8 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+
+#include "worker/condition.h"
 
 enum { RING_BATCHES = 8 };
 
@@ -95,7 +96,6 @@ static void pointers_set(struct step_batch *b)
 struct step_ring *step_ring_create(int32_t max_rows)
 {
     struct step_ring *ring = calloc(1, sizeof *ring);
-    pthread_condattr_t attributes;
 
     if (!ring)
         return NULL;
@@ -107,11 +107,8 @@ struct step_ring *step_ring_create(int32_t max_rows)
         return NULL;
     }
     pthread_mutex_init(&ring->lock, NULL);
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&ring->sent, &attributes);
-    pthread_cond_init(&ring->done, &attributes);
-    pthread_condattr_destroy(&attributes);
+    condition_init(&ring->sent);
+    condition_init(&ring->done);
     return ring;
 }
 
@@ -161,20 +158,9 @@ void step_ring_send(struct step_ring *ring)
     pthread_mutex_unlock(&ring->lock);
 }
 
-static struct timespec time_in(int64_t wait_us)
-{
-    struct timespec until;
-
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    wait_us += until.tv_nsec / 1000;
-    until.tv_sec += wait_us / 1000000;
-    until.tv_nsec = wait_us % 1000000 * 1000;
-    return until;
-}
-
 struct step_batch *step_ring_receive(struct step_ring *ring, int64_t wait_us)
 {
-    struct timespec until = time_in(wait_us);
+    struct timespec until = condition_end(wait_us);
     struct step_batch *batch = NULL;
 
     pthread_mutex_lock(&ring->lock);
