@@ -5,6 +5,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/text/utf8.h"
+
 /* ---- struct to Avro ---- */
 
 static int put_record(avro_value_t *value, const struct record_binding *binding,
@@ -188,31 +190,6 @@ static int mismatch(struct getter *g, const char *field, const char *wanted)
 {
     g->status = CODEC_BAD_PAYLOAD;
     return error_set(g->error, "field %s: the writer's type is no %s", field, wanted);
-}
-
-static bool utf8_valid(const unsigned char *s, size_t size)
-{
-    size_t i = 0;
-
-    while (i < size) {
-        unsigned char c = s[i];
-        size_t more = c < 0x80                ? 0
-                      : c >= 0xc2 && c < 0xe0 ? 1
-                      : c >= 0xe0 && c < 0xf0 ? 2
-                      : c >= 0xf0 && c < 0xf5 ? 3
-                                              : 4;
-
-        if (more == 4 || more > size - i - 1)
-            return false;
-        if ((c == 0xe0 && s[i + 1] < 0xa0) || (c == 0xed && s[i + 1] > 0x9f) ||
-            (c == 0xf0 && s[i + 1] < 0x90) || (c == 0xf4 && s[i + 1] > 0x8f))
-            return false; /* overlong, surrogate, past U+10FFFF */
-        for (size_t j = 1; j <= more; j++)
-            if ((s[i + j] & 0xc0) != 0x80)
-                return false;
-        i += more + 1;
-    }
-    return true;
 }
 
 static int copy_text(struct getter *g, const char *field, const void *data, size_t size,

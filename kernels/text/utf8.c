@@ -37,7 +37,7 @@ bool utf8_valid(const char *p, size_t size)
 {
     while (size) {
         uint32_t code;
-        int length = utf8_decode(p, size, &code);
+        int length = (uint8_t)*p < 0x80 ? 1 : utf8_decode(p, size, &code);
 
         if (!length)
             return false;
