@@ -31,7 +31,8 @@ INT(engine_steps, "engine.steps", 0, 0, 64, "decode steps a call; 0 = 1 on the C
 INT(engine_memory_mb, "engine.memory_mb", 0, 0, 1048576,
     "budget for attention caches and work space; 0 = what max_rows needs")
 
-INT(queue_max_jobs, "queue.max_jobs", 4096, 1, 1000000, "jobs admitted but not running")
+INT(queue_max_jobs, "queue.max_jobs", 4096, 1, 1000000,
+    "jobs that were read and are not committed yet: waiting, running, finished")
 INT(queue_max_mb, "queue.max_mb", 256, 1, 1048576,
     "memory of the jobs that were read and are not committed yet")
 REAL(queue_resume_ratio, "queue.resume_ratio", 0.75, 0.1, 1.0,

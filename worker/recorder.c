@@ -10,7 +10,7 @@
 #include "worker/kafka_client.h"
 #include "worker/recorder_store.h"
 
-enum { POLL_MS = 100, KAFKA_CALL_MS = 5000, PARTITIONS_MAX = 4096 };
+enum { POLL_MS = 100, KAFKA_CALL_MS = 5000, PARTITIONS_MAX = 8192 };
 enum { RETRY_FIRST_MS = 200, RETRY_MAX_MS = 10000 };
 static const int64_t maintain_every_us = 3600000000;
 
