@@ -14,7 +14,7 @@
 
 struct health; /* opaque: has a lock */
 
-/* Each is a reason of its own not to be ready; all start as blocked but the last three. */
+/* Each is a reason of its own not to be ready; all start as blocked but the last four. */
 enum health_gate {
     HEALTH_ENGINE,     /* model loaded */
     HEALTH_CONTROL,    /* control records read to their end */
@@ -22,6 +22,7 @@ enum health_gate {
     HEALTH_TOPICS,     /* topics exist with matching partition counts */
     HEALTH_DLQ_LIMIT,  /* too many messages dead-lettered */
     HEALTH_OFFSETS,    /* an offset was out of range */
+    HEALTH_COMMITS,    /* transactions have failed for long */
     HEALTH_DRAINING,   /* SIGTERM was received */
     HEALTH_GATE_COUNT
 };

@@ -55,7 +55,8 @@ struct settle {
     /* The thread's own: */
     struct job_list waiting; /* chunks not acknowledged yet */
     struct job_list ready;
-    int64_t ready_since_us; /* monotonic; when the oldest of ready became ready */
+    int64_t ready_since_us;   /* monotonic; when the oldest of ready became ready */
+    int64_t failing_since_us; /* monotonic; 0 = what is ready was not tried in vain */
 };
 
 void settle_push(struct settle *s, struct job *job)
@@ -182,6 +183,28 @@ static enum kafka_class producer_create(struct settle *s)
 static void beat(struct settle *s)
 {
     health_beat(s->pipeline->health, HEALTH_BEAT_SETTLE, clock_mono_us());
+}
+
+/* A worker that cannot commit stops consuming once it is full: it is not ready then. */
+static void commits_report(struct settle *s, bool failed)
+{
+    int64_t now_us = clock_mono_us(), for_us;
+    struct error reason;
+
+    if (!failed) {
+        if (s->failing_since_us)
+            health_clear(s->pipeline->health, HEALTH_COMMITS);
+        s->failing_since_us = 0;
+        return;
+    }
+    if (!s->failing_since_us)
+        s->failing_since_us = now_us;
+    for_us = now_us - s->failing_since_us;
+    if (for_us < (int64_t)s->records.timeout_ms * 1000)
+        return;
+    error_set(&reason, "no transaction was committed for %lld s; log lines of settle say why",
+              (long long)for_us / 1000000);
+    health_block(s->pipeline->health, HEALTH_COMMITS, reason.message);
 }
 
 static enum kafka_class send_offsets(struct settle *s, const struct assignment_transaction *t)
@@ -341,6 +364,7 @@ static void recover(struct settle *s, const struct assignment_transaction *t, st
     producer_destroy(s);
     while (!give_up(s)) {
         beat(s);
+        commits_report(s, true);
         if (producer_create(s) == KAFKA_OK)
             break;
         pause_ms(RECOVER_PAUSE_MS);
@@ -353,6 +377,7 @@ static void recover(struct settle *s, const struct assignment_transaction *t, st
             continue;
         }
         beat(s);
+        commits_report(s, true);
         pause_ms(RECOVER_PAUSE_MS);
         i--; /* the same part again */
     }
@@ -369,6 +394,7 @@ static void abort_transaction(struct settle *s, const struct assignment_transact
     enum kafka_class class;
 
     beat(s);
+    commits_report(s, true);
     class = kafka_client_classify(rd_kafka_abort_transaction(s->producer, s->records.timeout_ms),
                                   "abort_transaction");
     metrics_add(METRIC_TRANSACTIONS_ABORTED, 1);
@@ -394,6 +420,7 @@ static void transaction_run(struct settle *s)
         job_list_push(&jobs, job_list_pop(&s->ready));
     if (assignment_open(s->pipeline->assignment, &jobs, &stale, &t, &error)) {
         log_write(LOG_WARN, "settle", NULL, "%s", error.message);
+        commits_report(s, true);
         pause_ms(RETRY_PAUSE_MS);
         goto back;
     }
@@ -405,6 +432,7 @@ static void transaction_run(struct settle *s)
     case KAFKA_OK:
         FAULT_POINT("committed");
         metrics_observe(METRIC_COMMIT_TIME, clock_mono_us() - begun);
+        commits_report(s, false);
         committed(s, &jobs);
         break;
     case KAFKA_ABORT:
@@ -493,6 +521,8 @@ static void *settle_main(void *argument)
             transaction_run(s);
             s->ready_since_us = clock_mono_us();
         }
+        if (!s->ready.head) /* what failed may have been dropped with its partition */
+            commits_report(s, false);
         /* A recovery that was given up leaves no producer: then there is nothing more to do. */
         if (!s->producer || (atomic_load(&s->stopping) && settle_depth(s) == 0) || give_up(s))
             break;

@@ -238,6 +238,49 @@ static void a_refused_record_aborts(void **state)
     assert_int_equal(results(0), 1);
 }
 
+static bool not_ready(void)
+{
+    return metrics_value(METRIC_NOT_READY_COMMITS) == 1;
+}
+
+/* Every try to commit fails until the worker says that it is not ready. */
+static void refuse_until_not_ready(void)
+{
+    int64_t until = clock_mono_us() + 20000000;
+    int aborted = grown(METRIC_TRANSACTIONS_ABORTED), pushed = 0;
+
+    while (!not_ready() && clock_mono_us() < until) {
+        if (pushed < grown(METRIC_TRANSACTIONS_ABORTED) - aborted + 2) {
+            rd_kafka_mock_partition_push_request_errors(
+                k.cluster, k.config->topic_results, 0, API_PRODUCE, 1,
+                RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED);
+            pushed++;
+        }
+        usleep(1000);
+    }
+    assert_true(not_ready());
+    assert_true(pushed > 2); /* a few may fail */
+}
+
+/* A worker that commits nothing is full in the end and consumes nothing. */
+static void a_worker_is_not_ready_while_every_commit_fails(void **state)
+{
+    struct ledger ledger;
+
+    (void)state;
+    settle_push(settle, outcome_of(0, 0, JOB_COMPLETED));
+    refuse_until_not_ready();
+    assert_true(settles_within(10000));
+    assert_false(not_ready());
+    assert_int_equal(grown(METRIC_JOBS_COMPLETED), 1);
+    settle_push(settle, outcome_of(0, 1, JOB_COMPLETED));
+    refuse_until_not_ready();
+    assignment_give_up(k.pipeline.assignment, 0, 1000, &ledger); /* nothing is left to fail */
+    assert_true(settles_within(10000));
+    usleep(300000); /* settle looks at what is left within 200 ms */
+    assert_false(not_ready());
+}
+
 static void a_lost_partition_drops_its_jobs_when_they_are_tried_again(void **state)
 {
     struct job *first = outcome_of(0, 0, JOB_COMPLETED), *second = outcome_of(1, 0, JOB_COMPLETED);
@@ -556,6 +599,7 @@ int main(void)
         TEST(jobs_of_a_lost_partition_are_dropped),
         TEST(an_abortable_error_keeps_the_jobs),
         TEST(a_refused_record_aborts),
+        TEST(a_worker_is_not_ready_while_every_commit_fails),
         TEST(a_lost_partition_drops_its_jobs_when_they_are_tried_again),
         TEST(a_partition_lost_before_the_commit_aborts),
         TEST(a_fenced_producer_ends_the_worker),
