@@ -66,9 +66,9 @@ class Load:
         self.failed = []
         self.started = time.time()
         self.recent = []
-        # Retries for many minutes: a broker may be down, or start slowly; duplicates are then on purpose, not by accident.
+        # Retries without end: a broker may be down, or start slowly; duplicates are then on purpose, not by accident.
         self.producer = Producer({"bootstrap.servers": bootstrap, "partitioner": "murmur2_random",
-                                  "enable.idempotence": True, "message.timeout.ms": 900000,
+                                  "enable.idempotence": True, "message.timeout.ms": 0,
                                   "linger.ms": 5, "log_level": 0})
 
     def _produce(self, topic, key, value, then=None):

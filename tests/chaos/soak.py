@@ -10,12 +10,13 @@ Compared are medians of the second tenth to the fourth (after it has met most th
 tenths of the life of the process that lived longest. The samples are left in soak-SEED.jsonl. Exit code 1 when something grew or a guarantee broke."""
 import argparse
 import json
+import os
 import signal
 import statistics
 import sys
 import time
 import traceback
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import main as harness
@@ -26,6 +27,11 @@ from trial import Trial
 MET_BY_ALL = ("pause", "cut", "delay", "reset", "clock") # faults that the steady worker meets too
 ALLOWED = {"rss": 8, "handles": 6, "threads": 4} # MB over what caches fill up to; connections and clients under way
 SAMPLE_S = 2
+
+
+def kinds_of_handles(pid):
+    """What a number of handles is made of, should it grow: sockets, pipes, eventfds, files."""
+    return Counter(os.readlink(handle.path).split(":")[0] for handle in os.scandir(f"/proc/{pid}/fd"))
 
 
 class SteadyInjector(Injector):
@@ -49,7 +55,8 @@ class SteadyInjector(Injector):
         for worker in self.run.workers:
             if worker.alive and not worker.stopped:
                 try:
-                    self.samples[worker.name, worker.child.pid].append({"at": now, **Sampler.look(worker.child.pid)})
+                    self.samples[worker.name, worker.child.pid].append(
+                        {"at": now, **Sampler.look(worker.child.pid), "kinds": kinds_of_handles(worker.child.pid)})
                 except (OSError, KeyError):
                     pass # it has just ended
 
