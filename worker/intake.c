@@ -369,7 +369,6 @@ static void *intake_main(void *argument)
         pauses_review(in);
         assignment_report(in);
         lag_review(in->lag, in->partitions.assigned, in->partitions.end, now);
-        engines_review(in->engines, now);
         /* The reviews are not free; the bound on jobs is looked at for each record. */
         for (int n = 0; n < 256 && !in->partitions.all_reasons && !admission_is_full(config, false);
              n++) {

@@ -118,21 +118,39 @@ bool kafka_client_broken(rd_kafka_t *client, rd_kafka_resp_err_t code)
     return true;
 }
 
+/* Of an error that no call of this producer survives. A coordinator that has ended the transaction
+ * by its timeout, or has lost it, knows nothing of it: the next producer may. */
+static enum kafka_class fatal_class(rd_kafka_resp_err_t code)
+{
+    switch (code) {
+    case RD_KAFKA_RESP_ERR_INVALID_TXN_STATE:
+    case RD_KAFKA_RESP_ERR_INVALID_PRODUCER_ID_MAPPING:
+        return KAFKA_INDETERMINATE;
+    case RD_KAFKA_RESP_ERR__FENCED:
+    case RD_KAFKA_RESP_ERR_PRODUCER_FENCED:
+    case RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH:
+        return KAFKA_FENCED;
+    default:
+        return KAFKA_FATAL;
+    }
+}
+
 enum kafka_class kafka_client_classify(rd_kafka_error_t *error, const char *call)
 {
+    static const char *const names[] = {[KAFKA_ABORT] = "abort",
+                                        [KAFKA_INDETERMINATE] = "indeterminate",
+                                        [KAFKA_FENCED] = "fenced",
+                                        [KAFKA_FATAL] = "fatal"};
     enum kafka_class class = KAFKA_INDETERMINATE;
 
     if (!error)
         return KAFKA_OK;
     if (rd_kafka_error_is_fatal(error))
-        class = KAFKA_FATAL;
+        class = fatal_class(rd_kafka_error_code(error));
     else if (rd_kafka_error_txn_requires_abort(error))
         class = KAFKA_ABORT;
     log_write(class == KAFKA_FATAL ? LOG_ERROR : LOG_WARN, "settle", NULL, "%s: %s (%s)", call,
-              rd_kafka_error_string(error),
-              class == KAFKA_FATAL   ? "fatal"
-              : class == KAFKA_ABORT ? "abort"
-                                     : "indeterminate");
+              rd_kafka_error_string(error), names[class]);
     rd_kafka_error_destroy(error);
     return class;
 }

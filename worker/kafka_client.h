@@ -39,7 +39,8 @@ enum kafka_class {
     KAFKA_OK,
     KAFKA_ABORT,         /* abort the transaction, run the same jobs in a new one */
     KAFKA_INDETERMINATE, /* nobody knows: recreate the producer and read what was committed */
-    KAFKA_FATAL          /* fenced or broken: the worker must end */
+    KAFKA_FENCED,        /* by another producer of its name, or by its transaction's timeout */
+    KAFKA_FATAL          /* broken: the worker must end */
 };
 /* Takes the error (NULL is KAFKA_OK), logs it with the call's name. */
 enum kafka_class kafka_client_classify(rd_kafka_error_t *error, const char *call);

@@ -30,6 +30,7 @@
 #include "worker/fault.h"
 #include "worker/kafka_client.h"
 #include "worker/ledger_metadata.h"
+#include "worker/offsets_call.h"
 #include "worker/settle_records.h"
 
 enum {
@@ -170,7 +171,7 @@ static enum kafka_class producer_create(struct settle *s)
                                   "init_transactions");
     if (class != KAFKA_OK)
         producer_destroy(s);
-    if (class == KAFKA_FATAL)
+    if (class == KAFKA_FATAL || class == KAFKA_FENCED)
         health_fail(s->pipeline->health,
                     "settle: the brokers refuse a transactional producer as "
                     "%s-%s",
@@ -207,10 +208,11 @@ static void commits_report(struct settle *s, bool failed)
     health_block(s->pipeline->health, HEALTH_COMMITS, reason.message);
 }
 
-static enum kafka_class send_offsets(struct settle *s, const struct assignment_transaction *t)
+static enum kafka_class send_offsets(struct settle *s, struct assignment_transaction *t)
 {
     rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new((int)t->part_count);
-    rd_kafka_error_t *failed;
+    struct offsets_call call = {s->producer, list, t->group};
+    enum kafka_class class;
 
     for (size_t i = 0; i < t->part_count; i++) {
         const struct ledger *ledger = &t->parts[i].ledger;
@@ -227,13 +229,13 @@ static enum kafka_class send_offsets(struct settle *s, const struct assignment_t
         entry->metadata = metadata; /* owned by the list */
     }
     beat(s);
-    failed =
-        rd_kafka_send_offsets_to_transaction(s->producer, list, t->group, s->records.timeout_ms);
-    rd_kafka_topic_partition_list_destroy(list);
-    return kafka_client_classify(failed, "send_offsets_to_transaction");
+    class = offsets_call_run(&call, s->records.timeout_ms);
+    s->producer = s->records.producer = call.producer;
+    t->group = call.group;
+    return class;
 }
 
-static enum kafka_class publish(struct settle *s, const struct assignment_transaction *t,
+static enum kafka_class publish(struct settle *s, struct assignment_transaction *t,
                                 const struct job_list *jobs)
 {
     struct error error;
@@ -271,6 +273,19 @@ abort:
     log_write(LOG_WARN, "settle", NULL, "transaction of %zu jobs aborted: %s", jobs->count,
               error.message);
     return KAFKA_ABORT;
+}
+
+/* A coordinator fences the producer of a transaction that it has ended by its timeout: after a
+ * pause, or without brokers for so long. A younger one was fenced by another worker of its name. */
+static enum kafka_class fence_judge(const struct settle *s, enum kafka_class class,
+                                    int64_t begun_us)
+{
+    int64_t age_us = clock_mono_us() - begun_us;
+
+    if (class != KAFKA_FENCED)
+        return class;
+    return age_us < s->pipeline->config->kafka_transaction_timeout_ms * 1000 ? KAFKA_FATAL
+                                                                             : KAFKA_INDETERMINATE;
 }
 
 static void count_outcome(const struct job *job)
@@ -388,8 +403,15 @@ static void recover(struct settle *s, const struct assignment_transaction *t, st
     committed(s, &done);
 }
 
+static void fail_fenced(struct settle *s)
+{
+    health_fail(s->pipeline->health,
+                "settle: the transactional producer failed; is another worker running as %s?",
+                s->pipeline->config->worker_name);
+}
+
 static void abort_transaction(struct settle *s, const struct assignment_transaction *t,
-                              struct job_list *jobs)
+                              struct job_list *jobs, int64_t begun_us)
 {
     enum kafka_class class;
 
@@ -397,9 +419,10 @@ static void abort_transaction(struct settle *s, const struct assignment_transact
     commits_report(s, true);
     class = kafka_client_classify(rd_kafka_abort_transaction(s->producer, s->records.timeout_ms),
                                   "abort_transaction");
+    class = fence_judge(s, class, begun_us);
     metrics_add(METRIC_TRANSACTIONS_ABORTED, 1);
     if (class == KAFKA_FATAL)
-        health_fail(s->pipeline->health, "settle: the transaction could not be aborted");
+        fail_fenced(s);
     else if (class != KAFKA_OK)
         recover(s, t, jobs);
     else
@@ -428,7 +451,7 @@ static void transaction_run(struct settle *s)
     forget_all(s, &stale);
     if (!t.part_count)
         return;
-    switch (publish(s, &t, &jobs)) {
+    switch (fence_judge(s, publish(s, &t, &jobs), begun)) {
     case KAFKA_OK:
         FAULT_POINT("committed");
         metrics_observe(METRIC_COMMIT_TIME, clock_mono_us() - begun);
@@ -436,15 +459,14 @@ static void transaction_run(struct settle *s)
         committed(s, &jobs);
         break;
     case KAFKA_ABORT:
-        abort_transaction(s, &t, &jobs);
+        abort_transaction(s, &t, &jobs, begun);
         break;
     case KAFKA_INDETERMINATE:
         recover(s, &t, &jobs);
         break;
+    case KAFKA_FENCED: /* was judged */
     case KAFKA_FATAL:
-        health_fail(s->pipeline->health,
-                    "settle: the transactional producer failed; is another worker running as %s?",
-                    s->pipeline->config->worker_name);
+        fail_fenced(s);
         break;
     }
     assignment_close(s->pipeline->assignment, &t);

@@ -16,6 +16,7 @@
 #include "tests/unit/kafka_fixture.h"
 #include "worker/dead_letter.h"
 #include "worker/ledger_metadata.h"
+#include "worker/offsets_call.h"
 #include "worker/settle.h"
 #include "worker/takeover.h"
 
@@ -335,7 +336,62 @@ static void a_fenced_producer_ends_the_worker(void **state)
     assert_int_equal(grown(METRIC_JOBS_COMPLETED), 0);
 }
 
+/* The coordinator ended the transaction by its timeout, then the worker comes to abort it. */
+static void a_transaction_that_the_coordinator_ended_is_run_again(void **state)
+{
+    (void)state;
+    rd_kafka_mock_push_request_errors(k.cluster, API_TXN_OFFSET_COMMIT, 1,
+                                      RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION);
+    rd_kafka_mock_push_request_errors(k.cluster, API_END_TXN, 1,
+                                      RD_KAFKA_RESP_ERR_INVALID_TXN_STATE);
+    settle_push(settle, outcome_of(0, 0, JOB_COMPLETED));
+    assert_true(settles_within(15000));
+    assert_int_equal(grown(METRIC_TRANSACTIONS_INDETERMINATE), 1);
+    assert_int_equal(grown(METRIC_TRANSACTIONS_COMMITTED), 1);
+    assert_int_equal(grown(METRIC_JOBS_COMPLETED), 1);
+    assert_false(health_failed(k.pipeline.health, error.message, sizeof error.message));
+}
+
+/* So it does to the producer, which is fenced then: no sign of a second worker of the name. */
+static void a_producer_fenced_by_the_timeout_is_made_anew(void **state)
+{
+    (void)state;
+    k.config->kafka_transaction_timeout_ms = 1000;
+    rd_kafka_mock_broker_push_request_error_rtts(k.cluster, 1, API_END_TXN, 1,
+                                                 RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH, 1500);
+    settle_push(settle, outcome_of(0, 0, JOB_COMPLETED));
+    assert_true(settles_within(15000));
+    assert_int_equal(grown(METRIC_TRANSACTIONS_INDETERMINATE), 1);
+    assert_int_equal(grown(METRIC_JOBS_COMPLETED), 1);
+    assert_false(health_failed(k.pipeline.health, error.message, sizeof error.message));
+}
+
 /* ---- an open fate ---- */
+
+/* The group's coordinator moves, and the first answer to where it is now is that it moved: nothing
+ * asks again, and the call never returns, whatever its limit. */
+static void a_call_that_hangs_is_left_behind(void **state)
+{
+    int64_t begun = clock_mono_us();
+
+    (void)state;
+    rd_kafka_mock_push_request_errors(k.cluster, API_TXN_OFFSET_COMMIT, 1,
+                                      RD_KAFKA_RESP_ERR_NOT_COORDINATOR);
+    rd_kafka_mock_push_request_errors(k.cluster, API_FIND_COORDINATOR, 1,
+                                      RD_KAFKA_RESP_ERR_NOT_COORDINATOR);
+    settle_push(settle, outcome_of(0, 0, JOB_COMPLETED));
+    assert_true(settles_within(10000));
+    assert_in_range(clock_mono_us() - begun, KAFKA_FIXTURE_CALL_MS * 1000, 10000000);
+    assert_int_equal(offsets_calls_left(), 1);
+    assert_int_equal(grown(METRIC_TRANSACTIONS_INDETERMINATE), 1);
+    assert_int_equal(grown(METRIC_TRANSACTIONS_COMMITTED), 1);
+    assert_int_equal(grown(METRIC_JOBS_COMPLETED), 1);
+    rd_kafka_mock_broker_set_down(k.cluster, 1); /* what wakes the client, which clears up */
+    rd_kafka_mock_broker_set_up(k.cluster, 1);
+    for (int i = 0; i < 500 && offsets_calls_left(); i++)
+        usleep(20000);
+    assert_int_equal(offsets_calls_left(), 0);
+}
 
 /* No answer to the commit within the call's limit; then the brokers are quick again. */
 static void slow_commit(void)
@@ -603,6 +659,9 @@ int main(void)
         TEST(a_lost_partition_drops_its_jobs_when_they_are_tried_again),
         TEST(a_partition_lost_before_the_commit_aborts),
         TEST(a_fenced_producer_ends_the_worker),
+        TEST(a_transaction_that_the_coordinator_ended_is_run_again),
+        TEST(a_producer_fenced_by_the_timeout_is_made_anew),
+        TEST(a_call_that_hangs_is_left_behind),
         TEST(a_timeout_makes_a_new_producer_and_publishes_again),
         TEST(what_was_committed_is_not_published_again),
         TEST(brokers_that_go_away_come_back),
