@@ -87,12 +87,13 @@ __attribute__((unused)) static void kafka_fixture_open(struct kafka_fixture *f)
     f->cluster = rd_kafka_mock_cluster_new(f->bare, 1);
     assert_non_null(f->cluster);
     f->config = kafka_fixture_config(rd_kafka_mock_cluster_bootstraps(f->cluster));
-    const char *const topics[] = {f->config->topic_requests, f->config->topic_results,
-                                  f->config->topic_events,   f->config->topic_index,
-                                  f->config->topic_control,  f->config->topic_dlq};
+    const char *const topics[] = {f->config->topic_requests, f->config->topic_chunks,
+                                  f->config->topic_results,  f->config->topic_events,
+                                  f->config->topic_index,    f->config->topic_control,
+                                  f->config->topic_dlq};
     for (size_t i = 0; i < sizeof topics / sizeof *topics; i++)
         assert_int_equal(rd_kafka_mock_topic_create(f->cluster, topics[i],
-                                                    i < 4 ? KAFKA_FIXTURE_PARTITIONS : 1, 1),
+                                                    i < 5 ? KAFKA_FIXTURE_PARTITIONS : 1, 1),
                          0);
     f->consumer =
         kafka_fixture_client(RD_KAFKA_CONSUMER, f->config->kafka_brokers, f->config->kafka_group);
