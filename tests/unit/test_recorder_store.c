@@ -15,6 +15,7 @@
 #include "tests/unit/worker_fixture.h"
 #include "worker/recorder_store.h"
 
+#include "tests/unit/pg_proxy.h"
 #include "tests/unit/recorder_fixture.h"
 
 static struct error error;
@@ -117,12 +118,19 @@ static int setup(void **state)
 
 /* ---- stores ---- */
 
-static struct recorder_store *store_new(void)
+static struct recorder_store *store_at(const char *at)
 {
     struct recorder_store *s =
-        recorder_store_create(&(struct recorder_store_options){url, 14, 400, NULL});
+        recorder_store_create(&(struct recorder_store_options){at, 14, 400, NULL});
 
     assert_non_null(s);
+    return s;
+}
+
+static struct recorder_store *store_new(void)
+{
+    struct recorder_store *s = store_at(url);
+
     if (recorder_store_connect(s, &error))
         fail_msg("%s", error.message);
     return s;
@@ -394,6 +402,78 @@ static void who_cannot_connect_says_why(void **state)
     recorder_store_destroy(s);
 }
 
+/* All that a recorder does with its connection; false as soon as something fails. */
+static bool record_all(struct recorder_store *s, const struct recorder_fixture *f)
+{
+    struct recorder_position position = {0, -1, 0};
+    bool more;
+
+    return !recorder_store_connect(s, &error) &&
+           !recorder_store_positions(s, "events", &position, 1, &error) && !position.stored &&
+           write_events(s, f, 0, f->count, 0) == RECORDER_STORED &&
+           !recorder_store_maintain(s, &more, &error);
+}
+
+/* The connection ends after the server's n-th message, for every step-th n until all is said:
+ * whatever it cuts off, the error has words, and rows and place are both there or both not. */
+static void cut_everywhere(bool tells, int step)
+{
+    struct recorder_fixture *f = malloc(sizeof *f);
+    struct recorder_store *direct = store_new();
+    struct pg_proxy proxy;
+    char *whole;
+    bool over = false;
+    int kept = 0, lost = 0;
+
+    fixture_seed(21);
+    recorder_fixture_make(f, clock_wall_us() - 600000000);
+    assert_int_equal(stored(direct, 0), 0);
+    write_ok(direct, f, 0, f->count, 0);
+    whole = dump_tables();
+    pg_proxy_open(&proxy, PQhost(admin));
+    atomic_store(&proxy.tells, tells);
+    for (int cut = 0; !over; cut += step) {
+        struct recorder_store *s = store_at(proxy.url);
+        char *found;
+
+        tables_empty();
+        atomic_store(&proxy.passing, cut);
+        strcpy(error.message, "");
+        over = record_all(s, f);
+        if (!over)
+            assert_true(strlen(error.message) > strlen("PostgreSQL: "));
+        recorder_store_destroy(s);
+        if (stored(direct, 0) == f->count) {
+            kept++;
+        } else {
+            lost++;
+            assert_int_equal(stored(direct, 0), 0);
+            assert_int_equal(number("select count(*) from job"), 0);
+            write_ok(direct, f, 0, f->count, 0);
+        }
+        found = dump_tables();
+        assert_string_equal(found, whole);
+        free(found);
+    }
+    assert_true(lost > 40 / step && kept >= 1); /* the latter: cut after the commit */
+    pg_proxy_close(&proxy);
+    recorder_store_destroy(direct);
+    free(whole);
+    free(f);
+}
+
+static void a_connection_may_end_at_any_message(void **state)
+{
+    (void)state;
+    cut_everywhere(false, 1);
+}
+
+static void a_server_may_end_it_with_an_error_at_any_message(void **state)
+{
+    (void)state;
+    cut_everywhere(true, 4);
+}
+
 #define TEST(name) cmocka_unit_test_setup(name, setup)
 
 int main(void)
@@ -409,6 +489,8 @@ int main(void)
         TEST(events_of_any_time_find_their_place),
         TEST(maintenance_makes_partitions_ahead),
         TEST(who_cannot_connect_says_why),
+        TEST(a_connection_may_end_at_any_message),
+        TEST(a_server_may_end_it_with_an_error_at_any_message),
     };
 
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
