@@ -55,8 +55,9 @@ class ChaosWorker(Worker):
 
     def under_faketime(self):
         self.step_clock(0)
+        # the last: else its waits on conditions of the steady clock are over at once, and threads spin
         self.env.update(LD_PRELOAD=str(FAKETIME), FAKETIME_TIMESTAMP_FILE=str(self.clock), FAKETIME_CACHE_DURATION="1",
-                        FAKETIME_DONT_FAKE_MONOTONIC="1")
+                        FAKETIME_DONT_FAKE_MONOTONIC="1", FAKETIME_FORCE_MONOTONIC_FIX="0")
 
     def start(self, fault=None):
         self.env["PGPT_FAULT"] = f"{self.poison_id}:kill" + (f",{fault}" if fault else "")
