@@ -38,7 +38,8 @@ static int teardown(void **state)
 /* As an owner of the partition leaves it. */
 static void commit(int32_t partition, const char *engine_id, bool open)
 {
-    struct takeover *takeover = takeover_create(&k.pipeline, &error);
+    static _Atomic bool draining;
+    struct takeover *takeover = takeover_create(&k.pipeline, &draining, &error);
     struct ledger ledger;
 
     assert_non_null(takeover);
