@@ -263,7 +263,8 @@ static int index_read(struct takeover *t, const rd_kafka_topic_partition_list_t 
     return status;
 }
 
-/* What was committed within the window. */
+/* What was committed within the window. Where the brokers do not say where it begins, as of a
+ * partition that the reader has not heard of yet, all of the topic: that is only slower. */
 static int recent_read(struct takeover *t, const int32_t *partitions, const struct ledger *ledgers,
                        struct duplicates **windows, int count, struct error *error)
 {
@@ -277,11 +278,10 @@ static int recent_read(struct takeover *t, const int32_t *partitions, const stru
         rd_kafka_topic_partition_list_add(list, config->topic_index, partitions[i])->offset =
             since_ms;
     code = rd_kafka_offsets_for_times(t->reader, list, timeout_ms(t));
-    for (int i = 0; i < count && !code; i++)
-        code = list->elems[i].err;
-    status = code ? error_set(error, "the index topic's offsets cannot be read: %s",
-                              rd_kafka_err2str(code))
-                  : index_read(t, list, partitions, ledgers, windows, count, error);
+    for (int i = 0; i < count; i++)
+        if (code || list->elems[i].err)
+            list->elems[i].offset = RD_KAFKA_OFFSET_BEGINNING;
+    status = index_read(t, list, partitions, ledgers, windows, count, error);
     rd_kafka_topic_partition_list_destroy(list);
     return status;
 }
