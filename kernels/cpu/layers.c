@@ -245,6 +245,11 @@ static void decode_attend(void *arg, int64_t begin, int64_t end, struct frame *w
         a.out = frame->context + i * D;
         a.pages = d->cross ? row->cross : row->pages;
         a.count = d->cross ? row->cross_count : row->position + 1;
+        a.next_pages = NULL;
+        if (unit + a.end - a.first < end) {
+            a.next_pages = d->cross ? row[1].cross : row[1].pages;
+            a.next_count = d->cross ? row[1].cross_count : row[1].position + 1;
+        }
         d->crew->ops->attend(&a);
     }
 }

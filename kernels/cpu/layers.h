@@ -25,7 +25,9 @@ struct layers_row {
     int32_t cross_count; /* source tokens */
 };
 
-enum { FRAME_TOKENS = 128, FRAME_ROWS = 64 }; /* what still fits a second-level cache */
+/* Activations of so many still fit a second-level cache, and the attention caches of every thread's
+ * rows the third, so that a call of many steps finds them there again. */
+enum { FRAME_TOKENS = 128, FRAME_ROWS = 32 };
 
 struct frame {
     int32_t capacity;     /* tokens of the encoder */

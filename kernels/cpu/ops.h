@@ -36,13 +36,15 @@ static inline size_t ops_layer_bytes(const struct ops_cache *cache)
 /* softmax(q K^T) V for one query row, heads first..end-1. */
 struct ops_attend {
     struct ops_cache cache;
-    const float *q;     /* (heads, dh), scaled by 1 / sqrt(dh) already */
-    char *const *pages; /* (ceil(count / 16)) */
-    size_t offset;      /* of the layer in a page */
-    int32_t count;      /* positions to look at, >= 1 */
-    int32_t first, end; /* heads */
-    float *scores;      /* work (count rounded up to 16) */
-    float *out;         /* (heads, dh) */
+    const float *q;          /* (heads, dh), scaled by 1 / sqrt(dh) already */
+    char *const *pages;      /* (ceil(count / 16)) */
+    size_t offset;           /* of the layer in a page */
+    int32_t count;           /* positions to look at, >= 1 */
+    int32_t first, end;      /* heads */
+    char *const *next_pages; /* what the call after this one looks at, from head 0 on, or NULL: */
+    int32_t next_count;      /* fetched meanwhile; results do not depend on it */
+    float *scores;           /* work (count rounded up to 16) */
+    float *out;              /* (heads, dh) */
 };
 
 struct ops {

@@ -153,18 +153,18 @@ LANES_INLINE void head_values(const struct ops_attend *a, int32_t head, int32_t 
                     lanes_mul(lanes_add(sum[0][j], sum[1][j]), lanes_all(factor)));
 }
 
-/* Asks for what the next head will read of its pages: they come from a cache far away. */
-LANES_INLINE void head_ahead(const struct ops_attend *a, int32_t head, const int32_t dh,
-                             const bool half)
+/* Asks for what a head will read of its pages: they come from a cache far away. */
+LANES_INLINE void head_ahead(const struct ops_attend *a, char *const *pages, int32_t count,
+                             int32_t head, const int32_t dh, const bool half)
 {
     const size_t offset = a->offset + (size_t)head * ops_head_bytes(&a->cache);
     const size_t keys = ops_head_bytes(&a->cache) / 2, value = (size_t)dh * (half ? 2 : 4);
 
-    for (int32_t t = 0; t < a->count; t += OPS_PAGE) {
-        const char *page = a->pages[t / OPS_PAGE] + offset;
-        size_t count = (size_t)(a->count - t < OPS_PAGE ? a->count - t : OPS_PAGE);
+    for (int32_t t = 0; t < count; t += OPS_PAGE) {
+        const char *page = pages[t / OPS_PAGE] + offset;
+        size_t filled = (size_t)(count - t < OPS_PAGE ? count - t : OPS_PAGE);
 
-        for (size_t i = 0; i < keys + count * value; i += 64)
+        for (size_t i = 0; i < keys + filled * value; i += 64)
             __builtin_prefetch(page + i);
     }
 }
@@ -175,7 +175,9 @@ LANES_INLINE void heads_attend(const struct ops_attend *a, const int32_t dh, con
         float factor;
 
         if (half && h + 1 < a->end)
-            head_ahead(a, h + 1, dh, half);
+            head_ahead(a, a->pages, a->count, h + 1, dh, half);
+        else if (half && a->next_pages)
+            head_ahead(a, a->next_pages, a->next_count, 0, dh, half);
         factor = 1.0f / head_weights(a, h, dh, half);
 
         if (dh == 64) {
