@@ -188,14 +188,14 @@ static int measure(struct natural *n, struct natural_figures *f, struct error *e
     int32_t alone = n->count < LATENCY_LINES_MAX ? n->count : LATENCY_LINES_MAX;
     size_t rounds = n->b->rounds < ROUNDS_MAX ? (size_t)n->b->rounds : ROUNDS_MAX;
 
-    if (lines_translate(n, 0, n->count, n->place_count, 1, error)) /* warm-up */
+    if (lines_translate(n, 0, n->count, n->place_count, n->b->steps, error)) /* warm-up */
         return -1;
     for (; f->rounds < rounds; f->rounds++) {
         int64_t begun = clock_mono_us();
         double seconds;
 
         n->tokens = n->source_tokens = 0;
-        if (lines_translate(n, 0, n->count, n->place_count, 1, error))
+        if (lines_translate(n, 0, n->count, n->place_count, n->b->steps, error))
             return -1;
         seconds = (double)(clock_mono_us() - begun) / 1e6;
         f->tok_per_s[f->rounds] = (double)n->tokens / seconds;
