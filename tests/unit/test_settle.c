@@ -513,6 +513,58 @@ static void stopping_commits_what_is_ready(void **state)
     assert_int_equal(results(0), 1);
 }
 
+static void survives(int api, rd_kafka_resp_err_t code, int before, rd_kafka_resp_err_t before_code,
+                     int64_t offset)
+{
+    rd_kafka_mock_push_request_errors(k.cluster, api, 2, code, code);
+    if (before >= 0)
+        rd_kafka_mock_push_request_errors(k.cluster, before, 1, before_code);
+    settle_push(settle, outcome_of(0, offset, JOB_COMPLETED));
+    if (!settles_within(20000))
+        fail_msg("request %d, error %s: not settled", api, rd_kafka_err2name(code));
+    if (health_failed(k.pipeline.health, error.message, sizeof error.message))
+        fail_msg("request %d, error %s: %s", api, rd_kafka_err2name(code), error.message);
+    rd_kafka_mock_clear_request_errors(k.cluster, api);
+    if (before >= 0)
+        rd_kafka_mock_clear_request_errors(k.cluster, before);
+}
+
+/* Every request of a transaction meets every error that brokers may answer while they move, restart
+ * or are slow: whatever class it falls into, the job is settled and counted once. */
+static void any_passing_error_of_any_request_is_survived(void **state)
+{
+    static const struct {
+        int api, before; /* what must fail first so that the request is made; -1 = nothing */
+        rd_kafka_resp_err_t before_code;
+    } requests[] = {
+        {API_PRODUCE, -1, 0},
+        {API_ADD_PARTITIONS_TO_TXN, -1, 0},
+        {API_ADD_OFFSETS_TO_TXN, -1, 0},
+        {API_TXN_OFFSET_COMMIT, -1, 0},
+        {API_END_TXN, -1, 0},
+        {API_INIT_PRODUCER_ID, API_END_TXN, RD_KAFKA_RESP_ERR_INVALID_TXN_STATE},
+        {API_METADATA, API_END_TXN, RD_KAFKA_RESP_ERR_INVALID_TXN_STATE},
+        {API_FIND_COORDINATOR, API_TXN_OFFSET_COMMIT, RD_KAFKA_RESP_ERR_NOT_COORDINATOR}};
+    static const rd_kafka_resp_err_t errors[] = {RD_KAFKA_RESP_ERR__TRANSPORT,
+                                                 RD_KAFKA_RESP_ERR_NOT_COORDINATOR,
+                                                 RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE,
+                                                 RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS,
+                                                 RD_KAFKA_RESP_ERR_CONCURRENT_TRANSACTIONS,
+                                                 RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+                                                 RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
+                                                 RD_KAFKA_RESP_ERR_UNKNOWN};
+    int64_t offset = 0;
+
+    (void)state;
+    for (size_t r = 0; r < sizeof requests / sizeof *requests; r++)
+        for (size_t e = 0; e < sizeof errors / sizeof *errors; e++, offset++)
+            survives(requests[r].api, errors[e], requests[r].before, requests[r].before_code,
+                     offset);
+    assert_int_equal(grown(METRIC_JOBS_COMPLETED), offset);
+    for (int64_t o = 0; o < offset; o++)
+        assert_int_equal(kafka_fixture_ask(&k, 0, o), LEDGER_DONE);
+}
+
 /* ---- sizes ---- */
 
 static struct text big_text(struct job *job, size_t size)
@@ -662,6 +714,7 @@ int main(void)
         TEST(a_transaction_that_the_coordinator_ended_is_run_again),
         TEST(a_producer_fenced_by_the_timeout_is_made_anew),
         TEST(a_call_that_hangs_is_left_behind),
+        TEST(any_passing_error_of_any_request_is_survived),
         TEST(a_timeout_makes_a_new_producer_and_publishes_again),
         TEST(what_was_committed_is_not_published_again),
         TEST(brokers_that_go_away_come_back),
