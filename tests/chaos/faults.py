@@ -113,7 +113,14 @@ def send_poison(injector):
 # ---- brokers ----
 
 def all_well(injector):
-    return all(b.alive and not b.stopped for b in injector.run.kafka.brokers)
+    """All serve: a broker that is killed while it starts, again and again, is an outage and tests nothing else."""
+    brokers = injector.run.kafka.brokers
+    if not all(b.alive and not b.stopped for b in brokers):
+        return False
+    try:
+        return len(injector.sampler.list_topics(timeout=0.5).brokers) == len(brokers)
+    except KafkaException:
+        return False
 
 
 def break_broker(injector, broker, how, least, most):

@@ -89,13 +89,13 @@ def main():
     p.add_argument("--minutes", type=float, default=30)
     p.add_argument("--seed", type=int, default=int(time.time()))
     p.add_argument("--rate", type=float, default=8)
-    p.add_argument("--pace", type=float, default=6)
+    p.add_argument("--pace", type=float, default=12)
     p.add_argument("--brokers", type=int, choices=(1, 3), default=1)
     args = p.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler) # the run's end stops what it started
     faults = ",".join(name for name in FAULTS if name not in ("poison", "postgres_outage"))
     run = harness.parse(["--seconds", str(args.minutes * 60), "--rate", str(args.rate), "--pace", str(args.pace), "--brokers",
-                         str(args.brokers), "--faults", faults, "--recovery", "180"])
+                         str(args.brokers), "--faults", faults, "--recovery", "600"])
     trial = Soak(run, args.seed)
     try:
         verdict = trial.execute()
