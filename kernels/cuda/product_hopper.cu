@@ -37,9 +37,11 @@ cudaError_t hopper_prepare(int capability)
     for (int format = CUDA_F16; format <= CUDA_BF16; format++)
         for (int output = 0; output < HOPPER_OUTPUTS; output++)
             for (int shape = 0; shape < HOPPER_SHAPES; shape++)
-                CUDA_PASS(cudaFuncSetAttribute(
-                    (const void *)format_of((enum cuda_format)format)->product[output][shape],
-                    cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes(shape)));
+                for (int inputs = 0; inputs < HOPPER_INPUTS; inputs++)
+                    CUDA_PASS(cudaFuncSetAttribute((const void *)format_of((enum cuda_format)format)
+                                                       ->product[output][shape][inputs],
+                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   shared_bytes(shape)));
     return cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, product_device());
 }
 
@@ -77,6 +79,28 @@ static enum hopper_shape shape_choose(int32_t N, int32_t n)
     return tiles <= BLOCKS * multiprocessors[product_device()] ? HOPPER_32 : HOPPER_64;
 }
 
+/* Over how many blocks the tiles of columns are shared out, each with several in turn, so that the
+ * multiprocessor with most to do has least. A block's rows cost half of what a tile does; blocks
+ * that are alone on a multiprocessor have nobody to fill their waits. */
+static int32_t columns_choose(int32_t rows, int32_t tiles)
+{
+    const int32_t count = multiprocessors[product_device()];
+    int32_t best = tiles, least = INT32_MAX;
+
+    for (int32_t turns = 1; turns <= tiles; turns++) {
+        const int32_t columns = turns_of(tiles, turns);
+        const int32_t cost = turns_of(rows * columns, count) * (2 * turns + 1);
+
+        if (turns > 1 && rows * columns <= count)
+            break;
+        if (cost <= least) {
+            least = cost;
+            best = columns;
+        }
+    }
+    return best;
+}
+
 static cudaError_t rows_enqueue(product_kernel kernel, const struct product *product,
                                 int32_t n_most, bool pdl, cudaStream_t stream)
 {
@@ -102,18 +126,17 @@ cudaError_t hopper_enqueue(const struct product *product, int32_t n_most, bool p
                            cudaStream_t stream)
 {
     enum hopper_shape shape = shape_choose(product->weight.N, n_most);
+    enum hopper_inputs inputs = product->weight.K == 512   ? HOPPER_512
+                                : product->weight.K == 256 ? HOPPER_256
+                                                           : HOPPER_ANY;
     int32_t rows = turns_of(n_most, shapes[shape].rows);
     int32_t columns = turns_of(product->weight.N, shapes[shape].columns);
 
     if (product->output == PRODUCT_NORMED)
         return normed_enqueue(product, n_most, pdl, stream);
-    if (shapes[shape].split == 1) {
-        /* a block walks over several tiles of columns, so that its rows are read once */
-        int32_t most = multiprocessors[product_device()] * BLOCKS / rows;
-
-        columns = turns_of(columns, turns_of(columns, most < 1 ? 1 : most));
-    }
-    return launch(format_of(product->weight.format)->product[output_of(product)][shape],
+    if (shapes[shape].split == 1)
+        columns = columns_choose(rows, columns);
+    return launch(format_of(product->weight.format)->product[output_of(product)][shape][inputs],
                   dim3(columns, rows), 256, (size_t)shared_bytes(shape), pdl, stream, *product);
 }
 

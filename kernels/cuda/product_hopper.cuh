@@ -24,7 +24,8 @@
 
 enum {
     HOPPER_THREADS = 256,
-    HOPPER_RING = 4, /* blocks of weights in a warp's registers */
+    HOPPER_RING = 4,    /* blocks of weights in a warp's registers, */
+    HOPPER_RING_32 = 6, /* where few sums leave room and a tile ends soon */
 };
 
 #if PGPT_CUDA_HOPPER && __CUDA_ARCH__ >= 900
@@ -76,6 +77,63 @@ struct weights_flow {
         left--;
     }
 };
+
+/* weights_stream() where `in`; else `to` stays as it is. No branch: the compiler can tell such
+ * loads apart and wait for each on its own. */
+static __device__ __forceinline__ void weights_stream_if(struct format_weights *to,
+                                                         const char *block, int lane, bool in)
+{
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+        asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %5, 0;\n\t"
+                     "@p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+                     : "+r"(to->half[h].x), "+r"(to->half[h].y), "+r"(to->half[h].z),
+                       "+r"(to->half[h].w)
+                     : "l"(block + h * 512 + lane * 16), "r"((int)in));
+}
+
+/*
+ * A tile's sums over all inputs, of which a part is PART blocks: straight code, in which the
+ * compiler waits for each load of weights on its own. (Around a branch it waits for all that are
+ * under way, which takes as long as a load.) Weights begin at `ahead`, the first HOPPER_RING - 1
+ * blocks are in w or on their way; where there is `more`, it goes on at `next`. block_at(b):
+ * address of the rows' inputs of block b. between(b): called in front of it. With SPLIT 2 a group
+ * has two parts, the second one (group 1) in acc.
+ */
+template <class F, int BM, int SPLIT, int PART, int RING, class At, class Between>
+static __device__ __forceinline__ void
+tile_multiply(struct format_weights (&w)[RING], const char *ahead, const char *next, bool more,
+              int group, int lane, float (&total)[BM / 2], float (&acc)[BM / 2], At block_at,
+              Between between)
+{
+    constexpr int BLOCKS = PART * FORMAT_PARTS / SPLIT;
+
+#pragma unroll
+    for (int i = 0; i < BM / 2; i++)
+        total[i] = 0.0f;
+#pragma unroll
+    for (int b = 0; b < BLOCKS; b++) {
+        const uint32_t at = block_at(b);
+        const int later = b + RING - 1;
+
+        between(b);
+        warpgroup_fence();
+        warpgroup_multiply<F, BM>(acc, w[b % RING].half[0], warpgroup_rows(at), b % PART > 0);
+        warpgroup_multiply<F, BM>(acc, w[b % RING].half[1], warpgroup_rows(at + 32), 1);
+        warpgroup_commit();
+        warpgroup_wait<1>();
+        weights_stream_if(&w[later % RING],
+                          later < BLOCKS ? ahead + later * 1024 : next + (later - BLOCKS) * 1024,
+                          lane, later < BLOCKS || more);
+        if (b % PART == PART - 1) {
+            warpgroup_wait<0>();
+#pragma unroll
+            for (int i = 0; i < BM / 2; i++)
+                if (SPLIT == 1 || group == 0 || b < PART)
+                    total[i] += acc[i]; /* 0 + part 0 is part 0 */
+        }
+    }
+}
 
 /* A unit's 8 columns of one lane, as unit_summary() has them, with what the columns have in common
  * for all rows looked up once. */
@@ -165,22 +223,68 @@ static __device__ __forceinline__ void unit_put(const struct product &p,
             make_float4(sums.max, sums.sum, best, __int_as_float(token));
 }
 
-/* Sums of `rows` rows by 64 columns from m0 and c0 on, out of `stage`, by `threads` threads of
- * which this is t. SPLIT 2: three arrays of sums, to be added in order. Kept short: a block runs
- * through it a few times only, and fetching it would take longer than running it. */
-template <class F, enum product_output OUTPUT, bool ACTIVE, int ROWS, int SPLIT>
-static __device__ __forceinline__ void tile_output(const struct product &p,
-                                                   const struct tile_rows *info, const float *stage,
-                                                   int m0, int n, int c0, int t, int threads)
+/* What a thread needs from global memory to finish 64 columns of ROWS rows, for which `THREADS`
+ * threads take 4 columns each of every THREADS / 16 th row; fetched early, while it is not waited
+ * for. */
+template <enum product_output OUTPUT, int ROWS, int THREADS> struct tile_ahead {
+    enum { EACH = OUTPUT == PRODUCT_RESIDUAL ? ROWS * 16 / THREADS : 1 };
+    float4 bias, residual[EACH];
+
+    __device__ __forceinline__ void fetch(const struct product &p, int m0, int n, int c0, int t)
+    {
+        bias = *(const float4 *)(p.weight.bias + c0 + t % 16 * 4);
+        if (OUTPUT == PRODUCT_RESIDUAL)
+#pragma unroll
+            for (int i = 0; i < EACH; i++)
+                residual[i] = residual_get(p, m0 + t / 16 + i * (THREADS / 16), n, c0 + t % 16 * 4);
+    }
+};
+template <int ROWS, int THREADS> struct tile_ahead<PRODUCT_LOGITS, ROWS, THREADS> {
+    struct unit_columns columns;
+
+    __device__ __forceinline__ void fetch(const struct product &p, int, int, int c0, int t)
+    {
+        columns = unit_columns_get(p, c0 / PRODUCT_UNIT + (t >> 2 & 1), t & 3);
+    }
+};
+
+/* A row's four sums: SPLIT 2: of three arrays, in order; with bias. */
+template <class F, int ARRAY, int SPLIT>
+static __device__ __forceinline__ float4 tile_values(const float *s, const float4 &bias)
+{
+    float4 v = *(const float4 *)s;
+
+    if (SPLIT == 2) {
+        float4 two = *(const float4 *)(s + ARRAY), three = *(const float4 *)(s + 2 * ARRAY);
+
+        v.x = (v.x + two.x) + three.x;
+        v.y = (v.y + two.y) + three.y;
+        v.z = (v.z + two.z) + three.z;
+        v.w = (v.w + two.w) + three.w;
+    }
+    v.x = output_value<F>(v.x, 1.0f, 1.0f, bias.x);
+    v.y = output_value<F>(v.y, 1.0f, 1.0f, bias.y);
+    v.z = output_value<F>(v.z, 1.0f, 1.0f, bias.z);
+    v.w = output_value<F>(v.w, 1.0f, 1.0f, bias.w);
+    return v;
+}
+
+/* Sums of ROWS rows by 64 columns from m0 and c0 on, out of `stage`, by THREADS threads of which
+ * this is t. SPLIT 2: three arrays of sums. Kept short: a block runs through it a few times only,
+ * and fetching it would take longer than running it. */
+template <class F, enum product_output OUTPUT, bool ACTIVE, int ROWS, int SPLIT, int THREADS>
+static __device__ __forceinline__ void
+tile_output(const struct product &p, const struct tile_rows *info, const float *stage, int m0,
+            int n, int c0, int t, const struct tile_ahead<OUTPUT, ROWS, THREADS> &ahead)
 {
     constexpr int ARRAY = ROWS * HOPPER_STAGE;
 
     if constexpr (OUTPUT == PRODUCT_LOGITS) {
         const int q = t & 3, u = t >> 2 & 1, unit = c0 / PRODUCT_UNIT + u;
-        const struct unit_columns columns = unit_columns_get(p, unit, q);
+        const struct unit_columns &columns = ahead.columns;
 
 #pragma unroll 1
-        for (int r = t >> 3; r < ROWS; r += threads / 8) {
+        for (int r = t >> 3; r < ROWS; r += THREADS / 8) {
             const float *s = stage + r * HOPPER_STAGE + u * 32 + 2 * q;
             float v[8];
 
@@ -200,33 +304,31 @@ static __device__ __forceinline__ void tile_output(const struct product &p,
             }
             unit_put(p, columns, m0 + r, m0 + r < n, info[r].no_eos, unit, q, v);
         }
+    } else if constexpr (OUTPUT == PRODUCT_RESIDUAL) {
+        const int c = c0 + t % 16 * 4;
+
+#pragma unroll
+        for (int i = 0; i < ahead.EACH; i++) {
+            const int r = t / 16 + i * (THREADS / 16);
+
+            if (m0 + r < n)
+                output_four<F, OUTPUT>(
+                    p, info[r], m0 + r, c,
+                    tile_values<F, ARRAY, SPLIT>(stage + r * HOPPER_STAGE + t % 16 * 4, ahead.bias),
+                    ahead.residual[i]);
+        }
     } else {
         const int c = t % 16 * 4;
-        const float4 bias = *(const float4 *)(p.weight.bias + c0 + c);
 
 #pragma unroll(ACTIVE ? 1 : 2)
-        for (int r = t / 16; r < ROWS; r += threads / 16) {
-            const float *s = stage + r * HOPPER_STAGE + c;
-            float4 v = *(const float4 *)s, residual = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        for (int r = t / 16; r < ROWS; r += THREADS / 16) {
+            float4 v;
 
             if (m0 + r >= n)
                 break;
-            if (OUTPUT == PRODUCT_RESIDUAL)
-                residual = residual_get(p, m0 + r, n, c0 + c);
-            if (SPLIT == 2) {
-                float4 two = *(const float4 *)(s + ARRAY), three = *(const float4 *)(s + 2 * ARRAY);
-
-                v.x = (v.x + two.x) + three.x;
-                v.y = (v.y + two.y) + three.y;
-                v.z = (v.z + two.z) + three.z;
-                v.w = (v.w + two.w) + three.w;
-            }
-            v.x = output_value<F>(v.x, 1.0f, 1.0f, bias.x);
-            v.y = output_value<F>(v.y, 1.0f, 1.0f, bias.y);
-            v.z = output_value<F>(v.z, 1.0f, 1.0f, bias.z);
-            v.w = output_value<F>(v.w, 1.0f, 1.0f, bias.w);
+            v = tile_values<F, ARRAY, SPLIT>(stage + r * HOPPER_STAGE + c, ahead.bias);
             if constexpr (OUTPUT != PRODUCT_PLAIN) {
-                output_four<F, OUTPUT>(p, info[r], m0 + r, c0 + c, v, residual);
+                output_four<F, OUTPUT>(p, info[r], m0 + r, c0 + c, v, v);
             } else if (c0 + c < p.weight.N) {
                 if (ACTIVE) {
                     v.x = activate(p.activation, v.x);
@@ -243,13 +345,16 @@ static __device__ __forceinline__ void tile_output(const struct product &p,
 
 #endif
 
-/* out (BM rows, 128 / SPLIT columns) a turn. ACTIVE: there is an activation. */
-template <class F, enum product_output OUTPUT, bool ACTIVE, int BM, int SPLIT>
+/* out (BM rows, 128 / SPLIT columns) a turn. ACTIVE: there is an activation. PART: blocks of a part
+ * of the inputs, 0 for any number. */
+template <class F, enum product_output OUTPUT, bool ACTIVE, int BM, int SPLIT, int PART>
 static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const struct product p)
 {
 #if PGPT_CUDA_HOPPER && __CUDA_ARCH__ >= 900
     constexpr int BN = 128 / SPLIT, EACH = HOPPER_WINDOW / 32 / SPLIT, ARRAY = BM * HOPPER_STAGE;
     constexpr int WINDOW = BM * HOPPER_WINDOW * 2; /* bytes */
+    /* a tile of a quarter of 256 inputs has no more than 4 blocks a warp */
+    constexpr int RING = BM == 32 && PART == 4 ? HOPPER_RING_32 : HOPPER_RING;
     extern __shared__ __align__(1024) char shared[];
     float *stage = (float *)(shared + hopper_stage_at(BM, SPLIT));
     struct tile_rows *info = (struct tile_rows *)(shared + hopper_info_at(BM, SPLIT));
@@ -259,9 +364,10 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
     const int windows = K / HOPPER_WINDOW, tiles = (p.weight.N + BN - 1) / BN;
     const int m0 = blockIdx.y * BM, n = *p.n;
     struct weights_flow flow;
-    struct format_weights w[HOPPER_RING];
+    struct format_weights w[RING];
     float total[BM / 2], acc[BM / 2]; /* SPLIT 2, group 1: parts 2 and 3 */
     int turn = 0;                     /* windows so far */
+    struct tile_ahead<OUTPUT, BM, HOPPER_THREADS / (3 - SPLIT)> end;
 
     flow.blocks = blocks / SPLIT;
     flow.base = (const char *)p.weight.packed +
@@ -271,9 +377,10 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
     flow.tile_bytes = (size_t)gridDim.x * (BN / 16) * blocks * 1024;
     flow.turns = (tiles - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
     flow.left = 0;
+    const char *ahead = flow.base;
     if (m0 < n) {
 #pragma unroll
-        for (int i = 0; i < HOPPER_RING - 1; i++)
+        for (int i = 0; i < RING - 1; i++)
             flow.fetch(w[i], lane);
         tile_rows_load<OUTPUT, BM>(p, m0, n, info);
     }
@@ -288,8 +395,10 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
         else
             copy_commit();
 
-#pragma unroll 1
-    for (int column = blockIdx.x; column < tiles; column += gridDim.x) {
+    if (SPLIT == 2) /* a block has one tile */
+        end.fetch(p, m0, n, blockIdx.x * BN, threadIdx.x);
+
+    auto windows_multiply = [&](int column) {
         int in_part = 0, parts = 0;
 
 #pragma unroll
@@ -341,16 +450,53 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
                 warpgroup_wait<0>();
         }
         warpgroup_wait<0>();
+    };
+
+#pragma unroll 1
+    for (int column = blockIdx.x; column < tiles; column += gridDim.x) {
+        if constexpr (PART > 0) {
+            const bool more = column + (int)gridDim.x < tiles;
+            const char *next = ahead + flow.tile_bytes;
+
+            if (turn++ == 0) {
+                copy_wait<1>();
+                warpgroup_publish();
+                __syncthreads();
+            }
+            tile_multiply<F, BM, SPLIT, PART, RING>(
+                w, ahead, next, more, group, lane, total, acc,
+                [&](int b) {
+                    constexpr int HALF = 4; /* blocks of a window and half of the inputs */
+                    const int piece = SPLIT == 1 ? b >> 1 : group * 2 + (b % HALF >> 1);
+
+                    return shared_address(shared) + (SPLIT == 1 ? 0 : b / HALF * WINDOW) +
+                           piece * BM * 128 + (b & 1) * 64;
+                },
+                [&](int b) {
+                    if (b != EACH)
+                        return;
+                    copy_wait<0>(); /* the second window */
+                    warpgroup_publish();
+                    __syncthreads();
+                });
+            ahead = next;
+        } else {
+            windows_multiply(column);
+        }
         if (SPLIT == 1) {
             float *own = stage + group * ARRAY;
+            const int t = threadIdx.x & 127, c0 = column * BN + group * 64;
 
+            if (OUTPUT != PRODUCT_RESIDUAL)
+                end.fetch(p, m0, n, c0, t);
             warpgroup_barrier(group);
 #pragma unroll
             for (int u = 0; u < BM / 8; u++)
                 sums_put(own + u * 8 * HOPPER_STAGE + warp * 16, HOPPER_STAGE, total + u * 4, lane);
+            if (OUTPUT == PRODUCT_RESIDUAL) /* more registers than are free while sums are */
+                end.fetch(p, m0, n, c0, t);
             warpgroup_barrier(group);
-            tile_output<F, OUTPUT, ACTIVE, BM, SPLIT>(p, info, own, m0, n, column * BN + group * 64,
-                                                      threadIdx.x & 127, 128);
+            tile_output<F, OUTPUT, ACTIVE, BM, SPLIT>(p, info, own, m0, n, c0, t, end);
         } else {
             __syncthreads(); /* the stage is where the rows were */
 #pragma unroll
@@ -363,7 +509,7 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
             }
             __syncthreads();
             tile_output<F, OUTPUT, ACTIVE, BM, SPLIT>(p, info, stage, m0, n, column * BN,
-                                                      threadIdx.x, HOPPER_THREADS);
+                                                      threadIdx.x, end);
         }
     }
 #else
@@ -470,15 +616,26 @@ static __global__ void __launch_bounds__(ROW_WARPS * 32) product_norm(const stru
     }
 }
 
-#define HOPPER_KERNELS(F, OUTPUT, ACTIVE)                                                          \
+/* By HOPPER_ANY, HOPPER_512 (inputs), HOPPER_256. */
+#define HOPPER_PARTS(F, OUTPUT, ACTIVE, BM, SPLIT, SHORT)                                          \
     {                                                                                              \
-        product_hopper<F, OUTPUT, ACTIVE, 32, 2>, product_hopper<F, OUTPUT, ACTIVE, 64, 1>         \
+        product_hopper<F, OUTPUT, ACTIVE, BM, SPLIT, 0>,                                           \
+            product_hopper<F, OUTPUT, ACTIVE, BM, SPLIT, 4>,                                       \
+            product_hopper<F, OUTPUT, ACTIVE, BM, SPLIT, SHORT>                                    \
+    }
+#define HOPPER_KERNELS(F, OUTPUT, ACTIVE, SHORT)                                                   \
+    {                                                                                              \
+        HOPPER_PARTS(F, OUTPUT, ACTIVE, 32, 2, SHORT),                                             \
+            HOPPER_PARTS(F, OUTPUT, ACTIVE, 64, 1, SHORT)                                          \
     }
 #define HOPPER_FORMAT(F)                                                                           \
     {                                                                                              \
-        {HOPPER_KERNELS(F, PRODUCT_PLAIN, false),    HOPPER_KERNELS(F, PRODUCT_PLAIN, true),       \
-         HOPPER_KERNELS(F, PRODUCT_RESIDUAL, false), HOPPER_KERNELS(F, PRODUCT_QKV, false),        \
-         HOPPER_KERNELS(F, PRODUCT_CROSS, false),    HOPPER_KERNELS(F, PRODUCT_LOGITS, false)},    \
+        {HOPPER_KERNELS(F, PRODUCT_PLAIN, false, 0),                                               \
+         HOPPER_KERNELS(F, PRODUCT_PLAIN, true, 0),                                                \
+         HOPPER_KERNELS(F, PRODUCT_RESIDUAL, false, 2),                                            \
+         HOPPER_KERNELS(F, PRODUCT_QKV, false, 0),                                                 \
+         HOPPER_KERNELS(F, PRODUCT_CROSS, false, 0),                                               \
+         HOPPER_KERNELS(F, PRODUCT_LOGITS, false, 0)},                                             \
             product_embed<F>, product_norm<F, 4>, product_norm<F, 8>                               \
     }
 

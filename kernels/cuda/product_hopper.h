@@ -10,9 +10,9 @@
 #include "kernels/cuda/product_shape.h"
 
 enum {
-    HOPPER_WINDOW = 256,   /* inputs of a row that are read at once */
-    HOPPER_STAGE = 64 + 4, /* sums between the rows of a finished tile */
-    HOPPER_ROWS_LEAST = 129,
+    HOPPER_WINDOW = 256,     /* inputs of a row that are read at once */
+    HOPPER_STAGE = 64 + 4,   /* sums between the rows of a finished tile */
+    HOPPER_ROWS_LEAST = 121, /* fewer have a fused kernel */
 };
 
 enum hopper_shape { HOPPER_32, HOPPER_64, HOPPER_SHAPES };
@@ -26,8 +26,11 @@ enum hopper_output {
     HOPPER_OUTPUTS
 };
 
+/* Inputs of a product that a kernel is made for; residuals alone have one for 256. */
+enum hopper_inputs { HOPPER_ANY, HOPPER_512, HOPPER_256, HOPPER_INPUTS };
+
 struct hopper_format {
-    product_kernel product[HOPPER_OUTPUTS][HOPPER_SHAPES];
+    product_kernel product[HOPPER_OUTPUTS][HOPPER_SHAPES][HOPPER_INPUTS];
     product_kernel embed, norm512, norm1024;
 };
 extern const struct hopper_format hopper_f16, hopper_bf16;

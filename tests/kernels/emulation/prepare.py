@@ -27,6 +27,9 @@ BODIES = {
         "copy_commit": "simt_copy_commit();",
         "copy_wait": "simt_copy_wait(PENDING);",
     },
+    "product_hopper.cuh": {
+        "weights_stream_if": "if (in) *to = weights_get<format_f16>(block, lane);",
+    },
     "warpgroup.cuh": {
         "warpgroup_fence": "",
         "warpgroup_commit": "",

@@ -37,7 +37,7 @@ static size_t packed_at(int n, int k, int K)
            ((half * 32 + column % 8 * 4 + q) * 4 + late * 2 + column / 8) * 2 + in % 2;
 }
 
-template <class F, enum product_output OUTPUT, int BM, int SPLIT>
+template <class F, enum product_output OUTPUT, int BM, int SPLIT, int PART>
 static void product_test(const char *what, int n, int N, int K, int blocks, double most)
 {
     typedef typename F::element T;
@@ -69,7 +69,7 @@ static void product_test(const char *what, int n, int N, int K, int blocks, doub
     p.residual = residual.data();
     p.out = OUTPUT == PRODUCT_RESIDUAL ? (void *)y.data() : (void *)out.data();
     simt_launch({SPLIT == 2 ? tiles : blocks, (n + BM - 1) / BM, 1}, HOPPER_THREADS,
-                [&] { product_hopper<F, OUTPUT, false, BM, SPLIT>(p); });
+                [&] { product_hopper<F, OUTPUT, false, BM, SPLIT, PART>(p); });
     for (int i = 0; i < n; i++)
         for (int c = 0; c < N; c++) {
             const size_t at = (size_t)i * N + c;
@@ -88,7 +88,8 @@ static void product_test(const char *what, int n, int N, int K, int blocks, doub
 
 /* Keys and values of source tokens into the caches of their rows, as elements or as int8 with a
  * scale for each half of a head. */
-template <int BM, int SPLIT> static void cross_test(const char *what, int n, int D, bool int8)
+template <int BM, int SPLIT, int PART>
+static void cross_test(const char *what, int n, int D, bool int8)
 {
     const int positions = 20, rows = 3, heads = D / HEAD, columns = 128 / SPLIT;
     const size_t cache = (size_t)rows * D * positions;
@@ -129,7 +130,7 @@ template <int BM, int SPLIT> static void cross_test(const char *what, int n, int
     p.cache_rows = row.data();
     p.positions = position.data();
     simt_launch({2 * D / columns, (n + BM - 1) / BM, 1}, HOPPER_THREADS,
-                [&] { product_hopper<format_f16, PRODUCT_CROSS, false, BM, SPLIT>(p); });
+                [&] { product_hopper<format_f16, PRODUCT_CROSS, false, BM, SPLIT, PART>(p); });
     for (int i = 0; i < n; i++)
         for (int c = 0; c < 2 * D; c++) {
             const int head = c % D / HEAD, d = c % HEAD;
@@ -151,9 +152,9 @@ template <int BM, int SPLIT> static void cross_test(const char *what, int n, int
 }
 
 /* Units of logits: the bits that output_unit() leaves, which other kernels use. */
-template <int BM, int SPLIT> static void logits_test(const char *what, int n, int V)
+template <int BM, int SPLIT, int PART> static void logits_test(const char *what, int n, int V)
 {
-    const int K = 256, columns = 128 / SPLIT, units = product_units(V);
+    const int K = PART ? PART * 128 : 256, columns = 128 / SPLIT, units = product_units(V);
     std::vector<__half> packed((size_t)product_padded(V) * K), x((size_t)n * K);
     std::vector<float> bias(product_padded(V)), mask(V), logits((size_t)n * V), special(2 * n),
         other(2 * n);
@@ -190,7 +191,7 @@ template <int BM, int SPLIT> static void logits_test(const char *what, int n, in
     for (int c : {36, 37}) /* the end of the text often lies ahead, or as far as its neighbour */
         bias[c] = 3.0f;
     simt_launch({(V + columns - 1) / columns, (n + BM - 1) / BM, 1}, HOPPER_THREADS,
-                [&] { product_hopper<format_f16, PRODUCT_LOGITS, false, BM, SPLIT>(p); });
+                [&] { product_hopper<format_f16, PRODUCT_LOGITS, false, BM, SPLIT, PART>(p); });
     p.units = wanted.data();
     p.logits = NULL;
     p.special = other.data();
@@ -288,18 +289,34 @@ int main(void)
     for (int copies = 0; copies < SIMT_COPIES; copies++) {
         simt_copies = (enum simt_copies)copies;
         for (int K : {256, 512, 768, 1024, 2048}) {
-            product_test<format_f16, PRODUCT_PLAIN, 32, 2>("32 rows a block", 37, 200, K, 0, 4e-3);
-            product_test<format_f16, PRODUCT_RESIDUAL, 32, 2>("32 rows, residual", 32, 64, K, 0,
-                                                              1e-5);
-            product_test<format_f16, PRODUCT_RESIDUAL, 64, 1>("64 rows, residual", 70, 384, K, 2,
-                                                              1e-5);
+            product_test<format_f16, PRODUCT_PLAIN, 32, 2, 0>("32 rows a block", 37, 200, K, 0,
+                                                              4e-3);
+            product_test<format_f16, PRODUCT_RESIDUAL, 32, 2, 0>("32 rows, residual", 32, 64, K, 0,
+                                                                 1e-5);
+            product_test<format_f16, PRODUCT_RESIDUAL, 64, 1, 0>("64 rows, residual", 70, 384, K, 2,
+                                                                 1e-5);
         }
-        product_test<format_bf16, PRODUCT_PLAIN, 64, 1>("64 rows, bf16", 65, 300, 768, 1, 2e-2);
-        logits_test<32, 2>("32 rows, logits", 37, 300);
-        logits_test<64, 1>("64 rows, logits", 37, 300);
+        product_test<format_f16, PRODUCT_PLAIN, 32, 2, 4>("32 rows, 512 inputs", 37, 200, 512, 0,
+                                                          4e-3);
+        product_test<format_f16, PRODUCT_RESIDUAL, 32, 2, 4>("32 rows, residual, 512", 37, 64, 512,
+                                                             0, 1e-5);
+        product_test<format_f16, PRODUCT_RESIDUAL, 64, 1, 4>("64 rows, residual, 512", 70, 384, 512,
+                                                             2, 1e-5);
+        product_test<format_f16, PRODUCT_RESIDUAL, 32, 2, 2>("32 rows, residual, 256", 37, 64, 256,
+                                                             0, 1e-5);
+        product_test<format_f16, PRODUCT_RESIDUAL, 64, 1, 2>("64 rows, residual, 256", 70, 384, 256,
+                                                             2, 1e-5);
+        product_test<format_bf16, PRODUCT_PLAIN, 64, 1, 0>("64 rows, bf16", 65, 300, 768, 1, 2e-2);
+        product_test<format_bf16, PRODUCT_PLAIN, 64, 1, 4>("64 rows, bf16, 512", 65, 300, 512, 1,
+                                                           2e-2);
+        logits_test<32, 2, 0>("32 rows, logits", 37, 300);
+        logits_test<64, 1, 0>("64 rows, logits", 37, 300);
+        logits_test<32, 2, 4>("32 rows, logits, 512", 37, 300);
+        logits_test<64, 1, 4>("64 rows, logits, 512", 37, 300);
         for (int int8 = 0; int8 < 2; int8++) {
-            cross_test<32, 2>("32 rows, caches", 35, 256, int8);
-            cross_test<64, 1>("64 rows, caches", 35, 256, int8);
+            cross_test<32, 2, 0>("32 rows, caches", 35, 256, int8);
+            cross_test<64, 1, 0>("64 rows, caches", 35, 256, int8);
+            cross_test<64, 1, 4>("64 rows, caches, 512", 35, 512, int8);
         }
         attention_test<format_f16>("attention, fp16", {1, 7, 8, 9, 32, 33}, 2, 1e-3);
         attention_test<format_f16>("attention, fp16", {64, 65, 127, 5, 200}, 1, 1e-3);
