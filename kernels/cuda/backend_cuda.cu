@@ -451,6 +451,10 @@ static int32_t cuda_admit(struct backend *backend, int32_t n, const struct engin
         }
         batch_pack(backend, requests + admitted, slots + admitted, count, tokens);
         admitted += count;
+        /* nothing decodes: the device encodes these while the next are packed */
+        status = backend->active_count ? cudaSuccess : backend_encode(backend);
+        if (status != cudaSuccess)
+            return backend_fail(backend, status, "enqueueing an encoding", error);
     }
     return admitted;
 }

@@ -79,7 +79,6 @@ static size_t device_layout(struct backend_memory *memory, const struct network 
     memory->active = memory->n + 2;
     memory->place = memory->active + R;
     memory->groups = memory->place + R;
-    memory->joins = (struct step_join *)carve(&carver, R, sizeof(struct step_join));
     memory->units =
         (struct product_unit *)carve(&carver, R * (size_t)product_units(network->config.vocabulary),
                                      sizeof(struct product_unit));

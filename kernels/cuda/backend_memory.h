@@ -33,7 +33,6 @@ struct backend_memory {
     int32_t *active;         /* (max_rows) */
     int32_t *place;          /* (max_rows) */
     int32_t *groups;         /* (max_rows) */
-    struct step_join *joins; /* (max_rows) */
     struct network_cache self, cross;
     struct network_space step_space, encode_space;
     struct product_unit *units;

@@ -87,7 +87,8 @@ int backend_join_first(struct backend *backend, int64_t *waited_us, struct error
 {
     struct backend_batch *batch = &backend->batches[backend->batch_first];
     int64_t begun = clock_mono_us();
-    cudaError_t status = backend_encode(backend);
+    /* where it is under way, those behind it wait for their turn behind the next decode steps */
+    cudaError_t status = batch->enqueued ? cudaSuccess : backend_encode(backend);
 
     if (status != cudaSuccess)
         return backend_fail(backend, status, "enqueueing an encoding", error);
@@ -149,13 +150,11 @@ static void step_time_learn(struct backend *backend, int64_t call_us, int32_t k)
     backend->step_us = us > 1.0 ? us : 1.0;
 }
 
-/* Beam groups go straight into the group table; rows through the join kernel. */
-static cudaError_t joins_upload(struct backend *backend)
+/* Beam searches that join go straight into the group table. */
+static cudaError_t groups_upload(struct backend *backend)
 {
     struct backend_memory *m = &backend->memory;
 
-    if (!backend->join_count)
-        return cudaSuccess;
     for (int32_t i = 0; i < backend->join_count; i++) {
         const struct backend_slot *slot =
             &backend->slots[backend->rows[m->host_joins[i].index].slot];
@@ -172,24 +171,17 @@ static cudaError_t joins_upload(struct backend *backend)
         CUDA_PASS(cudaMemcpyAsync(m->rows.groups + slot->rows[0], group, sizeof *group,
                                   cudaMemcpyHostToDevice, backend->decode));
     }
-    CUDA_PASS(cudaMemcpyAsync(m->joins, m->host_joins,
-                              (size_t)backend->join_count * sizeof *m->joins,
-                              cudaMemcpyHostToDevice, backend->decode));
-    CUDA_PASS(
-        step_join_enqueue(m->rows, m->collected, m->joins, backend->join_count, backend->decode));
-    backend->join_count = 0;
     return cudaSuccess;
 }
 
-static cudaError_t lists_upload(struct backend *backend)
+/* Who is active, at which place, and which groups are, as the device will read it. */
+static void lists_fill(struct backend *backend)
 {
     struct backend_memory *m = &backend->memory;
     int32_t *active = m->host_lists + 2, *place = active + backend->limits.max_rows;
     int32_t *groups = place + backend->limits.max_rows;
     int32_t count = 0;
 
-    if (!backend->active_changed)
-        return cudaSuccess;
     for (int32_t i = 0; i < backend->active_count; i++) {
         int32_t row = backend->active[i];
         const struct backend_slot *slot = &backend->slots[backend->rows[row].slot];
@@ -202,10 +194,31 @@ static cudaError_t lists_upload(struct backend *backend)
     m->host_lists[0] = backend->active_count;
     m->host_lists[1] = count;
     backend->active_groups = count;
+}
+
+/* Tells the device who joins and who is active, where that has changed. */
+static cudaError_t changes_upload(struct backend *backend)
+{
+    struct backend_memory *m = &backend->memory;
+    struct step_begin begin;
+
+    if (!backend->join_count && !backend->active_changed)
+        return cudaSuccess;
+    CUDA_PASS(groups_upload(backend));
+    begin.rows = m->rows;
+    begin.collected = m->collected;
+    begin.host_joins = m->host_joins;
+    begin.host_lists = m->host_lists;
+    begin.lists = m->n;
+    begin.join_count = backend->join_count;
+    begin.list_count = 0;
+    if (backend->active_changed) {
+        lists_fill(backend);
+        begin.list_count = 2 + 3 * backend->limits.max_rows;
+    }
+    backend->join_count = 0;
     backend->active_changed = false;
-    return cudaMemcpyAsync(m->n, m->host_lists,
-                           (2 + 3 * (size_t)backend->limits.max_rows) * sizeof(int32_t),
-                           cudaMemcpyHostToDevice, backend->decode);
+    return step_begin_enqueue(&begin, backend->decode);
 }
 
 /* A row's news as an item. Tokens lie in the memory that the device wrote. */
@@ -353,9 +366,7 @@ int backend_step(struct backend *backend, int32_t k, struct engine_output *out, 
         return 0;
     begun = clock_mono_us();
     steps_plan(backend, &k, &full);
-    status = joins_upload(backend);
-    if (status == cudaSuccess)
-        status = lists_upload(backend);
+    status = changes_upload(backend);
     if (status == cudaSuccess)
         status = backend_graphs_run(backend, backend->active_count,
                                     backend->active_groups ? ROWS_BEAMS

@@ -6,29 +6,34 @@
 #include "kernels/cuda/launch.cuh"
 
 enum {
-    JOIN_THREADS = 128,
+    BEGIN_THREADS = 128,
     CHOOSE_WARPS = 4,                /* rows a block, a warp each */
     CHOOSE_MANY_WARPS = 16,          /* a row, where there are many units */
     CHOOSE_SHARED_PLAIN = 40 * 1024, /* dynamic shared memory that needs no asking */
     COLLECT_ROWS = 4,                /* a block, a warp each */
 };
 
-static __global__ void step_join(struct cuda_rows rows, int32_t *collected,
-                                 const struct step_join *joins, int32_t count)
+static __global__ void step_begin(const __grid_constant__ struct step_begin begin)
 {
-    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
 
-    if (i >= count)
-        return;
-    rows.row[joins[i].index] = joins[i].row;
-    collected[joins[i].index] = 0;
+    if (i < begin.list_count)
+        begin.lists[i] = begin.host_lists[i];
+    if (i < begin.join_count) {
+        const struct step_join *join = begin.host_joins + i;
+
+        begin.rows.row[join->index] = join->row;
+        begin.collected[join->index] = 0;
+    }
 }
 
-cudaError_t step_join_enqueue(struct cuda_rows rows, int32_t *collected,
-                              const struct step_join *joins, int32_t count, cudaStream_t stream)
+cudaError_t step_begin_enqueue(const struct step_begin *begin, cudaStream_t stream)
 {
-    return launch(step_join, dim3((count + JOIN_THREADS - 1) / JOIN_THREADS), JOIN_THREADS, 0,
-                  false, stream, rows, collected, joins, count);
+    const int32_t most =
+        begin->list_count > begin->join_count ? begin->list_count : begin->join_count;
+
+    return launch(step_begin, dim3((most + BEGIN_THREADS - 1) / BEGIN_THREADS), BEGIN_THREADS, 0,
+                  false, stream, *begin);
 }
 
 struct step_choose_args {

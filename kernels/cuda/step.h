@@ -25,9 +25,17 @@ struct step_output {
     float *logprobs;   /* (n, most) */
 };
 
-/* joins (count) in device memory. collected (max_rows): tokens the host has. */
-cudaError_t step_join_enqueue(struct cuda_rows rows, int32_t *collected,
-                              const struct step_join *joins, int32_t count, cudaStream_t stream);
+/* What changes in front of a call's steps. The host's side is memory that both see: one kernel
+ * reads it, where copies would cost a call several trips to the device. */
+struct step_begin {
+    struct cuda_rows rows;
+    int32_t *collected;                 /* (max_rows) tokens the host has; 0 for rows that join */
+    const struct step_join *host_joins; /* (join_count) */
+    const int32_t *host_lists;          /* (list_count) */
+    int32_t *lists;                     /* (list_count) */
+    int32_t join_count, list_count;
+};
+cudaError_t step_begin_enqueue(const struct step_begin *begin, cudaStream_t stream);
 
 /* Chooses for rows that are not full, from the logits product's units (n, units) and special (n,2).
  */
