@@ -199,6 +199,43 @@ static void a_mark_whose_answer_was_lost_is_no_death(void **state)
     assert_int_equal(mark.takeovers, 1);
 }
 
+/* Every request of a takeover meets every error that brokers may answer while they move, restart or
+ * are slow: the partition is taken in the end, and no try looks like a death. */
+static void any_passing_error_of_any_request_is_survived(void **state)
+{
+    static const int apis[] = {API_OFFSET_FETCH, API_OFFSET_COMMIT,    API_LIST_OFFSETS,
+                               API_FETCH,        API_FIND_COORDINATOR, API_METADATA};
+    static const rd_kafka_resp_err_t errors[] = {RD_KAFKA_RESP_ERR__TRANSPORT,
+                                                 RD_KAFKA_RESP_ERR_NOT_COORDINATOR,
+                                                 RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE,
+                                                 RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS,
+                                                 RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+                                                 RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+                                                 RD_KAFKA_RESP_ERR_UNKNOWN};
+    struct ledger ledger;
+    int64_t offset;
+
+    for (size_t a = 0; a < sizeof apis / sizeof *apis; a++) {
+        for (size_t e = 0; e < sizeof errors / sizeof *errors; e++) {
+            int tries = 0;
+
+            rd_kafka_mock_push_request_errors(k.cluster, apis[a], 2, errors[e], errors[e]);
+            while (takeover_run(*state, k.consumer, &zero, &offset, 1, &error))
+                if (++tries == 20)
+                    fail_msg("request %d, error %s: %s", apis[a], rd_kafka_err2name(errors[e]),
+                             error.message);
+            rd_kafka_mock_clear_request_errors(k.cluster, apis[a]);
+            committed_ledger(&ledger);
+            assert_true(ledger.open);
+            assert_int_equal(ledger.takeovers, 0);
+            assert_true(assignment_give_up(k.pipeline.assignment, 0, 0, &ledger));
+            ledger_give_up(&ledger);
+            assert_int_equal(takeover_commit(*state, k.consumer, &zero, &ledger, 1, &error), 0);
+            takeover_forget(*state, 0);
+        }
+    }
+}
+
 /* ---- the window of duplicates ---- */
 
 static void index_produce(int32_t partition, uint64_t number, int64_t offset)
@@ -294,6 +331,7 @@ int main(void)
         TEST(nothing_is_taken_without_committed_offsets),
         TEST(a_try_that_failed_is_no_death),
         TEST(a_mark_whose_answer_was_lost_is_no_death),
+        TEST(any_passing_error_of_any_request_is_survived),
         TEST(the_window_is_rebuilt_from_the_index),
         TEST(a_worker_that_drains_waits_for_no_index),
         TEST(index_records_that_were_not_committed_are_passed_over),
