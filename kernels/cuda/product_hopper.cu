@@ -66,6 +66,11 @@ static enum hopper_output output_of(const struct product *p)
     }
 }
 
+static enum hopper_inputs inputs_of(int32_t K)
+{
+    return K == 512 ? HOPPER_512 : K == 256 ? HOPPER_256 : K % 1024 ? HOPPER_ANY : HOPPER_1024;
+}
+
 static int32_t turns_of(int32_t count, int32_t each)
 {
     return (count + each - 1) / each;
@@ -126,9 +131,7 @@ cudaError_t hopper_enqueue(const struct product *product, int32_t n_most, bool p
                            cudaStream_t stream)
 {
     enum hopper_shape shape = shape_choose(product->weight.N, n_most);
-    enum hopper_inputs inputs = product->weight.K == 512   ? HOPPER_512
-                                : product->weight.K == 256 ? HOPPER_256
-                                                           : HOPPER_ANY;
+    enum hopper_inputs inputs = inputs_of(product->weight.K);
     int32_t rows = turns_of(n_most, shapes[shape].rows);
     int32_t columns = turns_of(product->weight.N, shapes[shape].columns);
 

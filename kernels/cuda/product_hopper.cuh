@@ -26,6 +26,7 @@ enum {
     HOPPER_THREADS = 256,
     HOPPER_RING = 4,    /* blocks of weights in a warp's registers, */
     HOPPER_RING_32 = 6, /* where few sums leave room and a tile ends soon */
+    HOPPER_LONG = 8,    /* blocks of a part that are whole windows */
 };
 
 #if PGPT_CUDA_HOPPER && __CUDA_ARCH__ >= 900
@@ -52,31 +53,6 @@ static __device__ __forceinline__ void window_load(const struct product &p, int 
     }
     copy_commit();
 }
-
-/* The weights of a warp's 16 columns, tile after tile, block after block. */
-struct weights_flow {
-    const char *base;  /* the first of this warp's blocks in the packed weights */
-    size_t tile_bytes; /* from one of the block's column tiles to its next */
-    int blocks;        /* a tile */
-    int turns;         /* tiles that are not begun */
-    const char *ahead; /* what comes next */
-    int left;          /* of the tile that is begun */
-
-    __device__ __forceinline__ void fetch(struct format_weights &to, int lane)
-    {
-        if (left == 0) {
-            if (turns == 0)
-                return;
-            turns--;
-            ahead = base;
-            base += tile_bytes;
-            left = blocks;
-        }
-        to = weights_stream(ahead, lane);
-        ahead += 1024;
-        left--;
-    }
-};
 
 /* weights_stream() where `in`; else `to` stays as it is. No branch: the compiler can tell such
  * loads apart and wait for each on its own. */
@@ -346,7 +322,7 @@ tile_output(const struct product &p, const struct tile_rows *info, const float *
 #endif
 
 /* out (BM rows, 128 / SPLIT columns) a turn. ACTIVE: there is an activation. PART: blocks of a part
- * of the inputs, 0 for any number. */
+ * of the inputs; HOPPER_LONG: a multiple of it; 0: any number. */
 template <class F, enum product_output OUTPUT, bool ACTIVE, int BM, int SPLIT, int PART>
 static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const struct product p)
 {
@@ -363,25 +339,23 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
     const int K = p.weight.K, blocks = K / 32, part = blocks / FORMAT_PARTS;
     const int windows = K / HOPPER_WINDOW, tiles = (p.weight.N + BN - 1) / BN;
     const int m0 = blockIdx.y * BM, n = *p.n;
-    struct weights_flow flow;
     struct format_weights w[RING];
     float total[BM / 2], acc[BM / 2]; /* SPLIT 2, group 1: parts 2 and 3 */
     int turn = 0;                     /* windows so far */
     struct tile_ahead<OUTPUT, BM, HOPPER_THREADS / (3 - SPLIT)> end;
 
-    flow.blocks = blocks / SPLIT;
-    flow.base = (const char *)p.weight.packed +
-                ((size_t)(blockIdx.x * (BN / 16) + (SPLIT == 1 ? group * 4 : 0) + warp) * blocks +
-                 (SPLIT == 1 ? 0 : group * flow.blocks)) *
-                    1024;
-    flow.tile_bytes = (size_t)gridDim.x * (BN / 16) * blocks * 1024;
-    flow.turns = (tiles - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
-    flow.left = 0;
-    const char *ahead = flow.base;
+    /* the weights of the warp's 16 columns; the block's next tile of columns */
+    const char *ahead =
+        (const char *)p.weight.packed +
+        ((size_t)(blockIdx.x * (BN / 16) + (SPLIT == 1 ? group * 4 : 0) + warp) * blocks +
+         (SPLIT == 1 ? 0 : group * (blocks / 2))) *
+            1024;
+    const size_t tile_bytes = (size_t)gridDim.x * (BN / 16) * blocks * 1024;
+
     if (m0 < n) {
 #pragma unroll
         for (int i = 0; i < RING - 1; i++)
-            flow.fetch(w[i], lane);
+            w[i] = weights_stream(ahead + i * 1024, lane);
         tile_rows_load<OUTPUT, BM>(p, m0, n, info);
     }
     launch_wait();
@@ -398,8 +372,19 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
     if (SPLIT == 2) /* a block has one tile */
         end.fetch(p, m0, n, blockIdx.x * BN, threadIdx.x);
 
-    auto windows_multiply = [&](int column) {
+    auto windows_multiply = [&](int column, const char *next, bool more) {
         int in_part = 0, parts = 0;
+        auto part_end = [&] {
+            if (in_part < part)
+                return;
+            warpgroup_wait<0>();
+#pragma unroll
+            for (int i = 0; i < BM / 2; i++)
+                if (SPLIT == 1 || group == 0 || parts == 0)
+                    total[i] += acc[i]; /* 0 + part 0 is part 0 */
+            in_part = 0;
+            parts++;
+        };
 
 #pragma unroll
         for (int i = 0; i < BM / 2; i++)
@@ -424,28 +409,30 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
                     window_load<BM, SPLIT>(p, m0, n, window + 1 < windows ? window + 1 : 0,
                                            shared + (1 - place) * WINDOW);
             }
+            const bool last = window + 1 == windows;
+            const char *later = last ? next : ahead + EACH * 1024;
+
 #pragma unroll
             for (int b = 0; b < EACH; b++) {
+                const int then = b + RING - 1;
                 const uint32_t at = rows + (b >> 1) * BM * 128 + (b & 1) * 64;
-                const struct format_weights &now = w[b % HOPPER_RING];
+                const struct format_weights &now = w[b % RING];
 
                 warpgroup_fence();
                 warpgroup_multiply<F, BM>(acc, now.half[0], warpgroup_rows(at), in_part > 0);
                 warpgroup_multiply<F, BM>(acc, now.half[1], warpgroup_rows(at + 32), 1);
                 warpgroup_commit();
                 warpgroup_wait<1>();
-                flow.fetch(w[(b + HOPPER_RING - 1) % HOPPER_RING], lane);
+                weights_stream_if(&w[then % RING],
+                                  then < EACH ? ahead + then * 1024 : later + (then - EACH) * 1024,
+                                  lane, then < EACH || !last || more);
                 in_part++;
-                if ((b & 1) && in_part == part) {
-                    warpgroup_wait<0>();
-#pragma unroll
-                    for (int i = 0; i < BM / 2; i++)
-                        if (SPLIT == 1 || group == 0 || parts == 0)
-                            total[i] += acc[i]; /* 0 + part 0 is part 0 */
-                    in_part = 0;
-                    parts++;
-                }
+                if (PART == 0 && (b & 1))
+                    part_end();
             }
+            if (PART == HOPPER_LONG)
+                part_end();
+            ahead = later;
             if (windows > 2)
                 warpgroup_wait<0>();
         }
@@ -454,10 +441,10 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
 
 #pragma unroll 1
     for (int column = blockIdx.x; column < tiles; column += gridDim.x) {
-        if constexpr (PART > 0) {
-            const bool more = column + (int)gridDim.x < tiles;
-            const char *next = ahead + flow.tile_bytes;
+        const bool more = column + (int)gridDim.x < tiles;
+        const char *next = ahead + tile_bytes;
 
+        if constexpr (PART == 2 || PART == 4) {
             if (turn++ == 0) {
                 copy_wait<1>();
                 warpgroup_publish();
@@ -481,7 +468,7 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
                 });
             ahead = next;
         } else {
-            windows_multiply(column);
+            windows_multiply(column, next, more);
         }
         if (SPLIT == 1) {
             float *own = stage + group * ARRAY;
@@ -616,26 +603,27 @@ static __global__ void __launch_bounds__(ROW_WARPS * 32) product_norm(const stru
     }
 }
 
-/* By HOPPER_ANY, HOPPER_512 (inputs), HOPPER_256. */
-#define HOPPER_PARTS(F, OUTPUT, ACTIVE, BM, SPLIT, SHORT)                                          \
+/* By hopper_inputs: what has no kernel of its own takes that for any. */
+#define HOPPER_PARTS(F, OUTPUT, ACTIVE, BM, SPLIT, SHORT, LONG)                                    \
     {                                                                                              \
         product_hopper<F, OUTPUT, ACTIVE, BM, SPLIT, 0>,                                           \
             product_hopper<F, OUTPUT, ACTIVE, BM, SPLIT, 4>,                                       \
-            product_hopper<F, OUTPUT, ACTIVE, BM, SPLIT, SHORT>                                    \
+            product_hopper<F, OUTPUT, ACTIVE, BM, SPLIT, SHORT>,                                   \
+            product_hopper<F, OUTPUT, ACTIVE, BM, SPLIT, LONG>                                     \
     }
-#define HOPPER_KERNELS(F, OUTPUT, ACTIVE, SHORT)                                                   \
+#define HOPPER_KERNELS(F, OUTPUT, ACTIVE, SHORT, LONG)                                             \
     {                                                                                              \
-        HOPPER_PARTS(F, OUTPUT, ACTIVE, 32, 2, SHORT),                                             \
-            HOPPER_PARTS(F, OUTPUT, ACTIVE, 64, 1, SHORT)                                          \
+        HOPPER_PARTS(F, OUTPUT, ACTIVE, 32, 2, SHORT, LONG),                                       \
+            HOPPER_PARTS(F, OUTPUT, ACTIVE, 64, 1, SHORT, LONG)                                    \
     }
 #define HOPPER_FORMAT(F)                                                                           \
     {                                                                                              \
-        {HOPPER_KERNELS(F, PRODUCT_PLAIN, false, 0),                                               \
-         HOPPER_KERNELS(F, PRODUCT_PLAIN, true, 0),                                                \
-         HOPPER_KERNELS(F, PRODUCT_RESIDUAL, false, 2),                                            \
-         HOPPER_KERNELS(F, PRODUCT_QKV, false, 0),                                                 \
-         HOPPER_KERNELS(F, PRODUCT_CROSS, false, 0),                                               \
-         HOPPER_KERNELS(F, PRODUCT_LOGITS, false, 0)},                                             \
+        {HOPPER_KERNELS(F, PRODUCT_PLAIN, false, 0, 0),                                            \
+         HOPPER_KERNELS(F, PRODUCT_PLAIN, true, 0, 0),                                             \
+         HOPPER_KERNELS(F, PRODUCT_RESIDUAL, false, 2, HOPPER_LONG),                               \
+         HOPPER_KERNELS(F, PRODUCT_QKV, false, 0, 0),                                              \
+         HOPPER_KERNELS(F, PRODUCT_CROSS, false, 0, 0),                                            \
+         HOPPER_KERNELS(F, PRODUCT_LOGITS, false, 0, 0)},                                          \
             product_embed<F>, product_norm<F, 4>, product_norm<F, 8>                               \
     }
 

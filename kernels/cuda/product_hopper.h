@@ -10,9 +10,9 @@
 #include "kernels/cuda/product_shape.h"
 
 enum {
-    HOPPER_WINDOW = 256,     /* inputs of a row that are read at once */
-    HOPPER_STAGE = 64 + 4,   /* sums between the rows of a finished tile */
-    HOPPER_ROWS_LEAST = 121, /* fewer have a fused kernel */
+    HOPPER_WINDOW = 256,   /* inputs of a row that are read at once */
+    HOPPER_STAGE = 64 + 4, /* sums between the rows of a finished tile */
+    HOPPER_ROWS_LEAST = 17,
 };
 
 enum hopper_shape { HOPPER_32, HOPPER_64, HOPPER_SHAPES };
@@ -26,8 +26,9 @@ enum hopper_output {
     HOPPER_OUTPUTS
 };
 
-/* Inputs of a product that a kernel is made for; residuals alone have one for 256. */
-enum hopper_inputs { HOPPER_ANY, HOPPER_512, HOPPER_256, HOPPER_INPUTS };
+/* Inputs of a product that a kernel is made for; residuals alone have one for 256 and for multiples
+ * of 1,024. */
+enum hopper_inputs { HOPPER_ANY, HOPPER_512, HOPPER_256, HOPPER_1024, HOPPER_INPUTS };
 
 struct hopper_format {
     product_kernel product[HOPPER_OUTPUTS][HOPPER_SHAPES][HOPPER_INPUTS];

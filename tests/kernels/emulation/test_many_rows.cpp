@@ -302,6 +302,12 @@ int main(void)
                                                              0, 1e-5);
         product_test<format_f16, PRODUCT_RESIDUAL, 64, 1, 4>("64 rows, residual, 512", 70, 384, 512,
                                                              2, 1e-5);
+        for (int K : {1024, 2048}) {
+            product_test<format_f16, PRODUCT_RESIDUAL, 32, 2, HOPPER_LONG>(
+                "32 rows, residual, long", 37, 64, K, 0, 1e-5);
+            product_test<format_f16, PRODUCT_RESIDUAL, 64, 1, HOPPER_LONG>(
+                "64 rows, residual, long", 70, 384, K, 2, 1e-5);
+        }
         product_test<format_f16, PRODUCT_RESIDUAL, 32, 2, 2>("32 rows, residual, 256", 37, 64, 256,
                                                              0, 1e-5);
         product_test<format_f16, PRODUCT_RESIDUAL, 64, 1, 2>("64 rows, residual, 256", 70, 384, 256,
