@@ -92,13 +92,14 @@ static void compare(struct verify_row *row, const struct replay_output *alone,
 
 /* Every request many times at once, so that all rows are full: a device takes other kernels there.
  */
-static int crowd_verify(struct verify *v, const struct engine_request *requests,
-                        const struct replay_output *alone, struct error *error)
+static int crowd_verify(struct verify *v, const char *name, int32_t k,
+                        const struct engine_request *requests, const struct replay_output *alone,
+                        struct error *error)
 {
     struct engine_request *crowd = calloc((size_t)COPIES * REQUESTS, sizeof *crowd);
     struct replay_output *outputs = calloc((size_t)COPIES * REQUESTS, sizeof *outputs);
-    struct replay_schedule schedule = {.k = 16};
-    struct verify_row *row = verify_row_add(v, "crowd, k 16");
+    struct replay_schedule schedule = {.k = k};
+    struct verify_row *row = verify_row_add(v, name);
     int status = -1;
 
     if (!crowd || !outputs) {
@@ -114,6 +115,32 @@ static int crowd_verify(struct verify *v, const struct engine_request *requests,
 out:
     free(crowd);
     free(outputs);
+    return status;
+}
+
+/* A crowd of greedy requests alone, which ends little by little: a device takes other kernels for
+ * such rows, and others again for each number of them. */
+static int plain_verify(struct verify *v, struct error *error)
+{
+    struct engine_request requests[REQUESTS];
+    struct replay_output alone[REQUESTS];
+    struct replay_schedule schedule = {.k = 1, .batch = 1};
+    int status;
+
+    requests_make(v, requests);
+    for (int32_t i = 0; i < REQUESTS; i++) {
+        struct engine_request plain;
+
+        engine_request_init(&plain);
+        plain.source = requests[i].source;
+        plain.source_len = requests[i].source_len;
+        plain.max_new = requests[i].max_new;
+        requests[i] = plain;
+    }
+    status = replay_run(v->engine, requests, REQUESTS, &schedule, alone, error);
+    if (!status)
+        status = crowd_verify(v, "greedy crowd, k 4", 4, requests, alone, error);
+    replay_free(alone, REQUESTS);
     return status;
 }
 
@@ -174,9 +201,13 @@ int verify_batches(struct verify *v, struct error *error)
         snprintf(name, sizeof name, "batch, k %d", steps[i]);
         status = schedule_verify(v, v->engine, name, &random, requests, alone, error);
     }
-    if (!status)
-        status = strcmp(v->options->device, "cpu") ? crowd_verify(v, requests, alone, error)
-                                                   : threads_verify(v, requests, alone, error);
+    if (!status && !strcmp(v->options->device, "cpu")) {
+        status = threads_verify(v, requests, alone, error);
+    } else if (!status) {
+        status = crowd_verify(v, "crowd, k 16", 16, requests, alone, error);
+        if (!status)
+            status = plain_verify(v, error);
+    }
     replay_free(alone, REQUESTS);
     return status;
 }
