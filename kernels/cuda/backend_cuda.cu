@@ -232,6 +232,9 @@ static struct backend *cuda_open(const struct model *model, const struct engine_
     if (!getenv("PGPT_CUDA_NO_FUSED") && !options->cache_int8) {
         CUDA_TRY(fused_prepare(backend->network, backend->capability, &backend->fused), error,
                  fail);
+        CUDA_TRY(fused_rows_prepare(backend->network, backend->capability,
+                                    &backend->fused_rows_clusters),
+                 error, fail);
         CUDA_TRY(fused_step_prepare(backend->network, backend->capability, &backend->fused_step),
                  error, fail);
     }

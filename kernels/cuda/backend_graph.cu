@@ -114,6 +114,13 @@ cudaError_t backend_graphs_run(struct backend *backend, int32_t n, enum backend_
 
         return fused_enqueue(backend->network, &step, n, steps, &backend->fused, backend->decode);
     }
+    backend->running = "fused kernel of many rows";
+    if (kind == ROWS_PLAIN && n <= fused_rows_room(backend->fused_rows_clusters)) {
+        struct network_step step = backend_step_of(backend, n, false);
+
+        return fused_rows_enqueue(backend->network, &step, n, steps, backend->fused_rows_clusters,
+                                  backend->decode);
+    }
     backend->running =
         kind == ROWS_PLAIN ? "launched steps" : "launched steps, whole rows of logits";
     while (graphs->n_most[b] < n)

@@ -10,6 +10,7 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/backend_memory.h"
 #include "kernels/cuda/fused.h"
+#include "kernels/cuda/fused_rows.h"
 #include "kernels/cuda/fused_step.h"
 
 enum slot_state { SLOT_FREE, SLOT_PENDING, SLOT_RUNNING };
@@ -77,6 +78,7 @@ struct backend {
     cudaEvent_t stepped;
     struct backend_graphs graphs;
     struct fused_limits fused;
+    int32_t fused_rows_clusters; /* 0 = not here */
     struct fused_step_limits fused_step;
 
     struct backend_slot *slots; /* (max_rows) */

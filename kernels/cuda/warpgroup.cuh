@@ -53,6 +53,32 @@ static __device__ __forceinline__ void warpgroup_barrier(int group)
     asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
 }
 
+#define WARPGROUP_MULTIPLY_8(TYPE, c, w, rows, add)                                                \
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %9, 0;\n\t"                                 \
+                 "wgmma.mma_async.sync.aligned.m64n8k16.f32." TYPE "." TYPE " {"                   \
+                 "%0, %1, %2, %3"                                                                  \
+                 "}, {%4, %5, %6, %7}, %8, p, 1, 1, 0;\n\t}"                                       \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                  \
+                 : "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w), "l"(rows), "r"(add))
+
+#define WARPGROUP_MULTIPLY_16(TYPE, c, w, rows, add)                                               \
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %13, 0;\n\t"                                \
+                 "wgmma.mma_async.sync.aligned.m64n16k16.f32." TYPE "." TYPE " {"                  \
+                 "%0, %1, %2, %3, %4, %5, %6, %7"                                                  \
+                 "}, {%8, %9, %10, %11}, %12, p, 1, 1, 0;\n\t}"                                    \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]),         \
+                   "+f"(c[6]), "+f"(c[7])                                                          \
+                 : "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w), "l"(rows), "r"(add))
+
+#define WARPGROUP_MULTIPLY_24(TYPE, c, w, rows, add)                                               \
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %17, 0;\n\t"                                \
+                 "wgmma.mma_async.sync.aligned.m64n24k16.f32." TYPE "." TYPE " {"                  \
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11"                                \
+                 "}, {%12, %13, %14, %15}, %16, p, 1, 1, 0;\n\t}"                                  \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]),         \
+                   "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11])        \
+                 : "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w), "l"(rows), "r"(add))
+
 #define WARPGROUP_MULTIPLY_32(TYPE, c, w, rows, add)                                               \
     asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %21, 0;\n\t"                                \
                  "wgmma.mma_async.sync.aligned.m64n32k16.f32." TYPE "." TYPE " {"                  \
@@ -61,6 +87,18 @@ static __device__ __forceinline__ void warpgroup_barrier(int group)
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]),         \
                    "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]),       \
                    "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15])                              \
+                 : "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w), "l"(rows), "r"(add))
+
+#define WARPGROUP_MULTIPLY_40(TYPE, c, w, rows, add)                                               \
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %25, 0;\n\t"                                \
+                 "wgmma.mma_async.sync.aligned.m64n40k16.f32." TYPE "." TYPE " {"                  \
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, "                              \
+                 "%12, %13, %14, %15, %16, %17, %18, %19"                                          \
+                 "}, {%20, %21, %22, %23}, %24, p, 1, 1, 0;\n\t}"                                  \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]),         \
+                   "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]),       \
+                   "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]), "+f"(c[16]), "+f"(c[17]),   \
+                   "+f"(c[18]), "+f"(c[19])                                                        \
                  : "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w), "l"(rows), "r"(add))
 
 #define WARPGROUP_MULTIPLY_64(TYPE, c, w, rows, add)                                               \
@@ -110,11 +148,28 @@ static __device__ __forceinline__ void warpgroup_multiply(float (&c)[N / 2], con
 {
     constexpr bool BF16 = WARPGROUP_IS_BF16<F>;
 
-    static_assert(N == 32 || N == 64 || N == 128, "rows of a block");
-    if constexpr (N == 32 && BF16)
+    static_assert(N == 8 || N == 16 || N == 24 || N == 32 || N == 40 || N == 64 || N == 128,
+                  "rows");
+    if constexpr (N == 8 && BF16)
+        WARPGROUP_MULTIPLY_8("bf16", c, w, rows, add);
+    else if constexpr (N == 8)
+        WARPGROUP_MULTIPLY_8("f16", c, w, rows, add);
+    else if constexpr (N == 16 && BF16)
+        WARPGROUP_MULTIPLY_16("bf16", c, w, rows, add);
+    else if constexpr (N == 16)
+        WARPGROUP_MULTIPLY_16("f16", c, w, rows, add);
+    else if constexpr (N == 24 && BF16)
+        WARPGROUP_MULTIPLY_24("bf16", c, w, rows, add);
+    else if constexpr (N == 24)
+        WARPGROUP_MULTIPLY_24("f16", c, w, rows, add);
+    else if constexpr (N == 32 && BF16)
         WARPGROUP_MULTIPLY_32("bf16", c, w, rows, add);
     else if constexpr (N == 32)
         WARPGROUP_MULTIPLY_32("f16", c, w, rows, add);
+    else if constexpr (N == 40 && BF16)
+        WARPGROUP_MULTIPLY_40("bf16", c, w, rows, add);
+    else if constexpr (N == 40)
+        WARPGROUP_MULTIPLY_40("f16", c, w, rows, add);
     else if constexpr (N == 64 && BF16)
         WARPGROUP_MULTIPLY_64("bf16", c, w, rows, add);
     else if constexpr (N == 64)

@@ -50,6 +50,12 @@ BODIES = {
         "cluster_send8": "simt_box_send(to, box, rank, &v, 8);",
         "cluster_send4": "simt_box_send(to, box, rank, &v, 4);",
     },
+    "weights_ring.cuh": {
+        "ring_open": "simt_ring_open(barrier);",
+        "ring_wait": "simt_ring_wait(barrier, turn);",
+        "ring_fetch": "simt_ring_fetch(slot, piece.from, piece.bytes, full);",
+    },
+    "fused_rows_parts.cuh": {"here": "return value;"},
     "fused_step_parts.cuh": {"here": "return value;"},
     "launch.cuh": {"launch_wait": "", "launch_next": ""},
     "attention_encoder.cu": {"tile_copy": "simt_copy(shared, global, in);"},
@@ -69,7 +75,14 @@ LINES = {
         (r"#if __CUDA_ARCH__ >= 900", "#if 1"),
         (r"static[^\n]*shared_address\(const void \*shared\)\s*\{[^}]*\}", ""),
     ],
+    "weights_ring.cuh": [(r"#if __CUDA_ARCH__ >= 900", "#if 1")],
     "fused_parts.cuh": [(r"#if __CUDA_ARCH__ >= 900", "#if 1")],
+    "fused_rows_parts.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],
+    "fused_rows.cu": [
+        (r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1"),
+        (r"extern __shared__ __align__\(1024\) char shared\[\];", "char *shared = simt_shared;"),
+        (r"typedef void \(\*fused_rows_kernel\).*", ""),
+    ],
     "fused.cu": [
         (r"#if __CUDA_ARCH__ >= 900", "#if 1"),
         (r"extern __shared__ __align__\(128\) char shared\[\];", "char *shared = simt_shared;"),
@@ -92,7 +105,7 @@ LINES = {
 }
 # as they are
 PLAIN = ["product_output.cuh", "logsum.cuh", "product.h", "product_hopper.h", "product_shape.h", "rows.h",
-         "attention.h", "choose_plain.cuh", "fused.h", "fused_step.h", "network.h", "attention_chunk.cuh", "check.h"]
+         "attention.h", "choose_plain.cuh", "fused.h", "fused_rows.h", "fused_step.h", "network.h", "attention_chunk.cuh", "check.h"]
 
 
 def body_replace(text, name, body):

@@ -28,12 +28,19 @@ struct box {
     uint16_t announced, phase;
 };
 
-/* On its way to another block. */
+/* A barrier of weights_ring.cuh. */
+struct ring {
+    int32_t bytes; /* on their way */
+    uint32_t phase;
+};
+
+/* On its way to another block; or, with `from`, from global memory into a ring. */
 struct sent {
     char *to;
-    struct box *box;
+    void *box; /* struct box, or struct ring */
     int bytes;
     char data[16];
+    const char *from;
 };
 
 struct fiber {
@@ -47,8 +54,8 @@ struct fiber {
 struct simt_place simt_block, simt_grid;
 int simt_thread, simt_threads, simt_cluster;
 enum simt_copies simt_copies;
-struct simt_barrier simt_all[SIMT_BLOCKS], simt_everybody, simt_warps[SIMT_WARPS], simt_groups[8],
-    simt_group_steps[8], simt_lanes[SIMT_WARPS][32];
+struct simt_barrier simt_all[SIMT_BLOCKS], simt_everybody, simt_warps[SIMT_WARPS],
+    simt_groups[SIMT_WARPS / 4], simt_group_steps[SIMT_WARPS / 4], simt_lanes[SIMT_WARPS][32];
 static struct fiber fibers[THREADS_MAX];
 static ucontext_t outside;
 static std::vector<struct sent> on_way;
@@ -188,9 +195,18 @@ void simt_box_expect(void *memory, uint32_t bytes)
 
 static void sent_land(const struct sent &sent)
 {
-    memcpy(sent.to, sent.data, (size_t)sent.bytes);
-    sent.box->bytes -= sent.bytes;
-    box_turn(sent.box);
+    memcpy(sent.to, sent.from ? sent.from : sent.data, (size_t)sent.bytes);
+    if (sent.from) {
+        struct ring *ring = (struct ring *)sent.box;
+
+        ring->bytes -= sent.bytes;
+        ring->phase ^= !ring->bytes;
+    } else {
+        struct box *box = (struct box *)sent.box;
+
+        box->bytes -= sent.bytes;
+        box_turn(box);
+    }
     waits = 0;
 }
 
@@ -226,9 +242,41 @@ void simt_box_receive(void *memory, uint32_t phase)
 void simt_box_send(const void *to, void *box, int rank, const void *data, int bytes)
 {
     const ptrdiff_t away = (ptrdiff_t)(rank - simt_rank()) * (1 << 18);
-    struct sent sent = {(char *)to + away, (struct box *)((char *)box + away), bytes, {}};
+    struct sent sent = {(char *)to + away, (char *)box + away, bytes, {}, NULL};
 
     memcpy(sent.data, data, (size_t)bytes);
+    if (simt_copies == SIMT_AT_ONCE)
+        sent_land(sent);
+    else
+        on_way.push_back(sent);
+}
+
+void simt_ring_open(void *barrier)
+{
+    memset(barrier, 0, sizeof(struct ring));
+}
+
+void simt_ring_wait(const void *barrier, uint32_t phase)
+{
+    const struct ring *ring = (const struct ring *)barrier;
+
+    while (ring->phase == (phase & 1)) {
+        sent_arrive();
+        yield();
+    }
+}
+
+void simt_ring_fetch(char *slot, const char *from, uint32_t bytes, void *full)
+{
+    struct ring *ring = (struct ring *)full;
+    const struct sent sent = {slot, full, (int)bytes, {}, from};
+
+    if (ring->bytes) {
+        fprintf(stderr, "simt: a slot is fetched while another piece is on its way there\n");
+        exit(1);
+    }
+    memset(slot, GARBAGE, bytes);
+    ring->bytes = (int32_t)bytes;
     if (simt_copies == SIMT_AT_ONCE)
         sent_land(sent);
     else
@@ -253,7 +301,7 @@ static void block_run(void)
     simt_everybody = {};
     memset(simt_warps, 0, sizeof simt_warps);
     memset(simt_lanes, 0, sizeof simt_lanes);
-    for (int i = 0; i < 8; i++)
+    for (int i = 0; i < SIMT_WARPS / 4; i++)
         simt_groups[i] = simt_group_steps[i] = {};
     for (int i = 0; i < simt_threads * simt_cluster; i++) {
         struct fiber &fiber = fibers[i];

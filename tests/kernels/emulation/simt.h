@@ -65,7 +65,7 @@ extern int simt_cluster; /* blocks that run together */
 extern enum simt_copies simt_copies;
 extern char *simt_memory; /* of all blocks, 256 KiB each */
 extern struct simt_barrier simt_all[SIMT_BLOCKS], simt_everybody, simt_warps[SIMT_WARPS],
-    simt_groups[8], simt_group_steps[8], simt_lanes[SIMT_WARPS][32];
+    simt_groups[SIMT_WARPS / 4], simt_group_steps[SIMT_WARPS / 4], simt_lanes[SIMT_WARPS][32];
 
 static inline int simt_rank(void)
 {
@@ -92,6 +92,11 @@ void simt_box_open(void *box);
 void simt_box_expect(void *box, uint32_t bytes);
 void simt_box_receive(void *box, uint32_t phase);
 void simt_box_send(const void *to, void *box, int rank, const void *data, int bytes);
+
+/* Slots of weights_ring.cuh. */
+void simt_ring_open(void *barrier);
+void simt_ring_wait(const void *barrier, uint32_t phase);
+void simt_ring_fetch(char *slot, const char *from, uint32_t bytes, void *full);
 
 static inline int simt_warp(void)
 {

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * fused_rows: whole decode steps in one kernel, for some hundred plain rows. A cluster of 8 blocks
+ * owns up to 40 rows for as many steps as a call wants; a block has a head and its share of every
+ * product's columns. Where fused.h keeps weights in registers and norms every row in every block,
+ * here they pass through a ring in shared memory, the warpgroup instruction multiplies them with
+ * all rows of the cluster, and each row has one block that norms it and chooses its tokens. Needs
+ * Hopper (built for 9.0a), float16 or bfloat16, 512 dimensions, 8 heads, feed-forward 256. The same
+ * bits as the products and attentions launched one by one.
+ */
+#ifndef PGPT_KERNELS_CUDA_FUSED_ROWS_H
+#define PGPT_KERNELS_CUDA_FUSED_ROWS_H
+
+#include "kernels/cuda/network.h"
+
+enum {
+    FUSED_ROWS_LAYERS = 4,
+    FUSED_ROWS_TILES = 5, /* of 8 rows: a cluster's most */
+};
+
+/* Looks at the device and the model; once at the start. clusters: that the device runs at once, 0 =
+ * this kernel cannot run here. */
+cudaError_t fused_rows_prepare(const struct network *network, int capability, int32_t *clusters);
+/* Most rows that one launch takes. */
+static inline int32_t fused_rows_room(int32_t clusters)
+{
+    return clusters * 8 * FUSED_ROWS_TILES;
+}
+/* `steps` steps, choice of plain rows included, for n active rows (host's count, equal to
+ * *step->n). */
+cudaError_t fused_rows_enqueue(const struct network *network, const struct network_step *step,
+                               int32_t n, int32_t steps, int32_t clusters, cudaStream_t stream);
+
+#endif

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * weights_ring: weights on their way from global memory into slots of shared memory, by the copy
+ * engine. A plan says which pieces a round of work reads, in order; piece t lies in slot t modulo
+ * the number of slots. Warps wait until a slot is filled; when all have used what they read, behind
+ * a barrier, a thread that nobody waits for fetches what the slot holds next. Compute capability
+ * 9.0.
+ */
+#ifndef PGPT_KERNELS_CUDA_WEIGHTS_RING_CUH
+#define PGPT_KERNELS_CUDA_WEIGHTS_RING_CUH
+
+#include "kernels/cuda/cluster.cuh"
+
+/* A piece of the plan. */
+struct ring_piece {
+    const char *from;
+    uint32_t bytes; /* a multiple of 16 */
+};
+
+/* Where in the ring, in the plan and in all of the work a piece lies. */
+struct ring_place {
+    int slot;
+    uint32_t turn; /* how often the ring went round, modulo 2 */
+    int piece;
+    int left; /* pieces from this one to the last of all */
+};
+
+/* `count` pieces (at most SLOTS and the plan's length) further. */
+template <int SLOTS>
+static __device__ __forceinline__ struct ring_place ring_ahead(struct ring_place at, int count,
+                                                               int pieces)
+{
+    at.slot += count;
+    if (at.slot >= SLOTS) {
+        at.slot -= SLOTS;
+        at.turn ^= 1;
+    }
+    at.piece += count;
+    if (at.piece >= pieces)
+        at.piece -= pieces;
+    at.left -= count;
+    return at;
+}
+
+#if __CUDA_ARCH__ >= 900
+/* One thread, before a cluster_sync(). */
+static __device__ __forceinline__ void ring_open(uint64_t *barrier)
+{
+    asm volatile(
+        "mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(
+            shared_address(barrier))
+        : "memory");
+}
+
+/* Until the slot is filled for the turn-th time (modulo 2). */
+static __device__ __forceinline__ void ring_wait(uint64_t *barrier, uint32_t turn)
+{
+    uint32_t done = 0;
+
+    while (!done)
+        asm volatile("{\n\t.reg .pred p;\n\t"
+                     "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
+                     "selp.u32 %0, 1, 0, p;\n\t}"
+                     : "=r"(done)
+                     : "r"(shared_address(barrier)), "r"(turn & 1)
+                     : "memory");
+}
+
+/* One thread: a piece into a slot out of which all have used what they read: behind the loads
+ * alone, what is fetched next has been seen to overtake them. */
+static __device__ __forceinline__ void ring_fetch(char *slot, const struct ring_piece &piece,
+                                                  uint64_t *full)
+{
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(full)),
+        "r"(piece.bytes)
+        : "memory");
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+            "r"(shared_address(slot)),
+        "l"(piece.from), "r"(piece.bytes), "r"(shared_address(full))
+        : "memory");
+}
+#endif
+
+#endif
