@@ -103,7 +103,7 @@ void backend_graphs_close(struct backend *backend)
 }
 
 cudaError_t backend_graphs_run(struct backend *backend, int32_t n, enum backend_rows kind,
-                               int32_t steps)
+                               int32_t steps, int64_t keys)
 {
     const struct backend_graphs *graphs = &backend->graphs;
     int32_t b = 0;
@@ -115,7 +115,7 @@ cudaError_t backend_graphs_run(struct backend *backend, int32_t n, enum backend_
         return fused_enqueue(backend->network, &step, n, steps, &backend->fused, backend->decode);
     }
     backend->running = "fused kernel of many rows";
-    if (kind == ROWS_PLAIN && n <= fused_rows_room(backend->fused_rows_clusters)) {
+    if (kind == ROWS_PLAIN && fused_rows_suits(backend->fused_rows_clusters, n, keys)) {
         struct network_step step = backend_step_of(backend, n, false);
 
         return fused_rows_enqueue(backend->network, &step, n, steps, backend->fused_rows_clusters,

@@ -328,17 +328,20 @@ static int results_read(struct backend *backend, int32_t k, struct engine_output
     return 0;
 }
 
-static void steps_plan(const struct backend *backend, int32_t *k, bool *full)
+/* keys: positions that an attention of all rows looks at, sources included, at the call's start. */
+static void steps_plan(const struct backend *backend, int32_t *k, bool *full, int64_t *keys)
 {
     int32_t left = 0;
 
     *full = false;
+    *keys = 0;
     for (int32_t i = 0; i < backend->active_count; i++) {
         const struct backend_row *row = &backend->rows[backend->active[i]];
 
         if (row->max_new - row->position > left)
             left = row->max_new - row->position;
         *full = *full || row->full;
+        *keys += row->position + backend->slots[row->slot].start.source_len;
     }
     if (*k > left)
         *k = left;
@@ -349,7 +352,7 @@ static void steps_plan(const struct backend *backend, int32_t *k, bool *full)
 int backend_step(struct backend *backend, int32_t k, struct engine_output *out, struct error *error)
 {
     struct backend_memory *m = &backend->memory;
-    int64_t waited = 0, begun;
+    int64_t waited = 0, begun, keys;
     cudaError_t status;
     bool full;
 
@@ -365,14 +368,14 @@ int backend_step(struct backend *backend, int32_t k, struct engine_output *out, 
     if (!backend->active_count)
         return 0;
     begun = clock_mono_us();
-    steps_plan(backend, &k, &full);
+    steps_plan(backend, &k, &full, &keys);
     status = changes_upload(backend);
     if (status == cudaSuccess)
         status = backend_graphs_run(backend, backend->active_count,
                                     backend->active_groups ? ROWS_BEAMS
                                     : full                 ? ROWS_FULL
                                                            : ROWS_PLAIN,
-                                    k);
+                                    k, keys);
     if (status == cudaSuccess)
         status = backend_encode(backend); /* newcomers, while the device is busy */
     if (status == cudaSuccess)

@@ -16,15 +16,17 @@
 enum {
     FUSED_ROWS_LAYERS = 4,
     FUSED_ROWS_TILES = 5, /* of 8 rows: a cluster's most */
+    FUSED_ROWS_KEYS = 96, /* a row: with more, attentions launched by themselves are faster */
 };
 
 /* Looks at the device and the model; once at the start. clusters: that the device runs at once, 0 =
  * this kernel cannot run here. */
 cudaError_t fused_rows_prepare(const struct network *network, int capability, int32_t *clusters);
-/* Most rows that one launch takes. */
-static inline int32_t fused_rows_room(int32_t clusters)
+/* Can it run n rows, and is it faster than launched kernels? keys: that all rows look at together,
+ * of sources and their own. */
+static inline bool fused_rows_suits(int32_t clusters, int32_t n, int64_t keys)
 {
-    return clusters * 8 * FUSED_ROWS_TILES;
+    return n <= clusters * 8 * FUSED_ROWS_TILES && keys <= (int64_t)n * FUSED_ROWS_KEYS;
 }
 /* `steps` steps, choice of plain rows included, for n active rows (host's count, equal to
  * *step->n). */
