@@ -5,6 +5,27 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/launch.cuh"
 
+/* A chunk's keys and values. Beams' positions lie in several rows; whoever is none of them gets
+ * straight code, for around a branch in front of a load the compiler waits for the load before. */
+template <class C>
+static __device__ __forceinline__ void
+caches_load(const struct attention &a, vector8<C> (&keys)[LOADS], vector8<C> (&values)[LOADS],
+            int head, int from, const int32_t *source_row, int c, int end, int beam_end, int lane)
+{
+    const size_t stride = (size_t)a.heads * a.cache_positions * HEAD;
+    const size_t first = (size_t)head * a.cache_positions; /* of the head's positions in row 0 */
+    const C *k = (const C *)a.cache_k + first * HEAD, *v = (const C *)a.cache_v + first * HEAD;
+    const __nv_bfloat16 *scales_k = a.scales_k + first * 2, *scales_v = a.scales_v + first * 2;
+
+    if (beam_end > 0) {
+        chunk_load<C>(keys, k, stride, from, source_row, c, end, beam_end, lane, scales_k);
+        chunk_load<C>(values, v, stride, from, source_row, c, end, beam_end, lane, scales_v);
+    } else {
+        chunk_load<C>(keys, k, stride, from, NULL, c, end, INT32_MIN, lane, scales_k);
+        chunk_load<C>(values, v, stride, from, NULL, c, end, INT32_MIN, lane, scales_v);
+    }
+}
+
 /*
  * A block serves one row and HEADS heads of it; WARPS warps share a head's chunks. Keys and values
  * that are older than the kernel in front are fetched before it ends: all of a source's, and of its
@@ -17,11 +38,6 @@ static __global__ void __launch_bounds__(HEADS *WARPS * 32)
     __shared__ struct attention_part parts[HEADS][WARPS > 1 ? ATTENTION_POSITIONS / CHUNK : 1][8];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int head = blockIdx.y * HEADS + warp / WARPS, share = warp % WARPS;
-    const size_t stride = (size_t)a.heads * a.cache_positions * HEAD;
-    const size_t first = (size_t)head * a.cache_positions; /* of the head's positions in row 0 */
-    const C *cache_k = (const C *)a.cache_k + first * HEAD;
-    const C *cache_v = (const C *)a.cache_v + first * HEAD;
-    const __nv_bfloat16 *scales_k = a.scales_k + first * 2, *scales_v = a.scales_v + first * 2;
     const int32_t *source_row = NULL;
     vector8<C> keys[LOADS], values[LOADS];
     struct attention_part all, part;
@@ -30,21 +46,26 @@ static __global__ void __launch_bounds__(HEADS *WARPS * 32)
 
     /* active and the rows were written at least two kernels ago, but for a step's first kernels:
      * those are products */
-    if ((int)blockIdx.x < *a.n) {
-        const struct cuda_row *r = a.rows.row + a.active[blockIdx.x];
+    {
+        /* All that there is to know in three loads, one after the other: branches between them
+         * would each cost the block a trip to L2, and there are many short blocks. active has a row
+         * at any place, from an earlier step behind n. */
+        const int n = __ldcg(a.n), index = __ldcg(a.active + blockIdx.x);
+        const struct cuda_row *r = a.rows.row + index;
+        const int finished = __ldcg(&r->finished), position = __ldcg(&r->position);
+        const int cross = __ldcg(&r->cross), source_len = __ldcg(&r->source_len);
+        const int flags = __ldcg(&r->flags);
 
-        row = r->finished ? -1 : a.active[blockIdx.x];
-        from = a.cross ? r->cross : row;
-        length = a.cross ? r->source_len : r->position + 1;
-        old = a.cross ? length : r->position;
-        beam_end = !a.cross && (r->flags & CUDA_ROW_BEAM) ? old : 0;
+        if ((int)blockIdx.x < n && !finished)
+            row = index;
+        from = a.cross ? cross : index;
+        length = a.cross ? source_len : position + 1;
+        old = a.cross ? length : position;
+        beam_end = !a.cross && (flags & CUDA_ROW_BEAM) ? old : 0;
     }
     if (row >= 0) {
         source_row = a.rows.source_row + (size_t)row * a.rows.P;
-        chunk_load<C>(keys, cache_k, stride, from, source_row, share, old, beam_end, lane,
-                      scales_k);
-        chunk_load<C>(values, cache_v, stride, from, source_row, share, old, beam_end, lane,
-                      scales_v);
+        caches_load<C>(a, keys, values, head, from, source_row, share, old, beam_end, lane);
     }
     launch_wait();
     launch_next();
@@ -79,10 +100,7 @@ static __global__ void __launch_bounds__(HEADS *WARPS * 32)
     all.max = -INFINITY;
     for (int c = share; c * CHUNK < length; c += WARPS) {
         if (c != share) {
-            chunk_load<C>(keys, cache_k, stride, from, source_row, c, length, beam_end, lane,
-                          scales_k);
-            chunk_load<C>(values, cache_v, stride, from, source_row, c, length, beam_end, lane,
-                          scales_v);
+            caches_load<C>(a, keys, values, head, from, source_row, c, length, beam_end, lane);
         }
         chunk_attend<C>(keys, values, q, length - c * CHUNK, lane, &part);
         if (WARPS > 1) {
