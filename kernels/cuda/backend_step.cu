@@ -137,14 +137,14 @@ static int batches_join(struct backend *backend, int32_t k, int64_t *waited_us, 
     return 0;
 }
 
-/* How long a step takes, from below: what a call costs beside its steps is left out, and one slow
- * call does not count, for a wait that sleeps too long delays everything. */
+/* How long a step takes, from below: what a call costs beside its steps is left out, of a short
+ * call at most half, and one slow call does not count, for a wait that sleeps too long delays
+ * everything. */
 static void step_time_learn(struct backend *backend, int64_t call_us, int32_t k)
 {
-    double us = (double)(call_us - CALL_US) / k;
+    const int64_t beside = call_us > 2 * CALL_US ? (int64_t)CALL_US : call_us / 2;
+    double us = (double)(call_us - beside) / k;
 
-    if (us < 0.0)
-        us = 0.0;
     if (backend->step_us > 0.0 && us > 1.1 * backend->step_us)
         us = 1.1 * backend->step_us;
     backend->step_us = us > 1.0 ? us : 1.0;
