@@ -55,7 +55,7 @@ BODIES = {
         "ring_wait": "simt_ring_wait(barrier, turn);",
         "ring_fetch": "simt_ring_fetch(slot, piece.from, piece.bytes, full);",
     },
-    "fused_rows_parts.cuh": {"here": "return value;"},
+    "fused_rows_shared.cuh": {"here": "return value;"},
     "fused_step_parts.cuh": {"here": "return value;"},
     "launch.cuh": {"launch_wait": "", "launch_next": ""},
     "attention_encoder.cu": {"tile_copy": "simt_copy(shared, global, in);"},
@@ -77,6 +77,8 @@ LINES = {
     ],
     "weights_ring.cuh": [(r"#if __CUDA_ARCH__ >= 900", "#if 1")],
     "fused_parts.cuh": [(r"#if __CUDA_ARCH__ >= 900", "#if 1")],
+    "fused_rows_shared.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],
+    "fused_rows_product.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],
     "fused_rows_parts.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],
     "fused_rows.cu": [
         (r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1"),

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * fused_rows_shared: what the kernel of fused_rows.h is given, and a block's shared memory with the
+ * letters that blocks of a cluster send one another. For fused_rows.cu alone.
+ */
+#ifndef PGPT_KERNELS_CUDA_FUSED_ROWS_SHARED_CUH
+#define PGPT_KERNELS_CUDA_FUSED_ROWS_SHARED_CUH
+
+#include "kernels/cuda/attention_chunk.cuh"
+#include "kernels/cuda/fused_rows.h"
+#include "kernels/cuda/weights_ring.cuh"
+
+enum {
+    D = 512,
+    HEADS = 8,
+    FFN = 256,
+    BLOCKS = 8,            /* of a cluster: one a head */
+    COLUMNS = D / BLOCKS,  /* that a block has of a product of D columns */
+    HIDDEN = FFN / BLOCKS, /* and of the feed-forward's first */
+    TILES = COLUMNS / 16,
+    WARPS = 16, /* four warpgroups, one a part of the inputs */
+    THREADS = WARPS * 32,
+    UNITS = 128,              /* most units of logits: vocabularies up to 4,096 */
+    SLOT = 32 * D * 2,        /* bytes: a piece of weights */
+    SHARED_MOST = 227 * 1024, /* bytes of a block */
+    SLOTS_MOST = 5,
+    PLAN_MOST = FUSED_ROWS_LAYERS * 14 + UNITS / BLOCKS, /* pieces: plan_make() */
+    PARTIAL_STRIDE = COLUMNS + 4,
+    FINISHED = -1, /* in place of a row's position */
+};
+
+struct fused_rows_weight {
+    const char *packed;
+    const float *bias;
+};
+
+struct fused_rows_layer {
+    struct fused_rows_weight qkv, out, cross_q, cross_out, fc1, fc2;
+    struct network_norm self_norm, cross_norm, norm;
+};
+
+struct fused_rows_params {
+    struct fused_rows_layer layer[FUSED_ROWS_LAYERS];
+    struct fused_rows_weight output;
+    struct cuda_weight embedding;
+    const float *positions;
+    float embedding_factor;
+    enum product_act activation;
+    int32_t layers, steps, n, rows_each;
+    const int32_t *active;
+    struct cuda_rows rows;
+    struct cuda_rules rules;
+    struct network_cache self, cross;
+};
+
+/* Biases of this block's columns of a layer. */
+struct fused_rows_biases {
+    float qkv[3 * COLUMNS], out[COLUMNS], cross_q[COLUMNS], cross_out[COLUMNS], fc2[COLUMNS];
+    float fc1[HIDDEN];
+};
+
+/*
+ * A block's shared memory, but for the ring's slots behind it. Row i of the cluster belongs to
+ * block i % 8, as its row i / 8: that block holds its residual stream, norms it, and chooses its
+ * tokens, in warp i / 8. Every block has a copy of all rows' inputs of the next product.
+ *
+ * Letters (cluster.cuh), each of one size, in the order of a step:
+ *   x      all rows' inputs, each row from its owner to all blocks
+ *   o      attention's output, each head from its block to all; h, the hidden values, likewise.
+ * They share memory y      a product's columns with bias, from all blocks to the row's owner units
+ * summaries of logits (and special ones), from all blocks to the row's owner state  the rows'
+ * positions, from their owners to all blocks
+ *
+ * Nothing is overwritten that somebody still reads, and no letter arrives before the one before it
+ * is complete: a block sends y (units) behind a barrier that follows its product, and an owner
+ * sends x when it has y (units) of its rows from all blocks. So who has x from all owners may write
+ * to whatever was read before: o, h, y, units. x itself is written by owners that have y (units)
+ * from all blocks, which have all read the x before. Within a block `partial` is read in front of
+ * what is sent, so the next letter x (o, h) comes behind all reading, and a barrier is needed only
+ * between rounds of one product.
+ */
+template <class T, int NT> struct fused_rows_shared {
+    static constexpr int ROWS = 8 * NT;
+    /* of logits, before they are looked at: with few rows a look leaves most threads idle */
+    static constexpr int ROUNDS = NT <= 2 ? 2 : 1;
+
+    alignas(1024) char x[ROWS * D * 2]; /* (D / 64, ROWS, 128 bytes), as warpgroup.cuh wants it */
+    alignas(1024) char o[ROWS * D * 2]; /* the same; h: (FFN / 64, ROWS, 128 bytes) */
+    alignas(16) float y[NT][D];         /* of own rows */
+    /* of own rows: the residual stream, (D) float; between a step's last norm and the next
+     * embedding, whose residual stream nobody wants, the units of logits, (UNITS) float4 */
+    alignas(16) char kept[NT][D * 4];
+    alignas(16) float partial[ROUNDS][FORMAT_PARTS][ROWS][PARTIAL_STRIDE];
+    alignas(16) T q[ROWS][HEAD];
+    alignas(16) struct fused_rows_biases layer[FUSED_ROWS_LAYERS];
+    /* what this block adds to its logits: -inf past the vocabulary; what the rules add */
+    alignas(8) float unit_bias[UNITS / BLOCKS][PRODUCT_UNIT],
+        unit_rules[UNITS / BLOCKS][PRODUCT_UNIT];
+    float special[NT][2];
+    struct cluster_mailbox x_box, o_box, h_box, y_box, unit_box, state_box;
+    uint64_t full[SLOTS_MOST];
+    int32_t pieces;
+    struct ring_piece plan[PLAN_MOST]; /* of weights, as a step multiplies them */
+    int32_t row[ROWS];                 /* -1: none */
+    int32_t state[ROWS];               /* position, or FINISHED */
+    int32_t min_new[ROWS], max_new[ROWS], source_len[ROWS], cross[ROWS];
+    int32_t token[NT]; /* of own rows */
+};
+
+template <class Shared> struct fused_rows_ring {
+    static constexpr int BEHIND = (sizeof(Shared) + 127) / 128 * 128;
+    static constexpr int FIT = (SHARED_MOST - BEHIND) / SLOT;
+    static constexpr int SLOTS = FIT < SLOTS_MOST ? FIT : SLOTS_MOST;
+    static constexpr int BYTES = BEHIND + SLOTS * SLOT; /* of shared memory in all */
+
+    static_assert(SLOTS >= 2, "64 columns lie there together");
+    /* the weights of two products in a row may lie there */
+    static constexpr bool TWO = SLOTS >= 4;
+    static __device__ __forceinline__ char *slot(Shared *s, int i)
+    {
+        return (char *)s + BEHIND + i * SLOT;
+    }
+};
+
+/* One block's place in the cluster, and one warp's in it. */
+struct fused_rows_place {
+    int rank, warp, lane;
+    int part, tile;       /* its part of the inputs, and its 16 columns of 64 */
+    int first, rows, own; /* rows of the cluster: the first, how many, how many are this block's */
+    int pieces;           /* of weights, a step */
+};
+
+#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
+
+/* The same number, of which the compiler shall not know that: what is computed from it is computed
+ * here, not kept in registers from one phase of a step to the next. */
+static __device__ __forceinline__ int here(int value)
+{
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
+#endif
+
+#endif
