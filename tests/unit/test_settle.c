@@ -368,24 +368,37 @@ static void a_producer_fenced_by_the_timeout_is_made_anew(void **state)
 
 /* ---- an open fate ---- */
 
+/* librdkafka never frees the request of such a call: the defect that makes the call hang. */
+const char *__lsan_default_suppressions(void);
+const char *__lsan_default_suppressions(void)
+{
+    return "leak:rd_kafka_coord_req\n";
+}
+
 /* The group's coordinator moves, and the first answer to where it is now is that it moved: nothing
- * asks again, and the call never returns, whatever its limit. */
+ * asks again, and the call never returns, whatever its limit. Where another lookup took that
+ * answer, the next job tries again. */
 static void a_call_that_hangs_is_left_behind(void **state)
 {
-    int64_t begun = clock_mono_us();
+    int64_t begun = 0, jobs = 0;
 
     (void)state;
-    rd_kafka_mock_push_request_errors(k.cluster, API_TXN_OFFSET_COMMIT, 1,
-                                      RD_KAFKA_RESP_ERR_NOT_COORDINATOR);
-    rd_kafka_mock_push_request_errors(k.cluster, API_FIND_COORDINATOR, 1,
-                                      RD_KAFKA_RESP_ERR_NOT_COORDINATOR);
-    settle_push(settle, outcome_of(0, 0, JOB_COMPLETED));
-    assert_true(settles_within(10000));
-    assert_in_range(clock_mono_us() - begun, KAFKA_FIXTURE_CALL_MS * 1000, 10000000);
+    for (; jobs < 8 && !offsets_calls_left(); jobs++) {
+        begun = clock_mono_us();
+        rd_kafka_mock_push_request_errors(k.cluster, API_TXN_OFFSET_COMMIT, 1,
+                                          RD_KAFKA_RESP_ERR_NOT_COORDINATOR);
+        rd_kafka_mock_push_request_errors(k.cluster, API_FIND_COORDINATOR, 1,
+                                          RD_KAFKA_RESP_ERR_NOT_COORDINATOR);
+        settle_push(settle, outcome_of(0, jobs, JOB_COMPLETED));
+        assert_true(settles_within(10000));
+        rd_kafka_mock_clear_request_errors(k.cluster, API_TXN_OFFSET_COMMIT);
+        rd_kafka_mock_clear_request_errors(k.cluster, API_FIND_COORDINATOR);
+    }
     assert_int_equal(offsets_calls_left(), 1);
+    assert_in_range(clock_mono_us() - begun, KAFKA_FIXTURE_CALL_MS * 1000, 10000000);
     assert_int_equal(grown(METRIC_TRANSACTIONS_INDETERMINATE), 1);
-    assert_int_equal(grown(METRIC_TRANSACTIONS_COMMITTED), 1);
-    assert_int_equal(grown(METRIC_JOBS_COMPLETED), 1);
+    assert_int_equal(grown(METRIC_TRANSACTIONS_COMMITTED), jobs);
+    assert_int_equal(grown(METRIC_JOBS_COMPLETED), jobs);
     rd_kafka_mock_broker_set_down(k.cluster, 1); /* what wakes the client, which clears up */
     rd_kafka_mock_broker_set_up(k.cluster, 1);
     for (int i = 0; i < 500 && offsets_calls_left(); i++)
