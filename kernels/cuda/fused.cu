@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "kernels/cuda/fused.h"
 
-#include <string.h>
-
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/fused_parts.cuh"
 
@@ -284,13 +282,6 @@ int32_t fused_rows_most(const struct fused_limits *limits)
     return most * FUSED_ROWS;
 }
 
-static struct fused_weight weight_of(const struct cuda_weight *weight)
-{
-    struct fused_weight w = {(const char *)weight->packed, weight->bias};
-
-    return w;
-}
-
 cudaError_t fused_enqueue(const struct network *network, const struct network_step *step, int32_t n,
                           int32_t steps, const struct fused_limits *limits, cudaStream_t stream)
 {
@@ -300,35 +291,10 @@ cudaError_t fused_enqueue(const struct network *network, const struct network_st
     cudaLaunchConfig_t config;
     struct fused_params p;
 
-    memset(&p, 0, sizeof p);
-    p.layers = network->config.decoder_layers;
-    for (int32_t l = 0; l < p.layers; l++) {
-        const struct network_layer *from = &network->decoder[l];
-        struct fused_layer *to = &p.layer[l];
-
-        to->qkv = weight_of(&from->qkv);
-        to->out = weight_of(&from->out);
-        to->cross_q = weight_of(&from->cross_q);
-        to->cross_out = weight_of(&from->cross_out);
-        to->fc1 = weight_of(&from->fc1);
-        to->fc2 = weight_of(&from->fc2);
-        to->self_norm = from->self_norm;
-        to->cross_norm = from->cross_norm;
-        to->norm = from->norm;
-    }
-    p.output = weight_of(&network->output);
-    p.embedding = network->decoder_embedding;
-    p.positions = network->decoder_positions;
-    p.embedding_factor = network->embedding_factor;
-    p.activation = network->activation;
+    fused_params_fill(network, step, &p);
     p.steps = steps;
     p.n = n;
     p.rows_each = (n + most - 1) / most;
-    p.active = step->active;
-    p.rows = step->rows;
-    p.rules = step->rules;
-    p.self = step->self;
-    p.cross = step->cross;
     launch_config(&config, &attribute, cluster, (n + p.rows_each - 1) / p.rows_each, p.layers,
                   stream);
     return cudaLaunchKernelEx(&config, kernel_of(network->format, cluster), p);

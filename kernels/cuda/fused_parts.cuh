@@ -11,6 +11,7 @@
 #include "kernels/cuda/choose_plain.cuh"
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/fused.h"
+#include "kernels/cuda/fused_model.cuh"
 #include "kernels/cuda/product_output.cuh"
 
 enum {
@@ -29,16 +30,6 @@ enum {
     PARTIAL_STRIDE = LOGIT_ROUNDS * ROUND_TILES * 16 + 4,
     BLOCKS = D / 32 / FORMAT_PARTS, /* of a part of K = D */
     BLOCKS_FFN = FFN / 32 / FORMAT_PARTS,
-};
-
-struct fused_weight {
-    const char *packed;
-    const float *bias;
-};
-
-struct fused_layer {
-    struct fused_weight qkv, out, cross_q, cross_out, fc1, fc2;
-    struct network_norm self_norm, cross_norm, norm;
 };
 
 struct fused_params {

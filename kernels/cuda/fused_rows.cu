@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "kernels/cuda/fused_rows.h"
 
-#include <string.h>
-
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/fused_rows_parts.cuh"
 
@@ -69,7 +67,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
             mailbox_receive(&s->state_box, state_bytes, &state_phase);
 #pragma unroll 1
         for (int l = 0; l < p.layers; l++) {
-            const struct fused_rows_layer &layer = p.layer[l];
+            const struct fused_layer &layer = p.layer[l];
             const struct fused_rows_biases &bias = s->layer[l];
 
             /* self-attention: x -> q, k, v -> o */
@@ -235,13 +233,6 @@ cudaError_t fused_rows_prepare(const struct network *network, int capability, in
     return cudaSuccess;
 }
 
-static struct fused_rows_weight weight_of(const struct cuda_weight *weight)
-{
-    struct fused_rows_weight w = {(const char *)weight->packed, weight->bias};
-
-    return w;
-}
-
 cudaError_t fused_rows_enqueue(const struct network *network, const struct network_step *step,
                                int32_t n, int32_t steps, int32_t clusters, cudaStream_t stream)
 {
@@ -251,35 +242,10 @@ cudaError_t fused_rows_enqueue(const struct network *network, const struct netwo
     fused_rows_kernel kernel;
     size_t bytes;
 
-    memset(&p, 0, sizeof p);
-    p.layers = network->config.decoder_layers;
-    for (int32_t l = 0; l < p.layers; l++) {
-        const struct network_layer *from = &network->decoder[l];
-        struct fused_rows_layer *to = &p.layer[l];
-
-        to->qkv = weight_of(&from->qkv);
-        to->out = weight_of(&from->out);
-        to->cross_q = weight_of(&from->cross_q);
-        to->cross_out = weight_of(&from->cross_out);
-        to->fc1 = weight_of(&from->fc1);
-        to->fc2 = weight_of(&from->fc2);
-        to->self_norm = from->self_norm;
-        to->cross_norm = from->cross_norm;
-        to->norm = from->norm;
-    }
-    p.output = weight_of(&network->output);
-    p.embedding = network->decoder_embedding;
-    p.positions = network->decoder_positions;
-    p.embedding_factor = network->embedding_factor;
-    p.activation = network->activation;
+    fused_params_fill(network, step, &p);
     p.steps = steps;
     p.n = n;
     p.rows_each = (n + clusters - 1) / clusters;
-    p.active = step->active;
-    p.rows = step->rows;
-    p.rules = step->rules;
-    p.self = step->self;
-    p.cross = step->cross;
     kernel = kernel_of(network->format, (p.rows_each + 7) / 8, &bytes);
     launch_config(&config, &attribute, (n + p.rows_each - 1) / p.rows_each, bytes, stream);
     return cudaLaunchKernelEx(&config, kernel, p);

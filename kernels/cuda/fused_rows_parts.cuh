@@ -300,7 +300,7 @@ static __device__ __forceinline__ void biases_begin(S *s, const struct fused_row
     const int column = rank * COLUMNS;
 
     for (int l = 0; l < p.layers; l++) {
-        const struct fused_rows_layer &from = p.layer[l];
+        const struct fused_layer &from = p.layer[l];
         struct fused_rows_biases *to = &s->layer[l];
 
         floats_copy(to->qkv, from.qkv.bias + column, COLUMNS, 3, D);

@@ -28,7 +28,7 @@ static __device__ __forceinline__ int plan_make(struct ring_piece *plan,
     };
 
     for (int l = 0; l < p.layers; l++) {
-        const struct fused_rows_layer &layer = p.layer[l];
+        const struct fused_layer &layer = p.layer[l];
 
         for (int which = 0; which < 3; which++)
             add(layer.qkv.packed, which * (D / 32) + rank * 2, 2);

@@ -7,6 +7,7 @@
 #define PGPT_KERNELS_CUDA_FUSED_ROWS_SHARED_CUH
 
 #include "kernels/cuda/attention_chunk.cuh"
+#include "kernels/cuda/fused_model.cuh"
 #include "kernels/cuda/fused_rows.h"
 #include "kernels/cuda/weights_ring.cuh"
 
@@ -29,19 +30,9 @@ enum {
     FINISHED = -1, /* in place of a row's position */
 };
 
-struct fused_rows_weight {
-    const char *packed;
-    const float *bias;
-};
-
-struct fused_rows_layer {
-    struct fused_rows_weight qkv, out, cross_q, cross_out, fc1, fc2;
-    struct network_norm self_norm, cross_norm, norm;
-};
-
 struct fused_rows_params {
-    struct fused_rows_layer layer[FUSED_ROWS_LAYERS];
-    struct fused_rows_weight output;
+    struct fused_layer layer[FUSED_ROWS_LAYERS];
+    struct fused_weight output;
     struct cuda_weight embedding;
     const float *positions;
     float embedding_factor;

@@ -93,12 +93,12 @@ static __global__ void __launch_bounds__(THREADS, 1)
     auto multiply = [&](auto &w, const char *rows, int to) {
         weights_multiply<F>(s, w, rows, X_STRIDE, here(at.part), at.first, to, here(at.lane));
     };
-    auto fetch = [&](auto &w, const struct fused_step_weight &weight, int first, auto tile_of) {
+    auto fetch = [&](auto &w, const struct fused_weight &weight, int first, auto tile_of) {
         weights_fetch(w, weight.packed, BLOCKS, here(at.part), 0, first + here(at.first), tile_of,
                       here(at.lane));
     };
     /* fc2: N blocks of its part of K from block `from` on */
-    auto fetch_forward = [&](auto &w, const struct fused_step_weight &weight, int from) {
+    auto fetch_forward = [&](auto &w, const struct fused_weight &weight, int from) {
         weights_fetch(w, weight.packed, EACH, at.part, from, at.first, tile_slim, at.lane);
     };
 
@@ -124,7 +124,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
 
 #pragma unroll 1
     for (int l = 0; l < p.layers; l++) {
-        const struct fused_step_layer &layer = p.layer[l];
+        const struct fused_layer &layer = p.layer[l];
         const struct fused_step_constants<FFN> &own = s->layer[l & 1];
         const bool last = l + 1 == p.layers;
 
@@ -387,45 +387,6 @@ static int shape_choose(const struct fused_step_limits *limits, int32_t n)
     return shape;
 }
 
-static struct fused_step_weight weight_of(const struct cuda_weight *weight)
-{
-    struct fused_step_weight w = {(const char *)weight->packed, weight->bias};
-
-    return w;
-}
-
-static void params_fill(const struct network *network, const struct network_step *step,
-                        struct fused_step_params *p)
-{
-    memset(p, 0, sizeof *p);
-    p->layers = network->config.decoder_layers;
-    for (int32_t l = 0; l < p->layers; l++) {
-        const struct network_layer *from = &network->decoder[l];
-        struct fused_step_layer *to = &p->layer[l];
-
-        to->qkv = weight_of(&from->qkv);
-        to->out = weight_of(&from->out);
-        to->cross_q = weight_of(&from->cross_q);
-        to->cross_out = weight_of(&from->cross_out);
-        to->fc1 = weight_of(&from->fc1);
-        to->fc2 = weight_of(&from->fc2);
-        to->self_norm = from->self_norm;
-        to->cross_norm = from->cross_norm;
-        to->norm = from->norm;
-    }
-    p->output = weight_of(&network->output);
-    p->embedding = network->decoder_embedding;
-    p->positions = network->decoder_positions;
-    p->embedding_factor = network->embedding_factor;
-    p->activation = network->activation;
-    p->n = step->n;
-    p->active = step->active;
-    p->rows = step->rows;
-    p->rules = step->rules;
-    p->self = step->self;
-    p->cross = step->cross;
-}
-
 static cudaError_t params_launch(const struct network *network, const struct fused_step_params &p,
                                  int32_t n, const struct fused_step_limits *limits, bool pdl,
                                  cudaStream_t stream)
@@ -447,7 +408,8 @@ cudaError_t fused_step_enqueue(const struct network *network, const struct netwo
 {
     struct fused_step_params p;
 
-    params_fill(network, step, &p);
+    fused_params_fill(network, step, &p);
+    p.n = step->n;
     if (limits->logits) {
         p.units = step->units;
         p.special = step->special;

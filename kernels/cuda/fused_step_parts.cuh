@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/attention_chunk.cuh"
 #include "kernels/cuda/cluster.cuh"
+#include "kernels/cuda/fused_model.cuh"
 #include "kernels/cuda/fused_step.h"
 #include "kernels/cuda/product_output.cuh"
 
@@ -27,19 +28,9 @@ enum {
     BLOCKS = D / 32 / FORMAT_PARTS, /* of a part of K = D */
 };
 
-struct fused_step_weight {
-    const char *packed;
-    const float *bias;
-};
-
-struct fused_step_layer {
-    struct fused_step_weight qkv, out, cross_q, cross_out, fc1, fc2;
-    struct network_norm self_norm, cross_norm, norm;
-};
-
 struct fused_step_params {
-    struct fused_step_layer layer[FUSED_STEP_LAYERS];
-    struct fused_step_weight output;
+    struct fused_layer layer[FUSED_STEP_LAYERS];
+    struct fused_weight output;
     struct cuda_weight embedding;
     const float *positions;
     float embedding_factor;
@@ -505,8 +496,8 @@ static __device__ __forceinline__ void constants_copy(float *to, const float *fr
 
 /* A layer's constants on their way into `to`; copy_wait<0>() and a barrier follow. */
 template <int CL, int FFN>
-static __device__ __forceinline__ void
-constants_fetch(struct fused_step_constants<FFN> *to, const struct fused_step_layer &from, int rank)
+static __device__ __forceinline__ void constants_fetch(struct fused_step_constants<FFN> *to,
+                                                       const struct fused_layer &from, int rank)
 {
     constexpr int NC = D / CL, NF = FFN / CL;
 

@@ -9,8 +9,8 @@
 #include "kernels/cuda/fused_rows.cu"
 
 typedef struct fused_rows_params scene_params;
-typedef struct fused_rows_layer scene_layer;
-typedef struct fused_rows_weight scene_weight;
+typedef struct fused_layer scene_layer;
+typedef struct fused_weight scene_weight;
 
 #include "tests/kernels/emulation/fused_scene.h"
 

@@ -19,10 +19,10 @@ template <class T, int FFN> struct scene {
     int32_t active[ROWS_MAX];
     struct cuda_row row[ROWS_MAX];
 
-    struct fused_step_weight weight(int N, int K)
+    struct fused_weight weight(int N, int K)
     {
-        struct fused_step_weight w = {(const char *)random_array<T>((size_t)N * K, 0.06f),
-                                      random_array<float>(N, 0.3f)};
+        struct fused_weight w = {(const char *)random_array<T>((size_t)N * K, 0.06f),
+                                 random_array<float>(N, 0.3f)};
 
         return w;
     }
@@ -53,7 +53,7 @@ template <class T, int FFN> struct scene {
         random_state = 7;
         memset((void *)this, 0, sizeof *this);
         for (int l = 0; l < LAYERS; l++) {
-            struct fused_step_layer &layer = p.layer[l];
+            struct fused_layer &layer = p.layer[l];
 
             layer.qkv = weight(3 * D, D);
             layer.out = weight(D, D);
@@ -185,7 +185,7 @@ template <class T, int FFN> static void reference(const struct outcome &got, int
                    p.embedding_factor +
                p.positions[(size_t)r->position * D + k];
     for (int l = 0; l < LAYERS; l++) {
-        const struct fused_step_layer &layer = p.layer[l];
+        const struct fused_layer &layer = p.layer[l];
         numbers qkv = multiply<T>(layer.qkv, x, 3 * D), q(qkv.begin(), qkv.begin() + D), h;
         const int32_t *beam = row == BEAM ? p.rows.source_row + BEAM * KEYS : NULL;
 
