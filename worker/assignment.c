@@ -12,6 +12,7 @@
 struct owned {
     struct ledger ledger;
     struct duplicates *duplicates;
+    int64_t again; /* begun and to be begun once more, or -1 */
 };
 
 struct assignment {
@@ -92,7 +93,9 @@ int assignment_take(struct assignment *a, int32_t partition, const struct ledger
     if (!owned)
         return -1;
     owned->ledger = *ledger;
+    owned->ledger.next = ledger->base; /* nothing was read in this ownership */
     owned->duplicates = duplicates;
+    owned->again = -1;
     pthread_mutex_lock(&a->lock);
     owned_free(a->owned[partition]);
     a->owned[partition] = owned;
@@ -126,6 +129,16 @@ done:
     return in_order;
 }
 
+/* The client may deliver what it has delivered before: its position can fall back by itself. A
+ * suspect is asked for twice, when it is read and when its turn to run alone has come. */
+static bool runs_already(const struct owned *owned, int64_t offset)
+{
+    const struct ledger *l = &owned->ledger;
+
+    return offset < l->next && !ledger_is_finished(l, offset) && offset != owned->again &&
+           !ledger_runs_alone(l, offset);
+}
+
 bool assignment_begin(struct assignment *a, int32_t partition, int64_t offset, int64_t ahead,
                       int32_t poison_deaths, struct assignment_admission *out)
 {
@@ -136,7 +149,8 @@ bool assignment_begin(struct assignment *a, int32_t partition, int64_t offset, i
     if (owned) {
         struct ledger *l = &owned->ledger;
 
-        out->answer = ledger_begin(l, offset, ahead);
+        out->answer = runs_already(owned, offset) ? LEDGER_RUNNING : ledger_begin(l, offset, ahead);
+        owned->again = owned->again == offset ? -1 : owned->again;
         out->epoch = atomic_load(&a->epochs[partition]);
         out->attempt = ledger_attempt(l, offset);
         out->run_alone = ledger_runs_alone(l, offset);
@@ -145,6 +159,17 @@ bool assignment_begin(struct assignment *a, int32_t partition, int64_t offset, i
     }
     pthread_mutex_unlock(&a->lock);
     return owned != NULL;
+}
+
+void assignment_again(struct assignment *a, int32_t partition, int64_t offset)
+{
+    struct owned *owned;
+
+    pthread_mutex_lock(&a->lock);
+    owned = get(a, partition);
+    if (owned)
+        owned->again = offset;
+    pthread_mutex_unlock(&a->lock);
 }
 
 bool assignment_is_new(struct assignment *a, int32_t partition, const uint8_t id[16],

@@ -60,9 +60,12 @@ struct assignment_admission {
     bool poison;     /* it was running alone at the last of too many deaths */
     bool unreadable; /* and since then, as many owners died before they could say so of it */
 };
-/* False when the partition is not owned. */
+/* False when the partition is not owned. A record that was begun before and has no outcome yet is
+ * LEDGER_RUNNING: it must not run beside itself. */
 bool assignment_begin(struct assignment *assignment, int32_t partition, int64_t offset,
                       int64_t ahead, int32_t poison_deaths, struct assignment_admission *out);
+/* The record that was begun came to nothing here: it will be read and begun once more. */
+void assignment_again(struct assignment *assignment, int32_t partition, int64_t offset);
 /* False = a duplicate. Without memory a job counts as new. */
 bool assignment_is_new(struct assignment *assignment, int32_t partition, const uint8_t id[16],
                        int64_t offset);

@@ -264,6 +264,7 @@ static void admit(struct intake *in, rd_kafka_message_t *message,
     case ADMISSION_OK:
         break;
     case ADMISSION_RETRY:
+        assignment_again(in->pipeline->assignment, message->partition, message->offset);
         nanosleep(&(struct timespec){0, RECORD_RETRY_MS * 1000000L}, NULL);
         partitions_rewind(&in->partitions, message->partition, message->offset);
         break;
@@ -287,8 +288,8 @@ static bool on_record(struct intake *in, rd_kafka_message_t *message)
     if (!assignment_begin(in->pipeline->assignment, message->partition, message->offset,
                           config->ledger_max_ahead, (int32_t)config->poison_max_deaths, &answer))
         return false; /* not owned (yet): it is read again by its owner */
-    if (answer.answer == LEDGER_DONE)
-        return false;
+    if (answer.answer == LEDGER_DONE || answer.answer == LEDGER_RUNNING)
+        return false; /* the client delivers it a second time */
     if (answer.answer == LEDGER_TOO_FAR) {
         partitions_reason_set(&in->partitions, message->partition, PAUSE_FAR, true);
         partitions_pause(&in->partitions);

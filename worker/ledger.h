@@ -41,9 +41,10 @@ struct ledger {
 void ledger_init(struct ledger *ledger, int64_t base, int32_t bound);
 
 enum ledger_answer {
-    LEDGER_ADMIT,  /* read it now; it is in flight */
-    LEDGER_DONE,   /* finished before: skip it */
-    LEDGER_TOO_FAR /* more than `ahead` past base: not admitted, pause the partition */
+    LEDGER_ADMIT,   /* read it now; it is in flight */
+    LEDGER_DONE,    /* finished before: skip it */
+    LEDGER_TOO_FAR, /* more than `ahead` past base: not admitted, pause the partition */
+    LEDGER_RUNNING  /* assignment_begin() alone: it is in flight here already: skip it */
 };
 
 /* A record at `offset` was read. Offsets between the last one read and this one hold no records

@@ -146,7 +146,8 @@ def check_stream(job_id, n, parts, result_read):
     if not completed and sequence and not starts_with(ids, sequence["token_ids"]):
         yield Violation("complete streams", job_id, f"sequence {n}: a cancelled result is no prefix of its chunks")
     ends = [p.at for p in parts if p.value["finish_reason"] is not None]
-    own_run = any(p.value["attempt"] == result["attempt"] for p in parts)
+    # An owner that gave the job up in order leaves chunks of the same attempt; one that streamed has tokens to show.
+    own_run = any(p.value["attempt"] == result["attempt"] for p in parts) and sequence and sequence["token_ids"]
     if not ends and (completed or own_run):
         yield Violation("complete streams", job_id, f"sequence {n} has no end")
     elif ends and min(ends) > result_read.at + 0.0005 and (completed or min(p.at for p in parts) < result_read.at):
@@ -194,7 +195,7 @@ def check_along(logs):
         whole, seen = logs.raw.get(place, []), logs.along.get(place, [])
         if seen != whole:
             at = next((n for n, (a, b) in enumerate(zip(seen, whole)) if a != b), min(len(seen), len(whole)))
-            yield Violation("readers along see what stands", f"{place[0]} {place[1]}",
+            yield Violation("readers along see what stands" if at < len(seen) else "readers along come to the end", f"{place[0]} {place[1]}",
                             f"record {at}: offsets {[o for o, _ in seen[at:at + 3]]}, in the log {[o for o, _ in whole[at:at + 3]]}")
 
 

@@ -48,6 +48,8 @@ def pause_worker(injector):
 
 def end_worker(injector, worker, restart):
     """SIGTERM, exit 0 expected, start again or not."""
+    if not worker.takes_signals:
+        return None
     worker.wanted = False
     worker.signal(signal.SIGTERM)
     since = time.time()

@@ -17,9 +17,12 @@ import signal
 import sys
 import time
 import traceback
+from pathlib import Path
 
-from faults import FAULTS, POINTS
-from trial import NOT_STARTED, ROOT, Trial
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+
+from faults import FAULTS, POINTS # noqa: E402 (network, which it imports, lies there)
+from trial import NOT_STARTED, ROOT, Trial # noqa: E402
 
 
 def parse(argv):

@@ -91,11 +91,16 @@ class Along:
 
     def __init__(self, bootstrap):
         self.seen, self.next = {}, 0 # (topic, partition) -> [(offset, value)]
+        self.statistics = "" # of the client; the last ones say where it stands, should it not come to the end
         self.consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "chaos-along", "enable.auto.commit": False,
                                   "isolation.level": "read_committed", "auto.offset.reset": "earliest", "log_level": 0,
-                                  "queued.max.messages.kbytes": 64, "fetch.message.max.bytes": 4096})
+                                  "queued.max.messages.kbytes": 64, "fetch.message.max.bytes": 4096,
+                                  "statistics.interval.ms": 5000, "stats_cb": self.take_statistics})
         self.consumer.assign([TopicPartition(t, p, 0) for t in ("pgpt.results", "pgpt.chunks")
                               for p in self.consumer.list_topics(t, timeout=30).topics[t].partitions])
+
+    def take_statistics(self, text):
+        self.statistics = text
 
     def take(self, wait):
         message = self.consumer.poll(wait)
@@ -111,11 +116,13 @@ class Along:
     def stand_still(self, until):
         self.next = until
 
-    def rest(self, logs):
+    def rest(self, logs, statistics_file):
         """Reads on to the end of what the whole reader found; returns what it saw."""
         wanted, deadline = len(logs.results) + len(logs.chunks), time.time() + self.REST_S
         while sum(len(s) for s in self.seen.values()) < wanted and time.time() < deadline:
             self.take(0.5)
+        if sum(len(s) for s in self.seen.values()) < wanted:
+            statistics_file.write_text(self.statistics)
         return self.seen
 
     def close(self):

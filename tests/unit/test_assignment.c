@@ -99,7 +99,7 @@ static void a_transaction_prepares_and_a_commit_applies(void **state)
     assert_true(assignment_still_owned(a, &t));
     /* Not yet for anybody else. */
     assert_true(assignment_begin(a, 3, 1, LEDGER_SPAN, 3, &answer));
-    assert_int_equal(answer.answer, LEDGER_ADMIT);
+    assert_int_equal(answer.answer, LEDGER_RUNNING);
     assert_int_equal(assignment_ahead(a), 0);
     assignment_committed(a, &jobs, 1000);
     assignment_close(a, &t);
@@ -116,6 +116,7 @@ static void jobs_of_an_earlier_ownership_are_stale(void **state)
     struct assignment *a = create();
     struct assignment_transaction t;
     struct job_list jobs, stale;
+    struct assignment_admission answer;
     struct ledger ledger;
     struct job *old, *new;
 
@@ -145,8 +146,8 @@ static void jobs_of_an_earlier_ownership_are_stale(void **state)
     /* A late commit of the earlier ownership does not touch the present one. */
     assignment_committed(a, &stale, 1000);
     assert_ptr_equal(new, jobs.head);
-    fixture_jobs_destroy(&jobs);
-    job_list_push(&jobs, admit(a, 1, 0));
+    assert_true(assignment_begin(a, 1, 0, LEDGER_SPAN, 3, &answer));
+    assert_int_equal(answer.answer, LEDGER_RUNNING);
     fixture_jobs_destroy(&jobs);
     fixture_jobs_destroy(&stale);
     assignment_destroy(a);
@@ -285,6 +286,42 @@ static void a_lost_partition_is_given_up_at_once(void **state)
 }
 
 /* ---- admission ---- */
+
+static enum ledger_answer begin(struct assignment *a, int64_t offset)
+{
+    struct assignment_admission answer;
+
+    assert_true(assignment_begin(a, 0, offset, LEDGER_SPAN, 3, &answer));
+    return answer.answer;
+}
+
+/* The client delivers from further back all by itself: what runs does not run beside itself. */
+static void a_record_that_runs_is_not_begun_again(void **state)
+{
+    struct assignment *a = create();
+    struct ledger ledger;
+
+    (void)state;
+    ledger_init(&ledger, 10, 16);
+    ledger_finish(&ledger, 12); /* by an owner before */
+    take(a, 0, &ledger);
+    for (int64_t o = 10; o < 14; o++)
+        assert_int_equal(begin(a, o), o == 12 ? LEDGER_DONE : LEDGER_ADMIT);
+    for (int64_t o = 0; o < 14; o++)
+        assert_int_equal(begin(a, o), o < 10 || o == 12 ? LEDGER_DONE : LEDGER_RUNNING);
+    assert_int_equal(begin(a, 14), LEDGER_ADMIT);
+    /* That came to nothing: it alone is begun once more, once, whatever is delivered before it. */
+    assignment_again(a, 0, 14);
+    assert_int_equal(begin(a, 13), LEDGER_RUNNING);
+    assert_int_equal(begin(a, 14), LEDGER_ADMIT);
+    assert_int_equal(begin(a, 14), LEDGER_RUNNING);
+    assert_true(assignment_give_up(a, 0, 0, &ledger));
+    assignment_again(a, 0, 14); /* not owned: nothing happens */
+    ledger_init(&ledger, 13, 16);
+    take(a, 0, &ledger); /* another ownership starts at what is committed */
+    assert_int_equal(begin(a, 13), LEDGER_ADMIT);
+    assignment_destroy(a);
+}
 
 static void only_owned_partitions_are_read(void **state)
 {
@@ -511,6 +548,7 @@ int main(void)
         cmocka_unit_test(a_revoke_waits_for_the_transaction),
         cmocka_unit_test(a_revoke_does_not_wait_for_ever),
         cmocka_unit_test(a_lost_partition_is_given_up_at_once),
+        cmocka_unit_test(a_record_that_runs_is_not_begun_again),
         cmocka_unit_test(only_owned_partitions_are_read),
         cmocka_unit_test(room_comes_back_with_hysteresis),
         cmocka_unit_test(poison_after_the_last_death_alone),

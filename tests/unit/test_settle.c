@@ -186,7 +186,7 @@ static void a_job_waits_for_its_chunks_alone(void **state)
     assert_false(settles_within(400));
     assert_int_equal(settle_depth(settle), 1);
     assert_int_equal(kafka_fixture_ask(&k, 0, 1), LEDGER_DONE); /* its neighbour did not wait */
-    assert_int_equal(kafka_fixture_ask(&k, 0, 0), LEDGER_ADMIT);
+    assert_int_equal(kafka_fixture_ask(&k, 0, 0), LEDGER_RUNNING);
     assert_int_equal(results(0), 1);
     atomic_store(&slow->chunks_unacked, 0);
     settle_poke(settle);
@@ -465,7 +465,7 @@ static void what_was_committed_is_not_published_again(void **state)
     assert_int_equal(grown(METRIC_JOBS_COMPLETED), 3);
     assert_int_equal(kafka_fixture_ask(&k, 0, 0), LEDGER_DONE);
     assert_int_equal(kafka_fixture_ask(&k, 0, 2), LEDGER_DONE);
-    assert_int_equal(kafka_fixture_ask(&k, 0, 1), LEDGER_ADMIT);
+    assert_int_equal(kafka_fixture_ask(&k, 0, 1), LEDGER_RUNNING);
     rd_kafka_mock_stop_request_tracking(k.cluster);
     takeover_destroy(takeover);
 }
