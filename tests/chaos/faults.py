@@ -313,7 +313,9 @@ class Injector:
 
     def ended_badly(self, worker, code):
         """After SIGTERM. A client that hangs over a broker that went away may cost the 0, but nothing else."""
-        if code == 1 and any(name in self.counts for name in BROKER_FAULTS):
+        if code == -signal.SIGKILL and ":kill" in worker.fault: # at its point, which it came to only now
+            self.self_kills += 1
+        elif code == 1 and any(name in self.counts for name in BROKER_FAULTS):
             self.fatal_exits.append(f"{worker.name} exited 1 after SIGTERM: {worker.tail(1)[-200:]}")
         else:
             self.complain("drain exits 0", f"{worker.name} exited {code}: {worker.tail(3)}")

@@ -47,7 +47,7 @@ class ChaosWorker(Worker):
 
     def __init__(self, name, directory, env, binary, poison_id):
         super().__init__(name, directory, env, binary)
-        self.poison_id, self.wanted = poison_id, False
+        self.poison_id, self.wanted, self.fault = poison_id, False, ""
         self.clock = self.directory / f"{name}.clock" # what libfaketime adds to the time of day
 
     def step_clock(self, seconds):
@@ -72,6 +72,7 @@ class ChaosWorker(Worker):
                         FAKETIME_DONT_FAKE_MONOTONIC="1", FAKETIME_FORCE_MONOTONIC_FIX="0")
 
     def start(self, fault=None):
+        self.fault = fault or ""
         self.env["PGPT_FAULT"] = f"{self.poison_id}:kill" + (f",{fault}" if fault else "")
         super().start()
         self.wanted = True

@@ -129,5 +129,11 @@ class Network:
         asyncio.run_coroutine_threadsafe(all_of_it(), self.loop).result(10)
 
     def close(self):
+        async def end():
+            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        asyncio.run_coroutine_threadsafe(end(), self.loop).result(10)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(10)
