@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * backend_state: the CUDA back end's own state, shared by its files alone: backend_cuda.cu
- * (opening, admission, slots), backend_step.cu (steps and their results) and backend_graph.cu
- * (captured steps). Used by the engine's one calling thread.
+ * (opening, slots), backend_admit.cu (admission and encodings), backend_step.cu (steps and their
+ * results), backend_graph.cu (captured steps) and backend_trace.cu (a look inside). Used by the
+ * engine's one calling thread.
  */
 #ifndef PGPT_KERNELS_CUDA_BACKEND_STATE_H
 #define PGPT_KERNELS_CUDA_BACKEND_STATE_H
@@ -118,11 +119,19 @@ cudaError_t backend_graphs_run(struct backend *backend, int32_t n, enum backend_
 /* A step over the back end's own memory; full: whole rows of logits are wanted. */
 struct network_step backend_step_of(const struct backend *backend, int32_t n_most, bool full);
 
+int32_t backend_admit(struct backend *backend, int32_t n, const struct engine_request *requests,
+                      const int32_t *slots, struct error *error);
+/* `count` sources of `tokens` tokens together as they lie in device memory, side by side (n, then
+ * tokens, positions, rows, starts). */
+struct network_sources backend_sources_of(const struct memory_batch *m, int32_t tokens,
+                                          int32_t count, int32_t longest);
 /* Enqueues the encodings that were packed since. */
 cudaError_t backend_encode(struct backend *backend);
 /* The oldest encoding's rows join; waits for it. There is one under way. */
 int backend_join_first(struct backend *backend, int64_t *waited_us, struct error *error);
 int backend_step(struct backend *backend, int32_t k, struct engine_output *out,
                  struct error *error);
+int backend_trace_run(struct backend *backend, const struct backend_trace *trace,
+                      struct error *error);
 
 #endif

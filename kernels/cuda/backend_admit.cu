@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: MIT */
+#include <string.h>
+
+#include "kernels/cuda/backend_state.h"
+#include "kernels/cuda/check.h"
+
+static int32_t request_rows(const struct engine_request *request)
+{
+    return request->num_beams > request->num_sequences ? request->num_beams
+                                                       : request->num_sequences;
+}
+
+static void slot_fill(struct backend *backend, int32_t s, const struct engine_request *request)
+{
+    struct backend_slot *slot = &backend->slots[s];
+    struct cuda_row *start = &slot->start;
+
+    slot->state = SLOT_PENDING;
+    slot->generation++;
+    slot->tag = request->tag;
+    slot->row_count = request_rows(request);
+    slot->sequences = request->num_sequences;
+    slot->num_beams = request->num_beams;
+    slot->max_new = request->max_new;
+    slot->reported = false;
+    slot->early_stopping = request->early_stopping;
+    slot->length_penalty = request->length_penalty;
+    for (int32_t i = 0; i < slot->row_count; i++)
+        slot->rows[i] = backend->free_rows[--backend->free_count];
+    memset(start, 0, sizeof *start);
+    start->seed = request->seed;
+    start->token = backend->rules.start_token;
+    start->max_new = request->max_new;
+    start->min_new = request->min_new;
+    start->source_len = request->source_len;
+    start->cross = slot->rows[0];
+    start->group = slot->rows[0];
+    start->top_k = request->top_k;
+    start->temperature = request->temperature;
+    start->top_p = request->top_p;
+    start->repetition_penalty = request->repetition_penalty;
+    if (request->num_beams > 1)
+        start->flags |= CUDA_ROW_BEAM;
+    if (request->do_sample)
+        start->flags |= CUDA_ROW_SAMPLE;
+    if (request->repetition_penalty != 1.0f)
+        start->flags |= CUDA_ROW_PENALTY;
+    if (backend->choose_rules.rules.phrase_count)
+        start->flags |= CUDA_ROW_WORDS;
+    for (int32_t i = 0; i < slot->row_count; i++) {
+        struct backend_row *row = &backend->rows[slot->rows[i]];
+
+        row->slot = s;
+        row->sequence = i;
+        row->position = 0;
+        row->max_new = request->max_new;
+        row->full = start->flags & CUDA_ROW_FULL;
+        row->running = false;
+    }
+}
+
+/* `count` requests of `tokens` source tokens together, side by side. */
+static void batch_pack(struct backend *backend, const struct engine_request *requests,
+                       const int32_t *slots, int32_t count, int32_t tokens)
+{
+    int32_t index = (backend->batch_first + backend->batch_count) % MEMORY_BATCHES;
+    struct backend_batch *batch = &backend->batches[index];
+    int32_t *host = backend->memory.batches[index].host;
+    int32_t *host_tokens = host + 1, *positions = host_tokens + tokens, *rows = positions + tokens;
+    int32_t *starts = rows + tokens, at = 0;
+
+    host[0] = tokens;
+    batch->longest = batch->rows = 0;
+    for (int32_t i = 0; i < count; i++) {
+        starts[i] = at;
+        batch->slots[i] = slots[i];
+        batch->rows += backend->slots[slots[i]].row_count;
+        batch->generations[i] = backend->slots[slots[i]].generation;
+        if (requests[i].source_len > batch->longest)
+            batch->longest = requests[i].source_len;
+        for (int32_t t = 0; t < requests[i].source_len; t++, at++) {
+            host_tokens[at] = requests[i].source[t];
+            positions[at] = t;
+            rows[at] = backend->slots[slots[i]].rows[0];
+        }
+    }
+    starts[count] = at;
+    batch->count = count;
+    batch->tokens = tokens;
+    batch->enqueued = false;
+    backend->batch_count++;
+}
+
+struct network_sources backend_sources_of(const struct memory_batch *m, int32_t tokens,
+                                          int32_t count, int32_t longest)
+{
+    struct network_sources sources;
+
+    sources.n = m->device;
+    sources.tokens = m->device + 1;
+    sources.positions = sources.tokens + tokens;
+    sources.rows = sources.positions + tokens;
+    sources.starts = sources.rows + tokens;
+    sources.token_count = tokens;
+    sources.count = count;
+    sources.longest = longest;
+    return sources;
+}
+
+static cudaError_t batch_enqueue(struct backend *backend, int32_t index)
+{
+    struct backend_batch *batch = &backend->batches[index];
+    const struct memory_batch *m = &backend->memory.batches[index];
+    size_t tokens = (size_t)batch->tokens;
+    struct network_sources sources =
+        backend_sources_of(m, batch->tokens, batch->count, batch->longest);
+
+    CUDA_PASS(cudaMemcpyAsync(m->device, m->host,
+                              (2 + 3 * tokens + (size_t)batch->count) * sizeof(int32_t),
+                              cudaMemcpyHostToDevice, backend->encode));
+    CUDA_PASS(network_encode(backend->network, &sources, &backend->memory.encode_space,
+                             &backend->memory.cross, false, backend->encode));
+    batch->enqueued = true;
+    return cudaEventRecord(batch->done, backend->encode);
+}
+
+cudaError_t backend_encode(struct backend *backend)
+{
+    for (int32_t i = 0; i < backend->batch_count; i++) {
+        int32_t index = (backend->batch_first + i) % MEMORY_BATCHES;
+
+        if (!backend->batches[index].enqueued)
+            CUDA_PASS(batch_enqueue(backend, index));
+    }
+    return cudaSuccess;
+}
+
+int32_t backend_admit(struct backend *backend, int32_t n, const struct engine_request *requests,
+                      const int32_t *slots, struct error *error)
+{
+    int32_t admitted = 0;
+    cudaError_t status = cudaSetDevice(backend->device);
+
+    if (backend->failed)
+        return error_set(error, "%s", backend->failure);
+    if (status != cudaSuccess)
+        return backend_fail(backend, status, "choosing the device", error);
+    while (admitted < n && request_rows(&requests[admitted]) <= backend->free_count) {
+        int32_t count = 0, tokens = 0;
+        int64_t waited = 0;
+
+        if (backend->batch_count == MEMORY_BATCHES && backend_join_first(backend, &waited, error))
+            return -1;
+        while (admitted + count < n) {
+            const struct engine_request *request = &requests[admitted + count];
+
+            if (request_rows(request) > backend->free_count ||
+                tokens + request->source_len > backend->memory.batch_tokens)
+                break;
+            slot_fill(backend, slots[admitted + count], request);
+            tokens += request->source_len;
+            count++;
+        }
+        batch_pack(backend, requests + admitted, slots + admitted, count, tokens);
+        admitted += count;
+        /* nothing decodes: the device encodes these while the next are packed */
+        status = backend->active_count ? cudaSuccess : backend_encode(backend);
+        if (status != cudaSuccess)
+            return backend_fail(backend, status, "enqueueing an encoding", error);
+    }
+    return admitted;
+}
