@@ -37,6 +37,7 @@ enum {
     TRANSACTION_JOBS_MAX = 4096,
     RETRY_PAUSE_MS = 50,    /* after an abort */
     RECOVER_PAUSE_MS = 500, /* between tries to reach the brokers */
+    SILENCE_MAX = 2,        /* transactions in a row whose records nobody acknowledged */
     CALL_SLACK_MS = 4000    /* on a machine that is short of time */
 };
 
@@ -58,6 +59,7 @@ struct settle {
     struct job_list ready;
     int64_t ready_since_us;   /* monotonic; when the oldest of ready became ready */
     int64_t failing_since_us; /* monotonic; 0 = what is ready was not tried in vain */
+    int silence;              /* see SILENCE_MAX */
 };
 
 void settle_push(struct settle *s, struct job *job)
@@ -255,8 +257,16 @@ static enum kafka_class publish(struct settle *s, struct assignment_transaction 
     beat(s);
     if (rd_kafka_flush(s->producer, s->records.timeout_ms)) {
         error_set(&error, "the brokers did not acknowledge the records in time");
-        goto abort;
+        if (++s->silence < SILENCE_MAX)
+            goto abort;
+        /* After a request to its coordinator that was lost, the client may never send the records
+         * of any later transaction, although the brokers serve: a new producer does. */
+        log_write(LOG_WARN, "settle", NULL, "%s, %d times: a new producer", error.message,
+                  s->silence);
+        s->silence = 0;
+        return KAFKA_INDETERMINATE;
     }
+    s->silence = 0;
     FAULT_POINT("send_offsets");
     class = send_offsets(s, t);
     if (class != KAFKA_OK)

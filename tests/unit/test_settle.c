@@ -485,6 +485,21 @@ static void brokers_that_go_away_come_back(void **state)
     assert_int_equal(grown(METRIC_JOBS_COMPLETED), 20);
 }
 
+/* Brokers that answer, and records that they do not acknowledge: not with the same producer for
+ * ever. */
+static void records_that_nobody_acknowledges_get_a_new_producer(void **state)
+{
+    (void)state;
+    rd_kafka_mock_partition_set_leader(k.cluster, k.config->topic_results, 0, -1);
+    settle_push(settle, outcome_of(0, 0, JOB_COMPLETED));
+    assert_false(settles_within(3 * KAFKA_FIXTURE_CALL_MS));
+    assert_in_range(grown(METRIC_TRANSACTIONS_INDETERMINATE), 1, 2);
+    rd_kafka_mock_partition_set_leader(k.cluster, k.config->topic_results, 0, 1);
+    assert_true(settles_within(30000));
+    assert_int_equal(grown(METRIC_JOBS_COMPLETED), 1);
+    assert_int_equal(results(0), 1);
+}
+
 /* Told to stop while nobody answers, it stops in time and keeps what it does not know. */
 static void stopping_does_not_wait_for_ever(void **state)
 {
@@ -731,6 +746,7 @@ int main(void)
         TEST(a_timeout_makes_a_new_producer_and_publishes_again),
         TEST(what_was_committed_is_not_published_again),
         TEST(brokers_that_go_away_come_back),
+        TEST(records_that_nobody_acknowledges_get_a_new_producer),
         TEST(stopping_does_not_wait_for_ever),
         TEST(stopping_commits_what_is_ready),
         TEST(the_largest_request_fits_the_dlq),
