@@ -1,48 +1,76 @@
 /* SPDX-License-Identifier: MIT */
 #include "kernels/cuda/attention.h"
 
-#include "kernels/cuda/attention_chunk.cuh"
+#include "kernels/cuda/attention_bytes.cuh"
+#include "kernels/cuda/attention_plain.cuh"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/launch.cuh"
 
-/* A chunk's keys and values. Beams' positions lie in several rows; whoever is none of them gets
- * straight code, for around a branch in front of a load the compiler waits for the load before. */
-template <class C>
-static __device__ __forceinline__ void
-caches_load(const struct attention &a, vector8<C> (&keys)[LOADS], vector8<C> (&values)[LOADS],
-            int head, int from, const int32_t *source_row, int c, int end, int beam_end, int lane)
-{
-    const size_t stride = (size_t)a.heads * a.cache_positions * HEAD;
-    const size_t first = (size_t)head * a.cache_positions; /* of the head's positions in row 0 */
-    const C *k = (const C *)a.cache_k + first * HEAD, *v = (const C *)a.cache_v + first * HEAD;
-    const __nv_bfloat16 *scales_k = a.scales_k + first * 2, *scales_v = a.scales_v + first * 2;
+/* What a lane holds of a chunk: T elements, C what the caches hold. */
+template <class T, class C> struct chunk_of {
+    typedef struct chunk_half<T> type;
+};
+template <class T> struct chunk_of<T, int8_t> {
+    typedef struct chunk_bytes<T> type;
+};
+template <> struct chunk_of<float, float> {
+    typedef struct chunk_plain<float> type;
+};
+template <> struct chunk_of<float, int8_t> {
+    typedef struct chunk_plain<int8_t> type;
+};
 
-    if (beam_end > 0) {
-        chunk_load<C>(keys, k, stride, from, source_row, c, end, beam_end, lane, scales_k);
-        chunk_load<C>(values, v, stride, from, source_row, c, end, beam_end, lane, scales_v);
-    } else {
-        chunk_load<C>(keys, k, stride, from, NULL, c, end, INT32_MIN, lane, scales_k);
-        chunk_load<C>(values, v, stride, from, NULL, c, end, INT32_MIN, lane, scales_v);
-    }
+template <class T>
+static __device__ __forceinline__ void chunk_newest(struct chunk_half<T> *chunk,
+                                                    const struct chunk_cache<T> &cache, size_t at,
+                                                    int i, int lane)
+{
+    chunk_newest<false>(chunk, cache.keys + at, cache.values + at, i, lane);
+}
+
+template <class C>
+static __device__ __forceinline__ struct chunk_cache<C> cache_of(const struct attention &a,
+                                                                 int head) {
+    const size_t first = (size_t)head * a.cache_positions;
+    struct chunk_cache<C> cache;
+
+    cache.keys = (const C *)a.cache_k + first * HEAD;
+    cache.values = (const C *)a.cache_v + first * HEAD;
+    cache.key_scales = a.scales_k + first * 2;
+    cache.value_scales = a.scales_v + first * 2;
+    cache.stride = (size_t)a.heads * a.cache_positions * HEAD;
+    return cache;
+}
+
+/* Beams' positions lie in several rows; whoever is none of them gets straight code. */
+template <class Chunk, class C>
+static __device__ __forceinline__ void chunk_get(Chunk *chunk, const struct chunk_cache<C> &cache,
+                                                 const struct chunk_row &row, int c, int lane)
+{
+    if (row.beam_end > 0)
+        chunk_load<true>(chunk, cache, row, c, lane);
+    else
+        chunk_load<false>(chunk, cache, row, c, lane);
 }
 
 /*
  * A block serves one row and HEADS heads of it; WARPS warps share a head's chunks. Keys and values
  * that are older than the kernel in front are fetched before it ends: all of a source's, and of its
- * own cache all but the newest position. T: elements; C: what the caches hold.
+ * own cache all but the newest position.
  */
 template <class T, class C, int HEADS, int WARPS>
 static __global__ void __launch_bounds__(HEADS *WARPS * 32)
     attention_decode(const struct attention a)
 {
-    __shared__ struct attention_part parts[HEADS][WARPS > 1 ? ATTENTION_POSITIONS / CHUNK : 1][8];
+    __shared__ struct attention_kept parts[HEADS][WARPS > 1 ? ATTENTION_POSITIONS / CHUNK : 1];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int head = blockIdx.y * HEADS + warp / WARPS, share = warp % WARPS;
-    const int32_t *source_row = NULL;
-    vector8<C> keys[LOADS], values[LOADS];
+    const struct chunk_cache<C> cache = cache_of<C>(a, head);
+    typename chunk_of<T, C>::type chunk;
     struct attention_part all, part;
-    float q[8];
-    int row = -1, length = 0, old = 0, from = 0, beam_end = 0;
+    struct chunk_query query;
+    struct chunk_row from;
+    int row = -1, length = 0;
 
     /* active and the rows were written at least two kernels ago, but for a step's first kernels:
      * those are products */
@@ -58,76 +86,54 @@ static __global__ void __launch_bounds__(HEADS *WARPS * 32)
 
         if ((int)blockIdx.x < n && !finished)
             row = index;
-        from = a.cross ? cross : index;
+        from.row = a.cross ? cross : index;
         length = a.cross ? source_len : position + 1;
-        old = a.cross ? length : position;
-        beam_end = !a.cross && (flags & CUDA_ROW_BEAM) ? old : 0;
+        from.end = a.cross ? length : position;
+        from.beam_end = !a.cross && (flags & CUDA_ROW_BEAM) ? position : 0;
+        from.source_row = a.rows.source_row + (size_t)index * a.rows.P;
     }
-    if (row >= 0) {
-        source_row = a.rows.source_row + (size_t)row * a.rows.P;
-        caches_load<C>(a, keys, values, head, from, source_row, share, old, beam_end, lane);
-    }
+    if (row >= 0)
+        chunk_get(&chunk, cache, from, share, lane);
     launch_wait();
     launch_next();
     if (row < 0)
         return;
     {
-        vector8<T> raw = vector8_load<T>(
-            (const T *)a.q + ((size_t)blockIdx.x * a.heads + head) * HEAD + (lane & 7) * 8);
-
-        vector8_floats(raw, q);
-        for (int d = 0; d < 8; d++)
-            q[d] *= 0.125f; /* 1 / sqrt(64) */
-    }
-    if (!a.cross && old / CHUNK == share) {
-        /* the newest position lies in the chunk that is already here */
-        int i = (old % CHUNK) >> 2;
-        const size_t at =
-            (((size_t)row * a.heads + head) * a.cache_positions + old) * HEAD + (lane & 7) * 8;
-
-        if (lane >> 3 == (old & 3)) {
-            vector8<C> k = cache_load8<C>((const C *)a.cache_k + at, a.scales_k, at);
-            vector8<C> v = cache_load8<C>((const C *)a.cache_v + at, a.scales_v, at);
+        const T *q = (const T *)a.q + ((size_t)blockIdx.x * a.heads + head) * HEAD;
 
 #pragma unroll
-            for (int j = 0; j < LOADS; j++)
-                if (j == i) {
-                    keys[j] = k;
-                    values[j] = v;
-                }
-        }
+        for (int i = 0; i < 2; i++)
+            query.part[i] = __ldcg((const uint4 *)(q + query_at(&chunk, i, lane)));
     }
+    if (!a.cross && from.end / CHUNK == share)
+        /* the newest position lies in the chunk that is already here */
+        chunk_newest(&chunk, cache, (size_t)row * cache.stride + (size_t)from.end * HEAD,
+                     from.end % CHUNK, lane);
+    from.end = length;
     all.max = -INFINITY;
     for (int c = share; c * CHUNK < length; c += WARPS) {
-        if (c != share) {
-            caches_load<C>(a, keys, values, head, from, source_row, c, length, beam_end, lane);
-        }
-        chunk_attend<C>(keys, values, q, length - c * CHUNK, lane, &part);
+        if (c != share)
+            chunk_get(&chunk, cache, from, c, lane);
+        chunk_attend<T>(chunk, query, length - c * CHUNK, lane, &part);
         if (WARPS > 1) {
-            if (lane < 8)
-                parts[warp / WARPS][c][lane] = part;
+            part_keep(&parts[warp / WARPS][c], part, lane);
         } else if (c == 0) {
             all = part;
         } else {
-            part_merge(&all, part);
+            part_merge<T>(&all, part);
         }
     }
     if (WARPS > 1) {
         __syncthreads();
         if (share)
             return;
-        all = parts[warp / WARPS][0][lane & 7];
+        all = part_get(&parts[warp / WARPS][0], lane);
         for (int c = 1; c * CHUNK < length; c++)
-            part_merge(&all, parts[warp / WARPS][c][lane & 7]);
+            part_merge<T>(&all, part_get(&parts[warp / WARPS][c], lane));
     }
-    if (lane < 8) {
-        T *out = (T *)a.out + ((size_t)blockIdx.x * a.heads + head) * HEAD + lane * 8;
-        float scale = 1.0f / all.sum;
-
-#pragma unroll
-        for (int d = 0; d < 8; d += 2)
-            format_set2(out + d, all.value[d] * scale, all.value[d + 1] * scale);
-    }
+    if (!(lane & 2))
+        part_elements(all,
+                      (T *)a.out + ((size_t)blockIdx.x * a.heads + head) * HEAD + part_place(lane));
 }
 
 template <class T, class C>

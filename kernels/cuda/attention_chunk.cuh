@@ -1,7 +1,22 @@
 /* SPDX-License-Identifier: MIT
  *
  * attention_chunk: one query over 32 keys by a warp, and the merging of such parts: the arithmetic
- * that all decode attention shares, so that whoever runs it gets the same bits.
+ * that all decode attention shares, so that whoever runs it gets the same bits. Here for caches of
+ * halves, by matrix instructions; attention_plain.cuh has that of float32, attention_bytes.cuh that
+ * of int8 caches.
+ *
+ * Words go into the matrix instruction as they are loaded: the 16 bytes that lane 4g + t has of a
+ * key or value are its four registers of the first operand. So row g of that holds the first and
+ * third word of four lanes' 16 bytes, row g + 8 the second and fourth, and the second operand's
+ * columns say whose sum is whose.
+ * - Scores: the 16 bytes are dimensions 8t .. and 32 + 8t .. of key g of 8, in two instructions.
+ *   Even columns are the query's words that meet the first and third, odd columns those that meet
+ *   the others; a key's score is row g's sum in an even column and row g + 8's in an odd one, both
+ *   of them in the lane.
+ * - Values: the 16 bytes are dimensions 8g .. of key t of 4. Column i holds the keys'
+ *   probabilities where dimension i % 2 of a word's two is, and of the first and second word for i
+ *   % 4 < 2, of the others else; so the 4 by 4 sums of a row's or column's kind are all 8
+ *   dimensions of g, four of them in the lane.
  */
 #ifndef PGPT_KERNELS_CUDA_ATTENTION_CHUNK_CUH
 #define PGPT_KERNELS_CUDA_ATTENTION_CHUNK_CUH
@@ -10,186 +25,368 @@
 
 enum {
     CHUNK = 32, /* keys that give one partial result */
-    LOADS = 8,  /* passes of a warp over a chunk: 4 keys each, 8 lanes a key */
     HEAD = 64,
 };
+/* 1 / sqrt(64), which scores are not multiplied by, and from powers of e to those of 2 */
+#define ATTENTION_SCALE (0.125f * 1.44269504088896341f)
 
-/* 8 elements of a key or value, as loaded. */
-template <class T> struct vector8 {
-    uint4 raw;
+/* A lane's keys and values of a chunk. */
+template <class T> struct chunk_half {
+    uint4 key[4][2]; /* key 16 (i / 2) + 2g + i % 2, dimensions 8t + 32 c .. */
+    uint4 value[8];  /* key 8 (i / 2) + 2t + i % 2, dimensions 8g .. */
 };
-template <> struct vector8<float> {
-    float4 a, b;
-};
-/* of an int8 cache: all 8 have one scale */
-template <> struct vector8<int8_t> {
-    uint2 raw;
-    float scale;
+/* A lane's share of a query, as it lies in memory: query_at(). */
+struct chunk_query {
+    uint4 part[2];
 };
 
-template <class T> static __device__ __forceinline__ vector8<T> vector8_load(const T *p)
-{
-    vector8<T> v;
+/* One head's keys and values in the first row of a layer's caches. */
+template <class C> struct chunk_cache {
+    const C *keys, *values;
+    const __nv_bfloat16 *key_scales, *value_scales; /* int8 alone: two a position */
+    size_t stride;                                  /* elements from one row to the next */
+};
+/* Whose positions, and which of them are there: a row's own below `end`; with BEAM those below
+ * beam_end lie in the row that wrote each (source_row, by position). */
+struct chunk_row {
+    int row, end, beam_end;
+    const int32_t *source_row;
+};
 
-    v.raw = __ldcg((const uint4 *)p);
-    return v;
-}
-template <> __device__ __forceinline__ vector8<float> vector8_load<float>(const float *p)
-{
-    vector8<float> v;
-
-    v.a = __ldcg((const float4 *)p);
-    v.b = __ldcg((const float4 *)p + 1);
-    return v;
-}
-template <> __device__ __forceinline__ vector8<int8_t> vector8_load<int8_t>(const int8_t *p)
-{
-    vector8<int8_t> v;
-
-    v.raw = __ldcg((const uint2 *)p);
-    v.scale = 1.0f;
-    return v;
-}
-/* The same at p, with its scale: `at` is how far p lies into a cache that has these scales (int8
- * alone). */
-template <class T>
-static __device__ __forceinline__ vector8<T> cache_load8(const T *p, const __nv_bfloat16 *scales,
-                                                         size_t at)
-{
-    vector8<T> v = vector8_load<T>(p);
-
-    if constexpr (sizeof(T) == 1)
-        v.scale = __bfloat162float(
-            __ushort_as_bfloat16(__ldcg((const unsigned short *)scales + at / (HEAD / 2))));
-    (void)scales;
-    (void)at;
-    return v;
-}
-template <class T>
-static __device__ __forceinline__ void vector8_floats(const vector8<T> &v, float *out)
-{
-    format_unpack8(v.raw, (const T *)NULL, out);
-}
-static __device__ __forceinline__ void vector8_floats(const vector8<float> &v, float *out)
-{
-    format_load8((const float *)&v, out);
-}
-/* Without their scale. Each byte, made positive, becomes the low one of 2^23 + byte. */
-static __device__ __forceinline__ void vector8_floats(const vector8<int8_t> &v, float *out)
-{
-    const uint32_t low = v.raw.x ^ 0x80808080u, high = v.raw.y ^ 0x80808080u;
-
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        out[i] = __uint_as_float(__byte_perm(low, 0x4b000000u, 0x7440 + i)) - 8388736.0f;
-        out[4 + i] = __uint_as_float(__byte_perm(high, 0x4b000000u, 0x7440 + i)) - 8388736.0f;
-    }
-}
-template <class T> static __device__ __forceinline__ vector8<T> vector8_zero(void)
-{
-    vector8<T> v;
-
-    memset(&v, 0, sizeof v);
-    return v;
-}
-
-/* A chunk's or several merged chunks' result: lane's 8 dimensions of 64 (the same in lanes l, l ^
- * 8, l ^ 16, l ^ 24). */
+/* A chunk's or several merged chunks' result: four dimensions from part_place() on, the same in
+ * lanes 4g + t and 4g + t + 2. max: of scores that are not yet scaled. */
 struct attention_part {
-    float max, sum, value[8];
+    float max, sum, value[4];
+};
+/* The same of all lanes, in shared memory. */
+struct attention_kept {
+    float2 sums; /* max, sum */
+    alignas(16) float value[HEAD];
 };
 
+static __device__ __forceinline__ int part_place(int lane)
+{
+    return (lane >> 2) * 8 + (lane & 1) * 4;
+}
+static __device__ __forceinline__ void part_keep(struct attention_kept *to,
+                                                 const struct attention_part &part, int lane)
+{
+    if (lane == 0)
+        to->sums = make_float2(part.max, part.sum);
+    if (!(lane & 2))
+        *(float4 *)&to->value[part_place(lane)] =
+            make_float4(part.value[0], part.value[1], part.value[2], part.value[3]);
+}
+static __device__ __forceinline__ struct attention_part part_get(const struct attention_kept *from,
+                                                                 int lane)
+{
+    const float2 sums = from->sums;
+    const float4 v = *(const float4 *)&from->value[part_place(lane)];
+
+    return {sums.x, sums.y, {v.x, v.y, v.z, v.w}};
+}
+
+/* 2^x; -inf gives 0. */
+static __device__ __forceinline__ float power_of_2(float x)
+{
+    float y;
+
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* Of probabilities, for scores that differ by d <= 0. T: float where results shall be those of
+ * float32. */
+template <class T> static __device__ __forceinline__ float chunk_factor(float d)
+{
+    return power_of_2(d * ATTENTION_SCALE);
+}
+template <> __device__ __forceinline__ float chunk_factor<float>(float d)
+{
+    return expf(d * 0.125f);
+}
+
+template <class T>
 static __device__ __forceinline__ void part_merge(struct attention_part *a,
                                                   const struct attention_part &b)
 {
-    float max = fmaxf(a->max, b.max);
-    float fa = expf(a->max - max), fb = expf(b.max - max);
+    const float max = fmaxf(a->max, b.max);
+    const float fa = chunk_factor<T>(a->max - max), fb = chunk_factor<T>(b.max - max);
 
     a->max = max;
     a->sum = __fadd_rn(__fmul_rn(a->sum, fa), __fmul_rn(b.sum, fb));
 #pragma unroll
-    for (int i = 0; i < 8; i++)
+    for (int i = 0; i < 4; i++)
         a->value[i] = __fadd_rn(__fmul_rn(a->value[i], fa), __fmul_rn(b.value[i], fb));
 }
 
-/* keys, values: the chunk's as loaded, LOADS passes; key of pass i: 4 i + lane / 8. q (8), scaled.
- */
-template <class T>
-static __device__ __forceinline__ void
-chunk_attend(const vector8<T> (&keys)[LOADS], const vector8<T> (&values)[LOADS],
-             const float (&q)[8], int count, int lane, struct attention_part *out)
+template <class T> static __device__ __forceinline__ uint32_t pair_of(float a, float b);
+template <> __device__ __forceinline__ uint32_t pair_of<__half>(float a, float b)
 {
-    float score[LOADS];
+    __half2 h = __floats2half2_rn(a, b);
 
-    out->max = -INFINITY;
-#pragma unroll
-    for (int i = 0; i < LOADS; i++) {
-        float k[8], s = 0.0f;
+    return *(uint32_t *)&h;
+}
+template <> __device__ __forceinline__ uint32_t pair_of<__nv_bfloat16>(float a, float b)
+{
+    __nv_bfloat162 h = __floats2bfloat162_rn(a, b);
 
-        vector8_floats(keys[i], k);
-#pragma unroll
-        for (int d = 0; d < 8; d++)
-            s = __fmaf_rn(q[d], k[d], s);
-        if constexpr (sizeof(T) == 1)
-            s *= keys[i].scale;
-        s += __shfl_xor_sync(0xffffffffu, s, 1);
-        s += __shfl_xor_sync(0xffffffffu, s, 2);
-        s += __shfl_xor_sync(0xffffffffu, s, 4);
-        score[i] = 4 * i + (lane >> 3) < count ? s : -INFINITY;
-        out->max = fmaxf(out->max, score[i]);
-    }
-    out->max = fmaxf(out->max, __shfl_xor_sync(0xffffffffu, out->max, 8));
-    out->max = fmaxf(out->max, __shfl_xor_sync(0xffffffffu, out->max, 16));
-    out->sum = 0.0f;
-#pragma unroll
-    for (int d = 0; d < 8; d++)
-        out->value[d] = 0.0f;
-#pragma unroll
-    for (int i = 0; i < LOADS; i++) {
-        float v[8], p = expf(score[i] - out->max); /* 0 past the last key; a chunk has one */
-
-        out->sum += p;
-        if constexpr (sizeof(T) == 1)
-            p *= values[i].scale;
-        vector8_floats(values[i], v);
-#pragma unroll
-        for (int d = 0; d < 8; d++)
-            out->value[d] = __fmaf_rn(p, v[d], out->value[d]);
-    }
-    out->sum += __shfl_xor_sync(0xffffffffu, out->sum, 8);
-    out->sum += __shfl_xor_sync(0xffffffffu, out->sum, 16);
-#pragma unroll
-    for (int d = 0; d < 8; d++) {
-        out->value[d] += __shfl_xor_sync(0xffffffffu, out->value[d], 8);
-        out->value[d] += __shfl_xor_sync(0xffffffffu, out->value[d], 16);
-    }
+    return *(uint32_t *)&h;
 }
 
-/* A chunk of keys or values into registers: positions 32 c + 4 i + lane / 8 below `end` of one
- * row's and head's cache; below `beam_end` of the row that wrote each position (source_row, by
- * position; stride: elements from one row's cache to the next). scales: of int8 caches alone. */
+static __device__ __forceinline__ void pairs_multiply(float *c, const uint4 &a, uint32_t x,
+                                                      uint32_t y, const __half *)
+{
+    format_f16::mma(c, a, x, y);
+}
+static __device__ __forceinline__ void pairs_multiply(float *c, const uint4 &a, uint32_t x,
+                                                      uint32_t y, const __nv_bfloat16 *)
+{
+    format_bf16::mma(c, a, x, y);
+}
+
+/* 16 bytes, OFFSET bytes behind `from`, if `in`, else what was there: without a branch, around
+ * which the compiler would wait for what is under way, and without a register for each address. */
+template <int OFFSET>
+static __device__ __forceinline__ void cache_get16_if(uint4 *to, const void *from, bool in)
+{
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %5, 0;\n\t"
+                 "@p ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4 + %6];\n\t}"
+                 : "+r"(to->x), "+r"(to->y), "+r"(to->z), "+r"(to->w)
+                 : "l"(from), "r"((int)in), "n"(OFFSET)
+                 : "memory");
+}
+static __device__ __forceinline__ void shared_get16_if(uint4 *to, const void *from, bool in)
+{
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %5, 0;\n\t"
+                 "@p ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+                 : "+r"(to->x), "+r"(to->y), "+r"(to->z), "+r"(to->w)
+                 : "r"((uint32_t)__cvta_generic_to_shared(from)), "r"((int)in)
+                 : "memory");
+}
+/* The same, else zeros. (Not anything: what is not always written would have to be kept from the
+ * last time on.) */
+template <int OFFSET>
+static __device__ __forceinline__ void cache_get16(uint4 *to, const void *from, bool in)
+{
+    *to = make_uint4(0, 0, 0, 0);
+    cache_get16_if<OFFSET>(to, from, in);
+}
+
+/* Where position `at` of a row lies in a cache, in elements. */
+template <bool BEAM>
+static __device__ __forceinline__ size_t chunk_at(size_t stride, const struct chunk_row &row,
+                                                  int at)
+{
+    const int from = BEAM && at < row.beam_end ? __ldcg(row.source_row + at) : row.row;
+
+    return (size_t)from * stride + (size_t)(at * HEAD);
+}
+
+/* Key I of a lane and the two values that it has for one, out of a row that has all its positions
+ * itself. keys, values: the lane's first; left: positions from the chunk's first on. */
+template <int I, class T>
+static __device__ __forceinline__ void chunk_load_part(struct chunk_half<T> *chunk, const T *keys,
+                                                       const T *values, int left, int lane)
+{
+    constexpr int KEY = 16 * (I >> 1) + (I & 1), BYTES = HEAD * sizeof(T);
+
+    cache_get16<KEY * BYTES>(&chunk->key[I][0], keys, KEY + 2 * (lane >> 2) < left);
+    cache_get16<KEY * BYTES + 64>(&chunk->key[I][1], keys, KEY + 2 * (lane >> 2) < left);
+    cache_get16<8 * I * BYTES>(&chunk->value[2 * I], values, 8 * I + 2 * (lane & 3) < left);
+    cache_get16<(8 * I + 1) * BYTES>(&chunk->value[2 * I + 1], values,
+                                     8 * I + 1 + 2 * (lane & 3) < left);
+}
+
+/* A chunk into registers; zeros in place of what is not there. */
+template <bool BEAM, class T>
+static __device__ __forceinline__ void chunk_load(struct chunk_half<T> *chunk,
+                                                  const struct chunk_cache<T> &cache,
+                                                  const struct chunk_row &row, int c, int lane)
+{
+    const int g = lane >> 2, t = lane & 3, left = row.end - c * CHUNK;
+
+    if constexpr (BEAM) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int at = c * CHUNK + 16 * (i >> 1) + 2 * g + (i & 1);
+            const T *key = cache.keys + chunk_at<BEAM>(cache.stride, row, at) + 8 * t;
+
+            cache_get16<0>(&chunk->key[i][0], key, at < row.end);
+            cache_get16<64>(&chunk->key[i][1], key, at < row.end);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const int at = c * CHUNK + 8 * (i >> 1) + 2 * t + (i & 1);
+
+            cache_get16<0>(&chunk->value[i],
+                           cache.values + chunk_at<BEAM>(cache.stride, row, at) + 8 * g,
+                           at < row.end);
+        }
+    } else {
+        const T *keys = cache.keys + chunk_at<BEAM>(cache.stride, row, c * CHUNK + 2 * g) + 8 * t;
+        const T *values =
+            cache.values + chunk_at<BEAM>(cache.stride, row, c * CHUNK + 2 * t) + 8 * g;
+
+        chunk_load_part<0>(chunk, keys, values, left, lane);
+        chunk_load_part<1>(chunk, keys, values, left, lane);
+        chunk_load_part<2>(chunk, keys, values, left, lane);
+        chunk_load_part<3>(chunk, keys, values, left, lane);
+    }
+    __syncwarp(); /* the compiler shall not begin to multiply before it has asked for all */
+}
+
+/* The newest position, the chunk's i-th, whose key and value (64) lie in shared memory or in the
+ * cache. */
+template <bool SHARED, class T>
+static __device__ __forceinline__ void chunk_newest(struct chunk_half<T> *chunk, const T *key,
+                                                    const T *value, int i, int lane)
+{
+    const int g = lane >> 2, t = lane & 3;
+    auto get = [](uint4 *to, const T *from, bool in) {
+        if (SHARED)
+            shared_get16_if(to, from, in);
+        else
+            cache_get16_if<0>(to, from, in);
+    };
+
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const bool in = 16 * (j >> 1) + 2 * g + (j & 1) == i;
+
+        get(&chunk->key[j][0], key + 8 * t, in);
+        get(&chunk->key[j][1], key + 8 * t + 32, in);
+    }
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+        get(&chunk->value[j], value + 8 * g, 8 * (j >> 1) + 2 * t + (j & 1) == i);
+}
+
+/* Where the i-th 16 bytes of the lane's share of a query (64) begin. */
 template <class T>
-static __device__ __forceinline__ void chunk_load(vector8<T> (&to)[LOADS], const T *cache,
-                                                  size_t stride, int row, const int32_t *source_row,
-                                                  int c, int end, int beam_end, int lane,
-                                                  const __nv_bfloat16 *scales = NULL)
+static __device__ __forceinline__ int query_at(const struct chunk_half<T> *, int i, int lane)
+{
+    return 8 * (lane & 3) + 32 * i;
+}
+
+/* Scores of the lane's four keys become probabilities, at most `count` of the chunk's keys. */
+template <class T>
+static __device__ __forceinline__ void chunk_softmax(float (&p)[4], int count, int lane,
+                                                     struct attention_part *out)
 {
 #pragma unroll
-    for (int i = 0; i < LOADS; i++) {
-        int at = c * CHUNK + 4 * i + (lane >> 3), from = row;
+    for (int i = 0; i < 4; i++)
+        p[i] = 16 * (i >> 1) + 2 * (lane >> 2) + (i & 1) < count ? p[i] : -INFINITY;
+    out->max = fmaxf(fmaxf(p[0], p[1]), fmaxf(p[2], p[3]));
+#pragma unroll
+    for (int mask = 4; mask <= 16; mask <<= 1)
+        out->max = fmaxf(out->max, __shfl_xor_sync(0xffffffffu, out->max, mask));
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        p[i] = chunk_factor<T>(p[i] - out->max);
+    out->sum = __fadd_rn(__fadd_rn(p[0], p[1]), __fadd_rn(p[2], p[3]));
+#pragma unroll
+    for (int mask = 4; mask <= 16; mask <<= 1)
+        out->sum = __fadd_rn(out->sum, __shfl_xor_sync(0xffffffffu, out->sum, mask));
+}
 
-        if (at >= end) {
-            to[i] = vector8_zero<T>();
-            continue;
-        }
-        if (at < beam_end)
-            from = source_row[at];
-        {
-            const size_t offset = (size_t)from * stride + at * HEAD + (lane & 7) * 8;
+/* Probabilities of keys 2g and 2g + 1 of 16 (pair), given to the lanes that have these keys'
+ * values: of keys 2t and 2t + 1 of the first 8 and of the last 8. from: which of the four lanes
+ * that have a pair gives it. */
+static __device__ __forceinline__ uint2 chunk_deal(uint32_t pair, int from, int lane)
+{
+    const int source = (lane & 3) * 4 + from;
 
-            to[i] = cache_load8<T>(cache + offset, scales, offset);
-        }
+    return make_uint2(__shfl_sync(0xffffffffu, pair, source),
+                      __shfl_sync(0xffffffffu, pair, source + 16));
+}
+
+/* The lane's registers of the second operand of the values' product: a key's probability in one of
+ * four places, which is the same for all keys. */
+struct chunk_columns {
+    uint32_t first, second; /* __byte_perm() of a pair's low one and 0 */
+};
+static __device__ __forceinline__ struct chunk_columns chunk_columns_of(int lane)
+{
+    const uint32_t place = lane & 4 ? 0x1044 : 0x4410;
+
+    return {lane & 8 ? 0x4444 : place, lane & 8 ? place : 0x4444};
+}
+/* sums += values of one key a t, times probabilities; high: the pair's second key. */
+template <class T>
+static __device__ __forceinline__ void value_add(float *sums, const uint4 &value, uint32_t pair,
+                                                 int high, const struct chunk_columns &columns)
+{
+    const uint32_t p = high ? pair >> 16 : pair;
+
+    pairs_multiply(sums, value, __byte_perm(p, 0, columns.first), __byte_perm(p, 0, columns.second),
+                   (const T *)NULL);
+}
+
+/* A query's words that meet the first and third of a lane's four, and those that meet the others.
+ */
+static __device__ __forceinline__ uint2 query_words(const uint4 &q, bool odd)
+{
+    return odd ? make_uint2(q.y, q.w) : make_uint2(q.x, q.z);
+}
+
+/* One query over the chunk's first `count` keys. */
+template <class T>
+static __device__ __forceinline__ void chunk_attend(const struct chunk_half<T> &chunk,
+                                                    const struct chunk_query &query, int count,
+                                                    int lane, struct attention_part *out)
+{
+    const struct chunk_columns columns = chunk_columns_of(lane);
+    const uint2 low = query_words(query.part[0], lane & 4);
+    const uint2 high = query_words(query.part[1], lane & 4);
+    float value[4][4] = {}, p[4];
+
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float score[4] = {};
+
+        pairs_multiply(score, chunk.key[i][0], low.x, low.y, (const T *)NULL);
+        pairs_multiply(score, chunk.key[i][1], high.x, high.y, (const T *)NULL);
+        p[i] = __fadd_rn(score[0], score[3]);
     }
+    chunk_softmax<T>(p, count, lane, out);
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        const uint2 pairs = chunk_deal(pair_of<T>(p[i], p[i + 1]), 0, lane);
+
+        value_add<T>(value[0], chunk.value[2 * i], pairs.x, 0, columns);
+        value_add<T>(value[1], chunk.value[2 * i + 1], pairs.x, 1, columns);
+        value_add<T>(value[2], chunk.value[2 * i + 2], pairs.y, 0, columns);
+        value_add<T>(value[3], chunk.value[2 * i + 3], pairs.y, 1, columns);
+    }
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        out->value[j] =
+            __fadd_rn(__fadd_rn(value[0][j], value[1][j]), __fadd_rn(value[2][j], value[3][j]));
+}
+
+/* A part's values, divided by its sum, as elements. */
+template <class T>
+static __device__ __forceinline__ void part_elements(const struct attention_part &part, T *out)
+{
+    const float scale = 1.0f / part.sum;
+
+    format_set2(out, part.value[0] * scale, part.value[1] * scale);
+    format_set2(out + 2, part.value[2] * scale, part.value[3] * scale);
+}
+/* The same of 8 dimensions from 8g on, in all four lanes. */
+template <class T>
+static __device__ __forceinline__ uint4 part_words(const struct attention_part &part, int lane)
+{
+    alignas(8) T own[4];
+    uint2 mine, other;
+
+    part_elements(part, own);
+    mine = *(const uint2 *)own;
+    other.x = __shfl_xor_sync(0xffffffffu, mine.x, 1);
+    other.y = __shfl_xor_sync(0xffffffffu, mine.y, 1);
+    return lane & 1 ? make_uint4(other.x, other.y, mine.x, mine.y)
+                    : make_uint4(mine.x, mine.y, other.x, other.y);
 }
 
 #endif

@@ -15,7 +15,6 @@
  * values. Max and sum run along (online softmax).
  */
 enum { TILE_WARPS = 4, TILE_QUERIES = 64, TILE_KEYS = 64, TILE_STRIDE = HEAD * 2 + 16 };
-#define TILE_SCALE (0.125f * 1.44269504088896341f) /* 1 / sqrt(64), and to powers of 2 */
 
 static __device__ __forceinline__ void tile_copy(char *shared, const void *global, bool in)
 {
@@ -56,20 +55,6 @@ static __device__ __forceinline__ uint4 values_get(const char *values, int key, 
     return v;
 }
 
-template <class T> static __device__ __forceinline__ uint32_t pair_of(float a, float b);
-template <> __device__ __forceinline__ uint32_t pair_of<__half>(float a, float b)
-{
-    __half2 h = __floats2half2_rn(a, b);
-
-    return *(uint32_t *)&h;
-}
-template <> __device__ __forceinline__ uint32_t pair_of<__nv_bfloat16>(float a, float b)
-{
-    __nv_bfloat162 h = __floats2bfloat162_rn(a, b);
-
-    return *(uint32_t *)&h;
-}
-
 /* A lane's two queries: g and g + 8 of the warp's 16. */
 struct tile_sums {
     float max[2], sum[2];
@@ -104,8 +89,8 @@ static __device__ __forceinline__ void tile_attend(const char *keys, const char 
     for (int t = 0; t < 8; t++)
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            score[t][e] =
-                8 * t + 2 * (lane & 3) + (e & 1) < count ? score[t][e] * TILE_SCALE : -INFINITY;
+            score[t][e] = 8 * t + 2 * (lane & 3) + (e & 1) < count ? score[t][e] * ATTENTION_SCALE
+                                                                   : -INFINITY;
             max[e >> 1] = fmaxf(max[e >> 1], score[t][e]);
         }
 #pragma unroll

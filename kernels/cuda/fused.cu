@@ -16,7 +16,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
     struct fused_shared<T> *s = (struct fused_shared<T> *)shared;
     struct fused_place<CL> at;
     struct format_weights wide[3][4], slim[J][4];
-    vector8<T> keys[LOADS], values[LOADS];
+    struct chunk_half<T> chunk;
     uint32_t head_phase = 0, query_phase = 0, o_phase = 0, y_phase = 0, h_phase = 0;
     uint32_t unit_phase = 0;
     const int units = product_units(p.rules.vocabulary);
@@ -25,8 +25,8 @@ static __global__ void __launch_bounds__(THREADS, 1)
 
     const int forced = (p.rules.forced_eos >= 0) + (p.rules.forced_bos >= 0);
     at.rows = min(p.rows_each, p.n - (int)(blockIdx.x / CL) * p.rows_each);
-    const uint32_t head_bytes = at.rows * HEAD * (4 + 2 * sizeof(T));
-    const uint32_t query_bytes = at.rows * HEAD * 4;
+    const uint32_t head_bytes = at.rows * 3 * HEAD * sizeof(T);
+    const uint32_t query_bytes = at.rows * HEAD * sizeof(T);
     const uint32_t o_bytes = at.rows * D * sizeof(T), y_bytes = at.rows * D * 4;
     const uint32_t h_bytes = at.rows * FFN * sizeof(T);
     const uint32_t unit_bytes = at.rows * (units * 16 + forced * 4);
@@ -83,8 +83,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
             /* self-attention: x -> q, k, v -> o */
             __syncthreads();
             if (at.row >= 0)
-                chunk_fetch<T, CL>(s, keys, values, p.self, l, at, false, at.share,
-                                   s->position[at.row]);
+                chunk_fetch<T, CL>(s, &chunk, p.self, l, at, false, at.share, s->position[at.row]);
 #pragma unroll
             for (int round = 0; round < QKV_ROUNDS; round++) {
                 weights_multiply<F, 3, BLOCKS>(s, wide, s->x, X_STRIDE, at.part, at.first, 0,
@@ -108,7 +107,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
                     __syncthreads();
             }
             mailbox_receive(&s->head_box, head_bytes, &head_phase);
-            attend<T, CL>(s, keys, values, p.self, l, at, false);
+            attend<T, CL>(s, &chunk, p.self, l, at, false);
             mailbox_receive(&s->o_box, o_bytes, &o_phase);
             /* out: o -> y -> norm -> x */
             weights_multiply<F, J, BLOCKS>(s, slim, s->o, X_STRIDE, at.part, at.first, 0, at.lane);
@@ -117,7 +116,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
             __syncthreads();
             residual_exchange<T, CL>(s, at, own.out);
             if (at.row >= 0)
-                chunk_fetch<T, CL>(s, keys, values, p.cross, l, at, true, at.share,
+                chunk_fetch<T, CL>(s, &chunk, p.cross, l, at, true, at.share,
                                    s->source_len[at.row]);
             mailbox_receive(&s->y_box, y_bytes, &y_phase);
             row_norm(s, at.warp, own.gamma[0], own.beta[0], at.lane);
@@ -134,7 +133,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
                                  partial_get4(s, row, c, own.cross_q + c));
             }
             mailbox_receive(&s->query_box, query_bytes, &query_phase);
-            attend<T, CL>(s, keys, values, p.cross, l, at, true);
+            attend<T, CL>(s, &chunk, p.cross, l, at, true);
             mailbox_receive(&s->o_box, o_bytes, &o_phase);
             weights_multiply<F, J, BLOCKS>(s, slim, s->o, X_STRIDE, at.part, at.first, 0, at.lane);
             if (at.first < TF)

@@ -82,10 +82,10 @@ template <class T> struct fused_shared {
     alignas(16) float y[ROWS][D];        /* residual stream, before the norm */
     alignas(16) float x_float[ROWS][D];  /* and after it */
     alignas(16) float partial[FORMAT_PARTS][ROWS][PARTIAL_STRIDE];
-    alignas(16) float q[ROWS][HEAD];
+    alignas(16) T q[ROWS][HEAD];
     alignas(16) T key[ROWS][HEAD];
     alignas(16) T value[ROWS][HEAD];
-    struct attention_part parts[ROWS][CHUNKS][8];
+    struct attention_kept parts[ROWS][CHUNKS];
     alignas(16) float4 unit[ROWS][UNITS];
     float special[ROWS][2];
     /* what this block adds to its units of logits: -inf past the vocabulary; what the rules add */
@@ -284,125 +284,92 @@ head_put4(struct fused_shared<T> *s, struct cluster_mailbox *box, const struct f
     const int which = column / NC, rest = at.half * NC + column % NC; /* dimension of the head */
     uint2 e = elements4<T>(v);
 
-    if (which == 0) {
-        const T *t = (const T *)&e;
-        uint4 bits =
-            make_uint4(__float_as_uint(format_float(t[0])), __float_as_uint(format_float(t[1])),
-                       __float_as_uint(format_float(t[2])), __float_as_uint(format_float(t[3])));
+    T *to = which == 0 ? s->q[row] : which == 1 ? s->key[row] : s->value[row];
 
 #pragma unroll
-        for (int h = 0; h < HALVES; h++)
-            cluster_send16(&s->q[row][rest], box, at.head * HALVES + h, bits);
-        return;
-    }
-#pragma unroll
     for (int h = 0; h < HALVES; h++)
-        cluster_send8(which == 1 ? &s->key[row][rest] : &s->value[row][rest], box,
-                      at.head * HALVES + h, e);
+        cluster_send8(to + rest, box, at.head * HALVES + h, e);
 }
 
 template <class T, int CL>
 static __device__ __forceinline__ void
-chunk_fetch(const struct fused_shared<T> *s, vector8<T> (&keys)[LOADS], vector8<T> (&values)[LOADS],
+chunk_fetch(const struct fused_shared<T> *s, struct chunk_half<T> *chunk,
             const struct network_cache &cache, int layer, const struct fused_place<CL> &at,
             bool cross, int c, int end)
 {
-    const size_t stride = (size_t)HEADS * cache.positions * HEAD;
     const size_t head = (size_t)at.head * cache.positions * HEAD;
-    const int from = cross ? s->cross[at.row] : s->row[at.row];
+    struct chunk_cache<T> caches;
+    const struct chunk_row row = {cross ? s->cross[at.row] : s->row[at.row], end, 0, NULL};
 
-    chunk_load<T>(keys, (const T *)(cache.k + (size_t)layer * cache.layer_stride) + head, stride,
-                  from, NULL, c, end, 0, at.lane);
-    chunk_load<T>(values, (const T *)(cache.v + (size_t)layer * cache.layer_stride) + head, stride,
-                  from, NULL, c, end, 0, at.lane);
+    caches.keys = (const T *)(cache.k + (size_t)layer * cache.layer_stride) + head;
+    caches.values = (const T *)(cache.v + (size_t)layer * cache.layer_stride) + head;
+    caches.stride = (size_t)HEADS * cache.positions * HEAD;
+    chunk_load<false>(chunk, caches, row, c, at.lane);
 }
 
-/* The newest position's key and value, fresh from this step's product: into the chunk that has
- * their place, and into the cache. This block alone reads the row's cache of this head in later
- * steps. */
+/* The newest position's key and value, fresh from this step's product, into the cache. This block
+ * alone reads the row's cache of this head in later steps. */
 template <class T, int CL>
-static __device__ __forceinline__ void
-chunk_newest(const struct fused_shared<T> *s, vector8<T> (&keys)[LOADS],
-             vector8<T> (&values)[LOADS], const struct network_cache &cache, int layer,
-             const struct fused_place<CL> &at, int position)
+static __device__ __forceinline__ void newest_keep(const struct fused_shared<T> *s,
+                                                   const struct network_cache &cache, int layer,
+                                                   const struct fused_place<CL> &at, int position)
 {
-    const uint4 k = *(const uint4 *)&s->key[at.row][(at.lane & 7) * 8];
-    const uint4 v = *(const uint4 *)&s->value[at.row][(at.lane & 7) * 8];
+    const int i = at.lane & 7; /* 16 bytes */
     const size_t to =
         (size_t)layer * cache.layer_stride +
-        ((((size_t)s->row[at.row] * HEADS + at.head) * cache.positions + position) * HEAD +
-         (at.lane & 7) * 8) *
+        ((((size_t)s->row[at.row] * HEADS + at.head) * cache.positions + position) * HEAD + i * 8) *
             sizeof(T);
 
-    const bool mine = at.lane >> 3 == (position & 3);
-
-    if (mine) {
-        *(uint4 *)(cache.k + to) = k;
-        *(uint4 *)(cache.v + to) = v;
-    }
-#pragma unroll
-    for (int i = 0; i < LOADS; i++) {
-        const bool here = mine && i == position % CHUNK >> 2;
-
-        keys[i].raw.x = here ? k.x : keys[i].raw.x;
-        keys[i].raw.y = here ? k.y : keys[i].raw.y;
-        keys[i].raw.z = here ? k.z : keys[i].raw.z;
-        keys[i].raw.w = here ? k.w : keys[i].raw.w;
-        values[i].raw.x = here ? v.x : values[i].raw.x;
-        values[i].raw.y = here ? v.y : values[i].raw.y;
-        values[i].raw.z = here ? v.z : values[i].raw.z;
-        values[i].raw.w = here ? v.w : values[i].raw.w;
-    }
+    if (at.lane < 8)
+        *(uint4 *)(cache.k + to) = *(const uint4 *)&s->key[at.row][i * 8];
+    else if (at.lane < 16)
+        *(uint4 *)(cache.v + to) = *(const uint4 *)&s->value[at.row][i * 8];
 }
 
-/* Attention of this block's rows and head; keys, values: share's first chunk, already here but for
- * the newest. The result goes to every block's o. */
+/* Attention of this block's rows and head; chunk: share's first, already here but for the newest
+ * position. The result goes to every block's o. */
 template <class T, int CL>
 static __device__ __forceinline__ void
-attend(struct fused_shared<T> *s, vector8<T> (&keys)[LOADS], vector8<T> (&values)[LOADS],
-       const struct network_cache &cache, int layer, const struct fused_place<CL> &at, bool cross)
+attend(struct fused_shared<T> *s, struct chunk_half<T> *chunk, const struct network_cache &cache,
+       int layer, const struct fused_place<CL> &at, bool cross)
 {
     const int row = at.row;
     const int position = row < 0 ? 0 : s->position[row];
     /* a finished row looks at nothing and sends what comes of it: letters have one size */
     const int length = row < 0 || s->finished[row] ? 0 : cross ? s->source_len[row] : position + 1;
     struct attention_part part;
-    float q[8];
+    struct chunk_query query;
 
     if (row >= 0) {
 #pragma unroll
-        for (int d = 0; d < 8; d++)
-            q[d] = s->q[row][(at.lane & 7) * 8 + d] * 0.125f; /* 1 / sqrt(64) */
+        for (int i = 0; i < 2; i++)
+            query.part[i] = *(const uint4 *)&s->q[row][query_at(chunk, i, at.lane)];
 #pragma unroll 1
         for (int c = at.share; c * CHUNK < length; c += at.shares) {
             if (c != at.share)
-                chunk_fetch<T, CL>(s, keys, values, cache, layer, at, cross, c,
-                                   cross ? length : position);
-            if (!cross && position / CHUNK == c)
-                chunk_newest<T, CL>(s, keys, values, cache, layer, at, position);
-            chunk_attend<T>(keys, values, q, length - c * CHUNK, at.lane, &part);
-            if (at.lane < 8)
-                s->parts[row][c][at.lane] = part;
+                chunk_fetch<T, CL>(s, chunk, cache, layer, at, cross, c, cross ? length : position);
+            if (!cross && position / CHUNK == c) {
+                newest_keep<T, CL>(s, cache, layer, at, position);
+                chunk_newest<true>(chunk, s->key[row], s->value[row], position % CHUNK, at.lane);
+            }
+            chunk_attend<T>(*chunk, query, length - c * CHUNK, at.lane, &part);
+            part_keep(&s->parts[row][c], part, at.lane);
         }
     }
     __syncthreads();
     if (row < 0 || at.share)
         return;
-    part = s->parts[row][0][at.lane & 7];
+    part = part_get(&s->parts[row][0], at.lane);
 #pragma unroll 1
     for (int c = 1; c * CHUNK < length; c++)
-        part_merge(&part, s->parts[row][c][at.lane & 7]);
+        part_merge<T>(&part, part_get(&s->parts[row][c], at.lane));
     {
-        alignas(16) T out[8];
-        float scale = 1.0f / part.sum;
+        const uint4 out = part_words<T>(part, at.lane);
 
 #pragma unroll
-        for (int d = 0; d < 8; d += 2)
-            format_set2(out + d, part.value[d] * scale, part.value[d + 1] * scale);
-#pragma unroll
         for (int r = 0; r < CL / 4; r++)
-            cluster_send16(s->o + row * X_STRIDE + (at.head * HEAD + (at.lane & 7) * 8) * 2,
-                           &s->o_box, (at.lane >> 3) * (CL / 4) + r, *(const uint4 *)out);
+            cluster_send16(s->o + row * X_STRIDE + (at.head * HEAD + (at.lane >> 2) * 8) * 2,
+                           &s->o_box, (at.lane & 3) * (CL / 4) + r, out);
     }
 }
 

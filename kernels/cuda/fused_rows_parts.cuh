@@ -172,48 +172,44 @@ template <class T, class S>
 static __device__ __forceinline__ void attend(S *s, const struct network_cache &cache, int layer,
                                               bool cross, const struct fused_rows_place &place)
 {
-    const size_t stride = (size_t)HEADS * cache.positions * HEAD;
     const size_t head = (size_t)place.rank * cache.positions * HEAD;
-    const T *k = (const T *)(cache.k + (size_t)layer * cache.layer_stride) + head;
-    const T *v = (const T *)(cache.v + (size_t)layer * cache.layer_stride) + head;
     const int lane = here(place.lane);
+    struct chunk_cache<T> caches;
 
+    caches.keys = (const T *)(cache.k + (size_t)layer * cache.layer_stride) + head;
+    caches.values = (const T *)(cache.v + (size_t)layer * cache.layer_stride) + head;
+    caches.stride = (size_t)HEADS * cache.positions * HEAD;
 #pragma unroll 1
     for (int row = place.warp; row < place.rows; row += WARPS) {
-        const int state = s->state[row], from = cross ? s->cross[row] : s->row[row];
+        const int state = s->state[row];
         /* a finished row looks at nothing and sends what comes of it: letters have one size */
         const int length = state == FINISHED ? 0 : cross ? s->source_len[row] : state + 1;
+        const struct chunk_row from = {cross ? s->cross[row] : s->row[row], length, 0, NULL};
         struct attention_part all = {-INFINITY, 0.0f, {}};
-        vector8<T> keys[LOADS], values[LOADS];
-        float q[8];
+        struct chunk_half<T> chunk;
+        struct chunk_query query;
 
 #pragma unroll 1
         for (int c = 0; c * CHUNK < length; c++) {
             struct attention_part part;
 
-            chunk_load<T>(keys, k, stride, from, NULL, c, length, 0, lane);
-            chunk_load<T>(values, v, stride, from, NULL, c, length, 0, lane);
-            format_unpack8(*(const uint4 *)&s->q[row][(lane & 7) * 8], (const T *)NULL, q);
+            chunk_load<false>(&chunk, caches, from, c, lane);
 #pragma unroll
-            for (int d = 0; d < 8; d++)
-                q[d] *= 0.125f; /* 1 / sqrt(64) */
-            chunk_attend<T>(keys, values, q, length - c * CHUNK, lane, &part);
+            for (int i = 0; i < 2; i++)
+                query.part[i] = *(const uint4 *)&s->q[row][query_at(&chunk, i, lane)];
+            chunk_attend<T>(chunk, query, length - c * CHUNK, lane, &part);
             if (c)
-                part_merge(&all, part);
+                part_merge<T>(&all, part);
             else
                 all = part;
         }
         {
-            alignas(16) T out[8];
-            const float scale = 1.0f / all.sum;
+            const uint4 out = part_words<T>(all, lane);
 
 #pragma unroll
-            for (int d = 0; d < 8; d += 2)
-                format_set2(out + d, all.value[d] * scale, all.value[d + 1] * scale);
-#pragma unroll
             for (int r = 0; r < BLOCKS / 4; r++)
-                cluster_send16(s->o + place.rank * (S::ROWS * 128) + warpgroup_at(row, lane & 7),
-                               &s->o_box, (lane >> 3) * (BLOCKS / 4) + r, *(const uint4 *)out);
+                cluster_send16(s->o + place.rank * (S::ROWS * 128) + warpgroup_at(row, lane >> 2),
+                               &s->o_box, (lane & 3) * (BLOCKS / 4) + r, out);
         }
     }
 }

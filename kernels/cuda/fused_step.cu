@@ -47,7 +47,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
     shared_t *s = (shared_t *)shared;
     struct fused_step_place<CL> at;
     struct format_weights wide[3][4], slim[J][4];
-    vector8<T> keys[LOADS], values[LOADS];
+    struct chunk_half<T> chunk;
     uint32_t head_phase = 0, query_phase = 0, o_phase = 0, y_phase = 0, h_phase = 0;
     const int units = product_units(p.rules.vocabulary);
     const int unit_rounds = (units + 3 * CL - 1) / (3 * CL);
@@ -62,8 +62,8 @@ static __global__ void __launch_bounds__(THREADS, 1)
         launch_next();
         return;
     }
-    const uint32_t head_bytes = at.rows * HEAD * (4 + 2 * sizeof(T));
-    const uint32_t query_bytes = at.rows * HEAD * 4;
+    const uint32_t head_bytes = at.rows * 3 * HEAD * sizeof(T);
+    const uint32_t query_bytes = at.rows * HEAD * sizeof(T);
     const uint32_t o_bytes = at.rows * D * sizeof(T), y_bytes = at.rows * D * 4;
     const uint32_t h_bytes = at.rows * FFN * sizeof(T);
 
@@ -135,7 +135,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
         __syncthreads();
         if (l > 0 && !last)
             constants_fetch<CL>(&s->layer[(l + 1) & 1], p.layer[l + 1], at.rank);
-        attend_fetch<CL>(s, keys, values, p, l, at, false, at.row);
+        attend_fetch<CL>(s, &chunk, p, l, at, false, at.row);
 #pragma unroll
         for (int round = 0; round < QKV_ROUNDS; round++) {
             multiply(wide, s->x, 0);
@@ -155,14 +155,14 @@ static __global__ void __launch_bounds__(THREADS, 1)
                 __syncthreads();
         }
         mailbox_receive(&s->head_box, head_bytes, &head_phase);
-        attend<CL>(s, keys, values, p, l, at, false);
+        attend<CL>(s, &chunk, p, l, at, false);
         mailbox_receive(&s->o_box, o_bytes, &o_phase);
         /* out: o -> y -> norm -> x */
         multiply(slim, s->o, 0);
         fetch(slim, layer.cross_q, 0, tile_slim);
         __syncthreads();
         residual_exchange<CL>(s, at, own.out, NULL, 0);
-        attend_fetch<CL>(s, keys, values, p, l, at, true, at.row);
+        attend_fetch<CL>(s, &chunk, p, l, at, true, at.row);
         mailbox_receive(&s->y_box, y_bytes, &y_phase);
         row_norm(s, at, own.gamma[0], own.beta[0]);
         __syncthreads();
@@ -176,7 +176,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
             head_put4<CL>(s, &s->query_box, at, row, c, partial_get4(s, row, c, own.cross_q + c));
         }
         mailbox_receive(&s->query_box, query_bytes, &query_phase);
-        attend<CL>(s, keys, values, p, l, at, true);
+        attend<CL>(s, &chunk, p, l, at, true);
         if (forward::BIG)
             fetch(wide, layer.fc1, 0, tile_ffn);
         mailbox_receive(&s->o_box, o_bytes, &o_phase);

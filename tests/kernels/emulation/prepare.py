@@ -57,6 +57,11 @@ BODIES = {
     },
     "fused_rows_shared.cuh": {"here": "return value;"},
     "fused_step_parts.cuh": {"here": "return value;"},
+    "attention_chunk.cuh": {
+        "power_of_2": "return exp2f(x);",
+        "cache_get16_if": "if (in) *to = *(const uint4 *)((const char *)from + OFFSET);",
+        "shared_get16_if": "if (in) *to = *(const uint4 *)from;",
+    },
     "launch.cuh": {"launch_wait": "", "launch_next": ""},
     "attention_encoder.cu": {"tile_copy": "simt_copy(shared, global, in);"},
 }
@@ -97,6 +102,7 @@ LINES = {
         (r"typedef void \(\*fused_step_kernel\).*", ""),
     ],
     "launch.cuh": [(r"template <typename\.\.\. Params.*(?=#endif)", "")],
+    "attention.cu": [(r"template <class T, class C>\nstatic cudaError_t decode_enqueue.*", "")],
     "attention_encoder.cu": [
         (r'asm volatile\("ldmatrix.*?"r"\(\(uint32_t\)__cvta_generic_to_shared\(values\)(.*?)\)\s*: "memory"\);',
          r"v = simt_ldmatrix(values\1, true);"),
@@ -106,8 +112,8 @@ LINES = {
     ],
 }
 # as they are
-PLAIN = ["product_output.cuh", "logsum.cuh", "product.h", "product_hopper.h", "product_shape.h", "rows.h",
-         "attention.h", "choose_plain.cuh", "fused.h", "fused_rows.h", "fused_step.h", "network.h", "attention_chunk.cuh", "check.h"]
+PLAIN = ["attention_plain.cuh", "attention_bytes.cuh", "product_output.cuh", "logsum.cuh", "product.h", "product_hopper.h", "product_shape.h", "rows.h",
+         "attention.h", "choose_plain.cuh", "fused.h", "fused_rows.h", "fused_step.h", "network.h", "check.h"]
 
 
 def body_replace(text, name, body):
