@@ -148,8 +148,9 @@ static void alone_forget(struct intake *in, int32_t partition)
     in->alone = NULL;
 }
 
-/* Ends the ownership of the list's partitions; in order: commits their ledgers without the mark. */
-static void give_up(struct intake *in, const rd_kafka_topic_partition_list_t *list, bool lost)
+/* Ends the ownership of the list's partitions; in order: commits their ledgers without the mark.
+ * False: a commit without an answer could reach the brokers after the next owner's. */
+static bool give_up(struct intake *in, const rd_kafka_topic_partition_list_t *list, bool lost)
 {
     struct pipeline *p = in->pipeline;
     struct ledger *ledgers = calloc((size_t)list->cnt + 1, sizeof *ledgers);
@@ -158,6 +159,7 @@ static void give_up(struct intake *in, const rd_kafka_topic_partition_list_t *li
     struct error error;
     int count = 0;
 
+    takeover_quiet(in->takeover, (int)p->config->kafka_call_timeout_ms);
     for (int i = 0; i < list->cnt; i++) {
         int32_t partition = list->elems[i].partition;
         int64_t left = lost ? 0 : (until - clock_mono_us()) / 1000;
@@ -178,6 +180,7 @@ static void give_up(struct intake *in, const rd_kafka_topic_partition_list_t *li
         log_write(LOG_WARN, "intake", NULL, "%s; the next owner will see a death", error.message);
     free(ledgers);
     free(closed);
+    return takeover_quiet(in->takeover, 0);
 }
 
 static void on_revoke(struct intake *in, const rd_kafka_topic_partition_list_t *list)
@@ -185,7 +188,11 @@ static void on_revoke(struct intake *in, const rd_kafka_topic_partition_list_t *
     bool lost = rd_kafka_assignment_lost(in->consumer) != 0;
     rd_kafka_error_t *failed;
 
-    give_up(in, list, lost);
+    if (!give_up(in, list, lost)) { /* they must not move before this process has ended */
+        health_fail(in->pipeline->health, "intake: a commit of ledgers that are given up has no "
+                                          "answer; it may still come");
+        return;
+    }
     if (lost)
         metrics_add(METRIC_PARTITIONS_LOST, (uint64_t)list->cnt);
     failed = rd_kafka_incremental_unassign(in->consumer, list);
@@ -511,11 +518,11 @@ void intake_destroy(struct intake *in)
         rd_kafka_message_destroy(in->alone);
     lag_destroy(in->lag);
     engines_destroy(in->engines);
-    if (in->consumer) {
+    takeover_destroy(in->takeover);
+    if (in->consumer) { /* was closed, unless it must not give anything up */
         assignment_set_consumer(in->pipeline->assignment, NULL);
-        rd_kafka_destroy(in->consumer);
+        rd_kafka_destroy_flags(in->consumer, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
     }
     admission_destroy(in->admission);
-    takeover_destroy(in->takeover);
     free(in);
 }

@@ -14,7 +14,8 @@
 enum {
     INDEX_ARENA_MAX = 64 << 20,
     INDEX_SILENCE_MS = 60000, /* the index must come on within */
-    CLOCK_SLACK_MS = 60000    /* between the clocks of workers, and from a record to its commit */
+    CLOCK_SLACK_MS = 60000,   /* between the clocks of workers, and from a record to its commit */
+    UNANSWERED_STALLS = 10    /* so many worker.stall_ms without an answer: it will not come */
 };
 
 /* A mark whose commit failed, or was made and its answer lost: found again, it is no death. */
@@ -30,6 +31,8 @@ struct takeover {
     struct codec *codec;
     struct arena *arena;
     struct mark *tried[ASSIGNMENT_PARTITIONS_MAX]; /* NULL = none in this ownership */
+    rd_kafka_queue_t *answers;   /* to commits, made at the first; the consumer's */
+    int64_t unanswered_since_us; /* monotonic; 0 = the last commit has its answer */
 };
 
 struct takeover *takeover_create(struct pipeline *pipeline, const _Atomic bool *draining,
@@ -55,6 +58,8 @@ void takeover_destroy(struct takeover *t)
 {
     if (!t)
         return;
+    if (t->answers)
+        rd_kafka_queue_destroy(t->answers);
     if (t->reader) {
         rd_kafka_consumer_close(t->reader);
         rd_kafka_destroy(t->reader);
@@ -71,13 +76,43 @@ static int timeout_ms(const struct takeover *t)
     return (int)t->pipeline->config->kafka_call_timeout_ms;
 }
 
-/* ---- committed offsets ---- */
+/* ---- commits ---- */
 
-int takeover_commit(struct takeover *t, rd_kafka_t *consumer, const int32_t *partitions,
-                    const struct ledger *ledgers, int count, struct error *error)
+/* The answer to the last commit; KAFKA's own code for none within wait_ms. */
+static rd_kafka_resp_err_t answer_take(struct takeover *t, int wait_ms)
+{
+    rd_kafka_event_t *event = rd_kafka_queue_poll(t->answers, wait_ms);
+    rd_kafka_topic_partition_list_t *list;
+    rd_kafka_resp_err_t code;
+
+    if (!event)
+        return RD_KAFKA_RESP_ERR__TIMED_OUT;
+    t->unanswered_since_us = 0;
+    code = rd_kafka_event_error(event);
+    list = rd_kafka_event_topic_partition_list(event);
+    for (int i = 0; list && i < list->cnt && !code; i++)
+        code = list->elems[i].err;
+    rd_kafka_event_destroy(event);
+    return code;
+}
+
+bool takeover_quiet(struct takeover *t, int wait_ms)
+{
+    int64_t limit_us = UNANSWERED_STALLS * t->pipeline->config->worker_stall_ms * 1000;
+
+    if (t->unanswered_since_us)
+        answer_take(t, wait_ms);
+    if (t->unanswered_since_us && clock_mono_us() - t->unanswered_since_us > limit_us)
+        health_fail(t->pipeline->health, "intake: a commit of ledgers has had no answer for %lld s",
+                    (long long)limit_us / 1000000);
+    return !t->unanswered_since_us;
+}
+
+static rd_kafka_topic_partition_list_t *commit_list(const struct takeover *t,
+                                                    const int32_t *partitions,
+                                                    const struct ledger *ledgers, int count)
 {
     rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(count);
-    rd_kafka_resp_err_t code = RD_KAFKA_RESP_ERR_NO_ERROR;
 
     for (int i = 0; i < count; i++) {
         rd_kafka_topic_partition_t *entry = rd_kafka_topic_partition_list_add(
@@ -86,18 +121,41 @@ int takeover_commit(struct takeover *t, rd_kafka_t *consumer, const int32_t *par
 
         if (!metadata) {
             rd_kafka_topic_partition_list_destroy(list);
-            return error_set(error, "no memory to commit a ledger");
+            return NULL;
         }
         entry->offset = ledgers[i].base;
         entry->metadata_size = ledger_metadata_write(&ledgers[i], metadata);
         entry->metadata = metadata; /* owned by the list */
     }
-    code = rd_kafka_commit(consumer, list, 0);
-    for (int i = 0; i < count && !code; i++)
-        code = list->elems[i].err;
+    return list;
+}
+
+/* rd_kafka_commit() waits as long as it takes. An answer that does not come in time leaves a commit
+ * that may still reach the brokers, and would undo what was committed after it: until it is known
+ * no other is made. */
+int takeover_commit(struct takeover *t, rd_kafka_t *consumer, const int32_t *partitions,
+                    const struct ledger *ledgers, int count, struct error *error)
+{
+    rd_kafka_topic_partition_list_t *list;
+    rd_kafka_resp_err_t code;
+
+    if (!takeover_quiet(t, 0))
+        return error_set(error, "an earlier commit of ledgers has no answer yet");
+    list = commit_list(t, partitions, ledgers, count);
+    if (!list)
+        return error_set(error, "no memory to commit a ledger");
+    if (!t->answers)
+        t->answers = rd_kafka_queue_new(consumer);
+    code = rd_kafka_commit_queue(consumer, list, t->answers, NULL, NULL);
     rd_kafka_topic_partition_list_destroy(list);
+    if (!code) {
+        t->unanswered_since_us = clock_mono_us();
+        code = answer_take(t, timeout_ms(t));
+    }
     return code ? error_set(error, "committing %d ledgers: %s", count, rd_kafka_err2str(code)) : 0;
 }
+
+/* ---- committed offsets ---- */
 
 /* The ledger of one partition from its committed offset; none means the log's beginning. */
 static int ledger_from(struct takeover *t, rd_kafka_t *consumer,
@@ -417,6 +475,10 @@ int takeover_run(struct takeover *t, rd_kafka_t *consumer, const int32_t *partit
     bool memory = ledgers && windows;
     int status = -1;
 
+    if (!takeover_quiet(t, 0)) {
+        error_set(error, "an earlier commit of ledgers has no answer yet");
+        goto done;
+    }
     for (int i = 0; memory && i < count; i++)
         memory = (windows[i] = duplicates_create(limits(t->pipeline->config))) != NULL;
     if (!memory) {

@@ -199,6 +199,51 @@ static void a_mark_whose_answer_was_lost_is_no_death(void **state)
     assert_int_equal(mark.takeovers, 1);
 }
 
+/* The answer comes later than it may: the caller goes on, nothing else is committed meanwhile, and
+ * the mark is found as its own. */
+static void a_commit_that_is_answered_late_has_an_end(void **state)
+{
+    int64_t begun = clock_mono_us(), waited;
+    struct ledger ledger;
+
+    k.config->kafka_call_timeout_ms = 500;
+    rd_kafka_mock_start_request_tracking(k.cluster);
+    rd_kafka_mock_broker_push_request_error_rtts(k.cluster, 1, API_OFFSET_COMMIT, 1,
+                                                 RD_KAFKA_RESP_ERR_NO_ERROR, 3000);
+    run_fails(*state, "committing 1 ledgers");
+    waited = clock_mono_us();
+    assert_in_range(waited - begun, 500000, 2500000);
+    run_fails(*state, "no answer yet");
+    ledger_init(&ledger, 5, 8);
+    assert_int_equal(takeover_commit(*state, k.consumer, &zero, &ledger, 1, &error), -1);
+    assert_false(takeover_quiet(*state, 0));
+    assert_in_range(clock_mono_us() - waited, 0, 300000);
+    assert_int_equal(kafka_fixture_requests(&k, API_OFFSET_COMMIT), 1);
+    assert_true(takeover_quiet(*state, 10000));
+    run_ok(*state);
+    committed_ledger(&ledger);
+    assert_int_equal(ledger.base, 0);
+    assert_int_equal(ledger.takeovers, 0);
+    assert_false(health_failed(k.pipeline.health, error.message, sizeof error.message));
+    rd_kafka_mock_stop_request_tracking(k.cluster);
+}
+
+static void a_commit_that_is_never_answered_ends_the_worker(void **state)
+{
+    char reason[512] = "";
+
+    k.config->kafka_call_timeout_ms = 300;
+    k.config->worker_stall_ms = 100;
+    rd_kafka_mock_broker_push_request_error_rtts(k.cluster, 1, API_OFFSET_COMMIT, 1,
+                                                 RD_KAFKA_RESP_ERR_NO_ERROR, 3000);
+    run_fails(*state, "committing 1 ledgers");
+    run_fails(*state, "no answer yet");
+    assert_false(health_failed(k.pipeline.health, reason, sizeof reason));
+    assert_false(takeover_quiet(*state, 1000));
+    assert_true(health_failed(k.pipeline.health, reason, sizeof reason));
+    assert_non_null(strstr(reason, "no answer for"));
+}
+
 /* Every request of a takeover meets every error that brokers may answer while they move, restart or
  * are slow: the partition is taken in the end, and no try looks like a death. */
 static void any_passing_error_of_any_request_is_survived(void **state)
@@ -331,6 +376,8 @@ int main(void)
         TEST(nothing_is_taken_without_committed_offsets),
         TEST(a_try_that_failed_is_no_death),
         TEST(a_mark_whose_answer_was_lost_is_no_death),
+        TEST(a_commit_that_is_answered_late_has_an_end),
+        TEST(a_commit_that_is_never_answered_ends_the_worker),
         TEST(any_passing_error_of_any_request_is_survived),
         TEST(the_window_is_rebuilt_from_the_index),
         TEST(a_worker_that_drains_waits_for_no_index),
