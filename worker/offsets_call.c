@@ -11,84 +11,109 @@
 
 enum { SLACK_MS = 1000 }; /* beyond the limit that the client keeps by itself, when it does */
 
-/* Shared by the caller and the call's thread: the last one of them frees it. */
-struct run {
-    struct offsets_call call;
+/* ASKED -> OVER -> IDLE by a call; ASKED -> LEFT when it is overdue: then the thread owns all of
+ * it, and nobody else looks at it again. */
+enum state { IDLE, ASKED, OVER, LEFT, ENDING };
+
+struct offsets_thread {
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;      /* of both sides: only one of them waits at a time */
+    enum state state;         /* under the lock */
+    struct offsets_call call; /* these three are the thread's while ASKED and LEFT */
     int timeout_ms;
     rd_kafka_error_t *error;
-    pthread_mutex_t lock;
-    pthread_cond_t wake;
-    bool over, left; /* under the lock */
 };
 
 static _Atomic int calls_left;
 
-static void run_free(struct run *run)
+static void thread_free(struct offsets_thread *t)
 {
-    rd_kafka_topic_partition_list_destroy(run->call.list);
-    pthread_cond_destroy(&run->wake);
-    pthread_mutex_destroy(&run->lock);
-    free(run);
+    pthread_cond_destroy(&t->wake);
+    pthread_mutex_destroy(&t->lock);
+    free(t);
 }
 
 /* In the thread of a call that returned after nobody waited for it any more. */
-static void clear_up(struct run *run)
+static void clear_up(struct offsets_thread *t)
 {
-    if (run->error)
-        rd_kafka_error_destroy(run->error);
-    rd_kafka_consumer_group_metadata_destroy(run->call.group);
-    rd_kafka_purge(run->call.producer, RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT);
-    rd_kafka_destroy(run->call.producer);
-    run_free(run);
+    if (t->error)
+        rd_kafka_error_destroy(t->error);
+    rd_kafka_topic_partition_list_destroy(t->call.list);
+    rd_kafka_consumer_group_metadata_destroy(t->call.group);
+    rd_kafka_purge(t->call.producer, RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT);
+    rd_kafka_destroy(t->call.producer);
+    thread_free(t);
     atomic_fetch_sub(&calls_left, 1);
 }
 
-static void *run_main(void *argument)
+static enum state next_state(struct offsets_thread *t)
 {
-    struct run *run = argument;
-    bool left;
+    enum state state;
 
-    run->error = rd_kafka_send_offsets_to_transaction(run->call.producer, run->call.list,
-                                                      run->call.group, run->timeout_ms);
-    pthread_mutex_lock(&run->lock);
-    run->over = true;
-    left = run->left;
-    pthread_cond_signal(&run->wake);
-    pthread_mutex_unlock(&run->lock);
+    pthread_mutex_lock(&t->lock);
+    while (t->state != ASKED && t->state != ENDING)
+        pthread_cond_wait(&t->wake, &t->lock);
+    state = t->state;
+    pthread_mutex_unlock(&t->lock);
+    return state;
+}
+
+static void *offsets_main(void *argument)
+{
+    struct offsets_thread *t = argument;
+    bool left = false;
+
+    pthread_setname_np(pthread_self(), "offsets");
+    while (!left && next_state(t) == ASKED) {
+        t->error = rd_kafka_send_offsets_to_transaction(t->call.producer, t->call.list,
+                                                        t->call.group, t->timeout_ms);
+        pthread_mutex_lock(&t->lock);
+        left = t->state == LEFT;
+        if (!left)
+            t->state = OVER;
+        pthread_cond_signal(&t->wake);
+        pthread_mutex_unlock(&t->lock);
+    }
     if (left)
-        clear_up(run);
+        clear_up(t);
     return NULL;
 }
 
-static struct run *run_new(const struct offsets_call *call, int timeout_ms)
+static struct offsets_thread *thread_new(void)
 {
-    struct run *run = calloc(1, sizeof *run);
+    struct offsets_thread *t = calloc(1, sizeof *t);
 
-    if (!run)
+    if (!t)
         return NULL;
-    run->call = *call;
-    run->timeout_ms = timeout_ms;
-    pthread_mutex_init(&run->lock, NULL);
-    condition_init(&run->wake);
-    return run;
+    pthread_mutex_init(&t->lock, NULL);
+    condition_init(&t->wake);
+    if (!pthread_create(&t->thread, NULL, offsets_main, t))
+        return t;
+    thread_free(t);
+    return NULL;
 }
 
 /* False: it is overdue, and the thread has it now. */
-static bool run_wait(struct run *run)
+static bool thread_ask(struct offsets_thread *t, const struct offsets_call *call, int timeout_ms)
 {
-    int64_t wait_us = (int64_t)(run->timeout_ms + SLACK_MS) * 1000;
+    int64_t wait_us = (int64_t)(timeout_ms + SLACK_MS) * 1000;
     int64_t until_us = clock_mono_us() + wait_us;
     struct timespec until = condition_end(wait_us);
     bool over;
 
-    pthread_mutex_lock(&run->lock);
-    while (!run->over && clock_mono_us() < until_us)
-        pthread_cond_timedwait(&run->wake, &run->lock, &until);
-    over = run->over;
-    run->left = !over;
+    pthread_mutex_lock(&t->lock);
+    t->call = *call;
+    t->timeout_ms = timeout_ms;
+    t->state = ASKED;
+    pthread_cond_signal(&t->wake);
+    while (t->state == ASKED && clock_mono_us() < until_us)
+        pthread_cond_timedwait(&t->wake, &t->lock, &until);
+    over = t->state == OVER;
+    t->state = over ? IDLE : LEFT;
     if (!over)
         atomic_fetch_add(&calls_left, 1);
-    pthread_mutex_unlock(&run->lock);
+    pthread_mutex_unlock(&t->lock);
     return over;
 }
 
@@ -97,27 +122,25 @@ int offsets_calls_left(void)
     return atomic_load(&calls_left);
 }
 
-enum kafka_class offsets_call_run(struct offsets_call *call, int timeout_ms)
+enum kafka_class offsets_call_run(struct offsets_caller *caller, struct offsets_call *call,
+                                  int timeout_ms)
 {
-    struct run *run = run_new(call, timeout_ms);
-    rd_kafka_error_t *error;
     pthread_t thread;
 
-    if (!run || pthread_create(&thread, NULL, run_main, run)) {
+    if (!caller->thread)
+        caller->thread = thread_new();
+    if (!caller->thread) {
         log_write(LOG_WARN, "settle", NULL, "send_offsets_to_transaction: no memory or no thread");
-        if (run)
-            run_free(run);
-        else
-            rd_kafka_topic_partition_list_destroy(call->list);
+        rd_kafka_topic_partition_list_destroy(call->list);
         return KAFKA_ABORT; /* no offsets have left */
     }
-    if (run_wait(run)) {
-        pthread_join(thread, NULL);
-        error = run->error;
-        run_free(run);
-        return kafka_client_classify(error, "send_offsets_to_transaction");
+    thread = caller->thread->thread; /* of one that is left behind nothing may be looked at */
+    if (thread_ask(caller->thread, call, timeout_ms)) {
+        rd_kafka_topic_partition_list_destroy(call->list);
+        return kafka_client_classify(caller->thread->error, "send_offsets_to_transaction");
     }
     pthread_detach(thread);
+    caller->thread = NULL;
     call->producer = NULL;
     call->group = NULL;
     log_write(LOG_WARN, "settle", NULL,
@@ -125,4 +148,19 @@ enum kafka_class offsets_call_run(struct offsets_call *call, int timeout_ms)
               "left behind (indeterminate)",
               timeout_ms + SLACK_MS);
     return offsets_calls_left() > OFFSETS_CALLS_LEFT_MAX ? KAFKA_FATAL : KAFKA_INDETERMINATE;
+}
+
+void offsets_caller_close(struct offsets_caller *caller)
+{
+    struct offsets_thread *t = caller->thread;
+
+    if (!t)
+        return;
+    pthread_mutex_lock(&t->lock);
+    t->state = ENDING;
+    pthread_cond_signal(&t->wake);
+    pthread_mutex_unlock(&t->lock);
+    pthread_join(t->thread, NULL);
+    thread_free(t);
+    caller->thread = NULL;
 }

@@ -45,6 +45,7 @@ struct settle {
     struct pipeline *pipeline;
     struct settle_records records;
     rd_kafka_t *producer;
+    struct offsets_caller offsets_caller;
     pthread_t thread;
     bool started;
     pthread_mutex_t lock;
@@ -231,7 +232,7 @@ static enum kafka_class send_offsets(struct settle *s, struct assignment_transac
         entry->metadata = metadata; /* owned by the list */
     }
     beat(s);
-    class = offsets_call_run(&call, s->records.timeout_ms);
+    class = offsets_call_run(&s->offsets_caller, &call, s->records.timeout_ms);
     s->producer = s->records.producer = call.producer;
     t->group = call.group;
     return class;
@@ -619,6 +620,7 @@ void settle_destroy(struct settle *s)
     if (!s)
         return;
     producer_destroy(s);
+    offsets_caller_close(&s->offsets_caller);
     forget_all(s, &s->ready);
     forget_all(s, &s->waiting);
     forget_all(s, &s->incoming);
