@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "worker/fault.h"
 #include "worker/offsets_call.h"
 #include "worker/service.h"
 
@@ -169,15 +170,28 @@ static bool stalled(struct service *service, int *seen, struct error *reason)
     return *seen >= SEEN_ENOUGH;
 }
 
+static void overdue(const char *text, size_t size, int code)
+{
+    ssize_t written = write(STDERR_FILENO, text, size);
+
+    (void)written;
+    _exit(code);
+}
+
 static void drain_overdue(int number)
 {
     static const char text[] = "pgpt-worker: the drain does not end; giving up\n";
 
-    ssize_t written = write(STDERR_FILENO, text, sizeof text - 1);
+    (void)number;
+    overdue(text, sizeof text - 1, EXIT_FAILED);
+}
+
+static void end_overdue(int number)
+{
+    static const char text[] = "pgpt-worker: it was drained, but does not end; ended\n";
 
     (void)number;
-    (void)written;
-    _exit(EXIT_FAILED);
+    overdue(text, sizeof text - 1, EXIT_OK);
 }
 
 /* The grace period, and for each stage after it what its last call may take. */
@@ -189,6 +203,14 @@ static void drain_limit(const struct config *config)
     alarm((unsigned)((config->worker_drain_ms + LAST_CALLS * config->kafka_call_timeout_ms +
                       STAGES_MS) /
                      1000));
+}
+
+/* All is committed and given back: what hangs now, such as a Kafka client that is destroyed,
+ * changes nothing any more. */
+static void end_limit(const struct config *config)
+{
+    signal(SIGALRM, end_overdue);
+    alarm((unsigned)(2 * config->kafka_call_timeout_ms / 1000 + 1));
 }
 
 static int run(const struct config *config)
@@ -214,8 +236,11 @@ static int run(const struct config *config)
     service_drain(service);
     if (service_failed(service, &error))
         return failed(error.message);
+    end_limit(config);
+    FAULT_POINT("drained");
     service_destroy(service);
     log_write(LOG_INFO, "main", NULL, "ended in order");
+    FAULT_POINT("ended");
     if (offsets_calls_left()) /* threads of the client still run: nothing may be torn down */
         _exit(EXIT_OK);
     return EXIT_OK;

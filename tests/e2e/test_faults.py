@@ -85,6 +85,17 @@ def test_a_drain_ends_even_when_a_thread_does_not(new_realm, generate):
     check_all(realm, generate)
 
 
+@pytest.mark.parametrize("point", ["drained", "ended"])
+def test_a_worker_that_is_drained_ends_with_0_whatever_hangs_then(point, new_realm, generate):
+    """As a Kafka client that is destroyed once was seen to: all is committed and given back before."""
+    realm = new_realm(partitions=2)
+    worker = realm.worker("stuck", faults=f"{point}:stall:600000", worker_drain_ms=1000, kafka_call_timeout_ms=2000)
+    realm.send(*work(4))
+    check_all(realm, generate)
+    assert worker.terminate(40) == 0, worker.tail(3)
+    assert "it was drained, but does not end" in worker.tail(1)
+
+
 @pytest.mark.parametrize("point", ["open_marked:kill", "decode:kill@7", "produce_result:kill@4", "send_offsets:kill@3",
                                    "commit:kill@3"])
 def test_death_at_a_point(point, new_realm, generate):
