@@ -3,7 +3,9 @@
 import time
 
 import pytest
+from confluent_kafka import Producer
 
+import wire
 from realm import joined, request
 
 # runs for some tenths of a second: 8 rows of 250 tokens
@@ -50,6 +52,33 @@ def test_cancel_sent_while_no_worker_ran_counts(realm):
     realm.worker()
     results = realm.results(realm.sent)
     assert [results[j["job_id"]]["status"] for j in jobs] == ["cancelled", "completed"] * 3
+
+
+def open_transaction(realm, job_id):
+    """A cancel in a transaction that stays open: readers of committed records stop before it."""
+    producer = Producer({"bootstrap.servers": realm.brokers, "transactional.id": f"{realm.prefix}-open",
+                         "transaction.timeout.ms": 120000, "log_level": 0})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(realm.topic("control"), wire.encode(wire.JOB_CONTROL, {
+        "job_id": job_id, "action": "cancel", "created_at_us": now_us()}), job_id)
+    producer.flush(30)
+    return producer
+
+
+def test_an_open_transaction_on_the_control_topic_holds_no_worker_back(new_realm):
+    """What was committed before it counts; what lies behind it counts when it has ended."""
+    realm = new_realm(partitions=1)
+    before, inside, behind = request(), request(), request()
+    realm.cancel(before["job_id"])
+    producer = open_transaction(realm, inside["job_id"])
+    realm.cancel(behind["job_id"])
+    worker = realm.worker() # waits until it is ready
+    assert [r["status"] for r in realm.run(before, inside)] == ["cancelled", "completed"]
+    assert "behind a transaction that is still open" in worker.log.read_text()
+    producer.commit_transaction(30)
+    realm.reader.quiet(1.0)
+    assert realm.run(behind)[0]["status"] == "cancelled"
 
 
 @pytest.mark.release_only # waits for long jobs
