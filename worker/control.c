@@ -140,7 +140,8 @@ static void record_apply(struct control *c, const rd_kafka_message_t *message)
     engine_stage_cancel(c->pipeline->engine_stage, id);
 }
 
-/* The end of the log when this worker started, asked until the brokers answer. */
+/* The end of what was committed when this worker started, asked until the brokers answer: records
+ * behind a transaction that is still open count when it has ended. */
 static bool end_known(struct control *c)
 {
     int64_t low, high;

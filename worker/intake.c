@@ -196,8 +196,8 @@ static void on_revoke(struct intake *in, const rd_kafka_topic_partition_list_t *
     if (lost)
         metrics_add(METRIC_PARTITIONS_LOST, (uint64_t)list->cnt);
     failed = rd_kafka_incremental_unassign(in->consumer, list);
-    if (failed) {
-        log_write(LOG_WARN, "intake", NULL, "unassign: %s", rd_kafka_error_string(failed));
+    if (failed) { /* the group would wait for it for ever */
+        health_fail(in->pipeline->health, "intake: unassign: %s", rd_kafka_error_string(failed));
         rd_kafka_error_destroy(failed);
     }
     log_write(LOG_INFO, "intake", NULL, "%d partitions %s, %d left", list->cnt,

@@ -106,8 +106,9 @@ static void on_rebalance(rd_kafka_t *consumer, rd_kafka_resp_err_t code,
         list->elems[i].offset = RD_KAFKA_OFFSET_BEGINNING; /* the place comes from SQL */
     error = assigned ? rd_kafka_incremental_assign(consumer, list)
                      : rd_kafka_incremental_unassign(consumer, list);
-    if (error) {
-        log_write(LOG_ERROR, "recorder", NULL, "assignment: %s", rd_kafka_error_string(error));
+    if (error) { /* the group would wait for ever, for partitions that nobody reads */
+        health_fail(r->health, "recorder: %s: %s", assigned ? "assign" : "unassign",
+                    rd_kafka_error_string(error));
         rd_kafka_error_destroy(error);
     }
     for (int i = 0; i < list->cnt; i++) {
@@ -198,6 +199,32 @@ static int place_check(struct recorder *r, struct owned *o, struct error *error)
     return 0;
 }
 
+/* A partition whose fetching an error has ended, as when the log was cut under it, takes no seek
+ * ever again: it is assigned anew. */
+static int places_restart(struct recorder *r, const rd_kafka_topic_partition_list_t *sought,
+                          struct error *error)
+{
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(sought->cnt);
+    rd_kafka_error_t *failed = NULL;
+    int status = 0;
+
+    for (int i = 0; i < sought->cnt; i++)
+        if (sought->elems[i].err == RD_KAFKA_RESP_ERR__STATE)
+            rd_kafka_topic_partition_list_add(list, sought->elems[i].topic,
+                                              sought->elems[i].partition)
+                ->offset = sought->elems[i].offset;
+    if (list->cnt)
+        failed = rd_kafka_incremental_unassign(r->consumer, list);
+    if (list->cnt && !failed)
+        failed = rd_kafka_incremental_assign(r->consumer, list);
+    if (failed) {
+        status = error_set(error, "assigning anew: %s", rd_kafka_error_string(failed));
+        rd_kafka_error_destroy(failed);
+    }
+    rd_kafka_topic_partition_list_destroy(list);
+    return status;
+}
+
 static int places_seek(struct recorder *r, struct error *error)
 {
     rd_kafka_topic_partition_list_t *list = owned_list(r, false);
@@ -215,9 +242,11 @@ static int places_seek(struct recorder *r, struct error *error)
         rd_kafka_error_destroy(failed);
     }
     for (int i = 0; i < list->cnt && !status; i++)
-        if (list->elems[i].err)
+        if (list->elems[i].err && list->elems[i].err != RD_KAFKA_RESP_ERR__STATE)
             status = error_set(error, "seek in partition %d: %s", (int)list->elems[i].partition,
                                rd_kafka_err2str(list->elems[i].err));
+    if (!status)
+        status = places_restart(r, list, error);
     rd_kafka_topic_partition_list_destroy(list);
     return status;
 }
@@ -378,6 +407,7 @@ static void tend(struct recorder *r, int64_t now_us)
 static void *recorder_main(void *argument)
 {
     struct recorder *r = argument;
+    char reason[8];
 
     pthread_setname_np(pthread_self(), "recorder");
     while (!atomic_load(&r->stopping)) {
@@ -393,7 +423,8 @@ static void *recorder_main(void *argument)
     }
     if (r->batch_begun_us && recorder_store_connected(r->store))
         batch_write(r);
-    rd_kafka_consumer_close(r->consumer);
+    if (!health_failed(r->health, reason, sizeof reason)) /* then it may not end */
+        rd_kafka_consumer_close(r->consumer);
     return NULL;
 }
 
@@ -493,7 +524,7 @@ void recorder_destroy(struct recorder *r)
     if (!r)
         return;
     if (r->consumer)
-        rd_kafka_destroy(r->consumer);
+        rd_kafka_destroy_flags(r->consumer, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
     codec_close(r->codec);
     recorder_store_destroy(r->store);
     recorder_batch_destroy(r->batch);
