@@ -37,7 +37,7 @@ struct intake {
     struct lag *lag;
     struct engines *engines;
     pthread_t thread;
-    bool started;
+    bool started, ran; /* ran: to its end, and closed what was to be closed */
     _Atomic bool draining, stopping;
     /* The thread's own: */
     struct partitions partitions;
@@ -148,9 +148,10 @@ static void alone_forget(struct intake *in, int32_t partition)
     in->alone = NULL;
 }
 
-/* Ends the ownership of the list's partitions; in order: commits their ledgers without the mark.
- * False: a commit without an answer could reach the brokers after the next owner's. */
-static bool give_up(struct intake *in, const rd_kafka_topic_partition_list_t *list, bool lost)
+/* Ends the ownership of the list's partitions; in order: commits their ledgers without the mark. A
+ * commit that is not answered in time harms nobody: the client tells the group that partitions are
+ * given up when all its commits have their answers. */
+static void give_up(struct intake *in, const rd_kafka_topic_partition_list_t *list, bool lost)
 {
     struct pipeline *p = in->pipeline;
     struct ledger *ledgers = calloc((size_t)list->cnt + 1, sizeof *ledgers);
@@ -159,7 +160,6 @@ static bool give_up(struct intake *in, const rd_kafka_topic_partition_list_t *li
     struct error error;
     int count = 0;
 
-    takeover_quiet(in->takeover, (int)p->config->kafka_call_timeout_ms);
     for (int i = 0; i < list->cnt; i++) {
         int32_t partition = list->elems[i].partition;
         int64_t left = lost ? 0 : (until - clock_mono_us()) / 1000;
@@ -180,7 +180,6 @@ static bool give_up(struct intake *in, const rd_kafka_topic_partition_list_t *li
         log_write(LOG_WARN, "intake", NULL, "%s; the next owner will see a death", error.message);
     free(ledgers);
     free(closed);
-    return takeover_quiet(in->takeover, 0);
 }
 
 static void on_revoke(struct intake *in, const rd_kafka_topic_partition_list_t *list)
@@ -188,11 +187,7 @@ static void on_revoke(struct intake *in, const rd_kafka_topic_partition_list_t *
     bool lost = rd_kafka_assignment_lost(in->consumer) != 0;
     rd_kafka_error_t *failed;
 
-    if (!give_up(in, list, lost)) { /* they must not move before this process has ended */
-        health_fail(in->pipeline->health, "intake: a commit of ledgers that are given up has no "
-                                          "answer; it may still come");
-        return;
-    }
+    give_up(in, list, lost);
     if (lost)
         metrics_add(METRIC_PARTITIONS_LOST, (uint64_t)list->cnt);
     failed = rd_kafka_incremental_unassign(in->consumer, list);
@@ -406,6 +401,7 @@ static void *intake_main(void *argument)
      * marks tell the next owner that jobs may have killed this one. */
     if (!health_failed(in->pipeline->health, reason, sizeof reason))
         rd_kafka_consumer_close(in->consumer);
+    in->ran = true;
     return NULL;
 }
 
@@ -518,8 +514,10 @@ void intake_destroy(struct intake *in)
         rd_kafka_message_destroy(in->alone);
     lag_destroy(in->lag);
     engines_destroy(in->engines);
+    if (in->consumer && !in->ran) /* an assignment that nobody takes would never let it go */
+        rd_kafka_consumer_close(in->consumer);
     takeover_destroy(in->takeover);
-    if (in->consumer) { /* was closed, unless it must not give anything up */
+    if (in->consumer) { /* is closed, unless it must not give anything up */
         assignment_set_consumer(in->pipeline->assignment, NULL);
         rd_kafka_destroy_flags(in->consumer, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
     }

@@ -35,7 +35,7 @@ struct recorder {
     int64_t retry_at_us, retry_ms, maintain_at_us;
     unsigned random;
     pthread_t thread;
-    bool started;
+    bool started, ran; /* ran: to its end, and closed what was to be closed */
     _Atomic bool stopping;
 };
 
@@ -425,6 +425,7 @@ static void *recorder_main(void *argument)
         batch_write(r);
     if (!health_failed(r->health, reason, sizeof reason)) /* then it may not end */
         rd_kafka_consumer_close(r->consumer);
+    r->ran = true;
     return NULL;
 }
 
@@ -523,6 +524,8 @@ void recorder_destroy(struct recorder *r)
 {
     if (!r)
         return;
+    if (r->consumer && !r->ran) /* an assignment that nobody takes would never let it go */
+        rd_kafka_consumer_close(r->consumer);
     if (r->consumer)
         rd_kafka_destroy_flags(r->consumer, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
     codec_close(r->codec);

@@ -1,0 +1,347 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The intake as a member of a group on a mock cluster, with a double of admission: what it does
+ * when its client or the brokers fail. What it reads and gives up is the end-to-end tests'.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "tests/unit/worker_fixture.h"
+
+#include "tests/unit/kafka_fixture.h"
+#include "tests/worker/failing.h"
+#include "worker/admission.h"
+#include "worker/control.h"
+#include "worker/intake.h"
+#include "worker/ledger_metadata.h"
+
+enum { RECORDS = 5 };
+
+static struct kafka_fixture k;
+static struct intake *intake;
+static struct error error;
+
+/* ---- doubles ---- */
+
+static struct {
+    _Atomic int seen[KAFKA_FIXTURE_PARTITIONS][64]; /* times that a record was admitted */
+    _Atomic int total, retries, limit;
+} world;
+
+struct admission *admission_create(struct pipeline *pipeline, struct error *e)
+{
+    (void)e;
+    return (struct admission *)pipeline;
+}
+
+void admission_destroy(struct admission *admission)
+{
+    (void)admission;
+}
+
+bool admission_is_full(const struct config *config, bool was_full)
+{
+    (void)config;
+    (void)was_full;
+    return false;
+}
+
+enum admission_status admission_run(struct admission *admission, const rd_kafka_message_t *message,
+                                    const struct assignment_admission *answer)
+{
+    (void)admission;
+    (void)answer;
+    if (atomic_fetch_sub(&world.retries, 1) > 0)
+        return ADMISSION_RETRY;
+    assert_in_range(message->offset, 0, 63);
+    world.seen[message->partition][message->offset]++;
+    world.total++;
+    return atomic_load(&world.limit) ? ADMISSION_LIMIT : ADMISSION_OK;
+}
+
+bool control_caught_up(const struct control *control)
+{
+    (void)control;
+    return true;
+}
+
+/* ---- */
+
+static int setup(void **state)
+{
+    (void)state;
+    kafka_fixture_open(&k);
+    memset(&world, 0, sizeof world);
+    k.pipeline.scheduler = scheduler_create(64, 1000, &error);
+    intake = intake_create(&k.pipeline, &error);
+    assert_non_null(intake);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    failing_clear();
+    intake_stop(intake);
+    intake_destroy(intake);
+    scheduler_destroy(k.pipeline.scheduler);
+    kafka_fixture_close(&k);
+    return 0;
+}
+
+static void request_send(int32_t partition)
+{
+    kafka_fixture_produce(&k, k.config->topic_requests, partition, "record", 6);
+}
+
+static void start(void)
+{
+    if (intake_start(intake, &error))
+        fail_msg("%s", error.message);
+}
+
+static void wait_total(int total)
+{
+    for (int i = 0; i < 3000 && atomic_load(&world.total) < total; i++)
+        usleep(10000);
+    assert_int_equal(atomic_load(&world.total), total);
+}
+
+static void wait_hits(int count)
+{
+    for (int i = 0; i < 2000 && failing_hits() < count; i++)
+        usleep(10000);
+    assert_int_equal(failing_clear(), count);
+}
+
+static bool failed(void)
+{
+    return health_failed(k.pipeline.health, error.message, sizeof error.message);
+}
+
+static void wait_failed(const char *words)
+{
+    for (int i = 0; i < 2000 && !failed(); i++)
+        usleep(10000);
+    assert_true(failed());
+    if (!strstr(error.message, words))
+        fail_msg("\"%s\" does not say \"%s\"", error.message, words);
+}
+
+static bool blocked(const char *words)
+{
+    char reasons[2048];
+
+    health_ready(k.pipeline.health, reasons, sizeof reasons);
+    return strstr(reasons, words) != NULL;
+}
+
+static void each_seen_once(int32_t partition, int count)
+{
+    for (int i = 0; i < count; i++)
+        assert_int_equal(world.seen[partition][i], 1);
+}
+
+/* ---- */
+
+static void records_are_admitted_once_whatever_fails_before(void **state)
+{
+    (void)state;
+    for (int i = 0; i < RECORDS; i++)
+        request_send(0);
+    world.retries = 2;
+    failing_set("rd_kafka_committed", 1, 2); /* of the other engines, or of the takeover */
+    start();
+    wait_total(RECORDS);
+    wait_hits(2);
+    each_seen_once(0, RECORDS);
+    failing_set("rd_kafka_seek_partitions", 1, 2);
+    world.retries = 1; /* it is sought again */
+    request_send(0);
+    wait_total(RECORDS + 1);
+    wait_hits(2);
+    each_seen_once(0, RECORDS + 1);
+    assert_false(failed());
+}
+
+static void topics_that_do_not_answer_are_asked_for_again(void **state)
+{
+    (void)state;
+    request_send(1);
+    failing_set("rd_kafka_topic_new", 1, 3); /* of the engines, of each look at the topics */
+    start();
+    wait_hits(3);
+    wait_total(1);
+    assert_false(blocked("does not answer"));
+}
+
+static void an_offset_out_of_range_stops_its_partition(void **state)
+{
+    (void)state;
+    for (int i = 0; i < RECORDS; i++)
+        request_send(2);
+    start();
+    wait_total(RECORDS);
+    rd_kafka_mock_push_request_errors(k.cluster, API_FETCH, 1,
+                                      RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE);
+    for (int i = 0; i < 1000 && !blocked("Offset out of range"); i++)
+        usleep(10000);
+    assert_true(blocked("Offset out of range"));
+    assert_false(failed());
+}
+
+static void too_many_dead_letters_stop_it(void **state)
+{
+    (void)state;
+    world.limit = 1;
+    request_send(0);
+    request_send(0);
+    start();
+    wait_total(1);
+    for (int i = 0; i < 500 && !blocked("dead-lettered"); i++)
+        usleep(10000);
+    assert_true(blocked("dead-lettered"));
+    assert_int_equal(world.total, 1);
+}
+
+static void an_intake_without_its_client_or_thread_is_not_started(void **state)
+{
+    static const struct {
+        const char *call;
+        int at;
+        const char *words;
+    } calls[] = {{"rd_kafka_subscribe", 1, "subscribing"},
+                 {"pthread_create", 1, "engines: its thread"},
+                 {"pthread_create", 2, "intake: its thread"}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        failing_set(calls[i].call, calls[i].at, 1);
+        assert_int_equal(intake_start(intake, &error), -1);
+        assert_int_equal(failing_clear(), 1);
+        if (!strstr(error.message, calls[i].words))
+            fail_msg("\"%s\" does not say \"%s\"", error.message, calls[i].words);
+        intake_destroy(intake);
+        intake = intake_create(&k.pipeline, &error);
+    }
+}
+
+static void an_intake_with_wrong_settings_is_not_started(void **state)
+{
+    char protocol[] = "security.protocol", ssl[] = "ssl";
+    char authority[] = "ssl.ca.location", nowhere[] = "/no/such/file", unknown[] = "no.such";
+    struct config_kafka_property no_setting[] = {{unknown, ssl}};
+    struct config_kafka_property no_client[] = {{protocol, ssl}, {authority, nowhere}};
+    struct config_kafka_property *kept = k.config->kafka;
+    size_t count = k.config->kafka_count;
+
+    (void)state;
+    k.config->kafka = no_setting;
+    k.config->kafka_count = 1;
+    assert_int_equal(intake_start(intake, &error), -1);
+    assert_non_null(strstr(error.message, "kafka.no.such"));
+    k.config->kafka = no_client;
+    k.config->kafka_count = 2;
+    assert_int_equal(intake_start(intake, &error), -1);
+    assert_non_null(strstr(error.message, "Kafka client:"));
+    k.config->kafka = kept;
+    k.config->kafka_count = count;
+}
+
+/* A client that waits for an assignment, or for one to be given up, is never destroyed. */
+static struct intake *left_behind[4];
+
+static void leave_behind(void)
+{
+    int i = 0;
+
+    intake_stop(intake);
+    while (left_behind[i])
+        i++;
+    left_behind[i] = intake;
+    intake = intake_create(&k.pipeline, &error);
+    assert_non_null(intake);
+}
+
+static void an_assignment_that_fails_ends_the_worker(void **state)
+{
+    (void)state;
+    failing_set("rd_kafka_incremental_assign", 1, 1);
+    start();
+    wait_failed("intake: assign");
+    wait_hits(1);
+    leave_behind();
+}
+
+/* A late commit must not come after the next owner's: the client keeps its partitions until then.
+ */
+static void partitions_are_kept_until_the_last_commit_is_answered(void **state)
+{
+    int64_t begun;
+
+    (void)state;
+    k.config->kafka_call_timeout_ms = 500;
+    request_send(0);
+    start();
+    wait_total(1);
+    rd_kafka_mock_broker_push_request_error_rtts(k.cluster, 1, API_OFFSET_COMMIT, 1,
+                                                 RD_KAFKA_RESP_ERR_NO_ERROR, 3000);
+    begun = clock_mono_us();
+    intake_stop(intake);
+    assert_in_range(clock_mono_us() - begun, 2500000, 20000000);
+    assert_false(failed());
+}
+
+static void giving_up_that_fails_ends_the_worker(void **state)
+{
+    struct intake *second = intake_create(&k.pipeline, &error);
+
+    (void)state;
+    start();
+    request_send(0);
+    wait_total(1);
+    failing_set("rd_kafka_incremental_unassign", 1, 1);
+    assert_int_equal(intake_start(second, &error), 0);
+    wait_failed("intake: unassign");
+    wait_hits(1);
+    intake_stop(second);
+    intake_destroy(second);
+    leave_behind();
+}
+
+/* Without the memory for it the next owner sees a death, no more. */
+static void giving_up_needs_no_memory(void **state)
+{
+    (void)state;
+    request_send(0);
+    start();
+    wait_total(1);
+    failing_set("calloc", 1, 1);
+    intake_stop(intake);
+    assert_int_equal(failing_clear(), 1);
+    assert_false(failed());
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(records_are_admitted_once_whatever_fails_before),
+        TEST(topics_that_do_not_answer_are_asked_for_again),
+        TEST(an_offset_out_of_range_stops_its_partition),
+        TEST(too_many_dead_letters_stop_it),
+        TEST(an_intake_without_its_client_or_thread_is_not_started),
+        TEST(an_intake_with_wrong_settings_is_not_started),
+        TEST(partitions_are_kept_until_the_last_commit_is_answered),
+        TEST(giving_up_needs_no_memory),
+        /* these leave clients behind, which look for their brokers */
+        TEST(an_assignment_that_fails_ends_the_worker),
+        TEST(giving_up_that_fails_ends_the_worker),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
