@@ -25,7 +25,7 @@ if(TARGET pgpt_worker AND CMAKE_OBJCOPY)
     add_dependencies(test_${name} failing_copy)
   endfunction()
 
-  foreach(part no_memory failing_calls recorder intake)
+  foreach(part no_memory failing_calls recorder intake pg_session)
     pgpt_failing_test(${part})
   endforeach()
 endif()

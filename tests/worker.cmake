@@ -14,10 +14,18 @@ if(TARGET pgpt_worker)
   add_test(NAME recorder_store
     COMMAND "${CMAKE_SOURCE_DIR}/migrations/test" $<TARGET_FILE:test_recorder_store>)
 
+  # The program, on a mock cluster.
+  if(TARGET pgpt-worker)
+    pgpt_unit_test(worker pgpt_worker)
+    target_compile_definitions(test_worker PRIVATE PGPT_WORKER="$<TARGET_FILE:pgpt-worker>")
+    add_dependencies(test_worker pgpt-worker)
+  endif()
+
   # The worker against the engine alone, without brokers; see its first lines.
   if(TARGET pgpt_engine)
     add_executable(worker_mock EXCLUDE_FROM_ALL bench/worker_mock.c)
     set_target_properties(worker_mock PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
     target_link_libraries(worker_mock PRIVATE pgpt_worker)
   endif()
+  add_test(NAME error_paths COMMAND "${CMAKE_CURRENT_SOURCE_DIR}/unit/check_errors")
 endif()

@@ -19,6 +19,12 @@ static int fail(struct pg_session *s, struct error *error, const char *what, con
     return error_set(error, "PostgreSQL: %s: %.*s", what, size, reason);
 }
 
+static int fail_wait(struct pg_session *s, struct error *error, const char *what, bool timeout)
+{
+    return timeout ? error_set(error, "PostgreSQL: %s: no answer within the time limit", what)
+                   : fail(s, error, what, NULL);
+}
+
 /* Waits until the connection can be read, or written when something is left to send. */
 static int wait_io(struct pg_session *s, int64_t begun_us, bool *timeout)
 {
@@ -46,10 +52,7 @@ static PGresult *result_next(struct pg_session *s, const char *what, struct erro
 
     while (PQflush(s->connection) > 0 || PQisBusy(s->connection)) {
         if (wait_io(s, begun_us, &timeout)) {
-            if (timeout)
-                error_set(error, "PostgreSQL: %s: no answer within the time limit", what);
-            else
-                fail(s, error, what, NULL);
+            fail_wait(s, error, what, timeout);
             return NULL;
         }
     }
@@ -60,11 +63,14 @@ static PGresult *result_next(struct pg_session *s, const char *what, struct erro
  */
 static PGresult *results_take(struct pg_session *s, const char *what, struct error *error)
 {
-    PGresult *first = result_next(s, what, error), *more;
-    ExecStatusType status = PQresultStatus(first);
+    PGresult *first, *more;
+    ExecStatusType status;
 
+    error_set(error, "PostgreSQL: %s: no result", what);
+    first = result_next(s, what, error);
     if (!first)
         return NULL;
+    status = PQresultStatus(first);
     if (status == PGRES_COPY_IN)
         return first;
     while ((more = result_next(s, what, error))) { /* further statements of one text */
@@ -196,10 +202,11 @@ static int copy_send(struct pg_session *s, const struct pg_buffer *data, const c
 
     while (!(sent = PQputCopyData(s->connection, data->data, (int)data->size)))
         if (wait_io(s, begun_us, &timeout))
-            return fail(s, error, what, NULL);
-    while (sent > 0 && !(sent = PQputCopyEnd(s->connection, NULL)))
-        if (wait_io(s, begun_us, &timeout))
-            return fail(s, error, what, NULL);
+            return fail_wait(s, error, what, timeout);
+    if (sent > 0)
+        while (!(sent = PQputCopyEnd(s->connection, NULL)))
+            if (wait_io(s, begun_us, &timeout))
+                return fail_wait(s, error, what, timeout);
     return sent > 0 ? 0 : fail(s, error, what, NULL);
 }
 

@@ -213,10 +213,10 @@ static int places_restart(struct recorder *r, const rd_kafka_topic_partition_lis
             rd_kafka_topic_partition_list_add(list, sought->elems[i].topic,
                                               sought->elems[i].partition)
                 ->offset = sought->elems[i].offset;
-    if (list->cnt)
-        failed = rd_kafka_incremental_unassign(r->consumer, list);
-    if (list->cnt && !failed)
-        failed = rd_kafka_incremental_assign(r->consumer, list);
+    /* One that an earlier try took out is not there any more: what counts is the assignment. */
+    if (list->cnt && (failed = rd_kafka_incremental_unassign(r->consumer, list)))
+        rd_kafka_error_destroy(failed);
+    failed = list->cnt ? rd_kafka_incremental_assign(r->consumer, list) : NULL;
     if (failed) {
         status = error_set(error, "assigning anew: %s", rd_kafka_error_string(failed));
         rd_kafka_error_destroy(failed);

@@ -221,6 +221,19 @@ static void the_oldest_go_and_are_counted(void **state)
     stop(control);
 }
 
+static void what_could_not_be_fetched_is_fetched_again(void **state)
+{
+    struct control *control = start();
+
+    (void)state;
+    catch_up(control);
+    rd_kafka_mock_push_request_errors(k.cluster, API_FETCH, 1, RD_KAFKA_RESP_ERR_UNKNOWN);
+    cancel(9, "cancel");
+    wait_for(control, 9);
+    assert_false(health_failed(k.pipeline.health, error.message, sizeof error.message));
+    stop(control);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -231,6 +244,7 @@ int main(void)
         TEST(not_ready_while_the_brokers_do_not_answer),
         TEST(a_queued_job_is_cancelled_where_it_is),
         TEST(the_oldest_go_and_are_counted),
+        TEST(what_could_not_be_fetched_is_fetched_again),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

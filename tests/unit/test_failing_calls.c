@@ -247,6 +247,27 @@ static void a_chunk_waits_or_ends_the_worker(void **state)
     job_destroy(job);
 }
 
+static void chunks_that_are_not_delivered_do_not_hold_the_end(void **state)
+{
+    static const struct generation_chunk chunk = {.engine_id = {"e1", 2}};
+    struct stream *stream = stream_create(&k.pipeline, &error);
+    struct job *job = fixture_job(0, 0, 1, 1);
+    int64_t begun;
+
+    (void)state;
+    k.config->worker_drain_ms = 300;
+    assert_int_equal(stream_start(stream, &error), 0);
+    rd_kafka_mock_broker_set_down(k.cluster, 1);
+    assert_int_equal(stream_chunk(stream, job, &chunk), STREAM_SENT);
+    begun = clock_mono_us();
+    stream_stop(stream);
+    assert_in_range(clock_mono_us() - begun, 250000, 3000000);
+    stream_destroy(stream);
+    assert_false(failed()); /* the job is not settled, and runs elsewhere */
+    job_destroy(job);
+    rd_kafka_mock_broker_set_up(k.cluster, 1);
+}
+
 static void a_chunk_goes_without_trace_headers_that_no_memory_is_left_for(void **state)
 {
     static const char *const calls[] = {"rd_kafka_headers_new", "rd_kafka_header_add"};
@@ -530,6 +551,7 @@ int main(void)
         TEST(the_end_of_control_is_asked_until_it_is_known),
         TEST(a_topic_that_cannot_be_had_starts_no_stream),
         TEST(a_chunk_waits_or_ends_the_worker),
+        TEST(chunks_that_are_not_delivered_do_not_hold_the_end),
         TEST(a_chunk_goes_without_trace_headers_that_no_memory_is_left_for),
         TEST(a_lag_that_is_not_told_stays),
         TEST(engines_that_are_not_told_are_asked_for_again),

@@ -288,6 +288,26 @@ static void an_offset_out_of_range_is_found_again(void **state)
     assert_false(failed());
 }
 
+static void an_offset_out_of_range_is_found_again_whatever_fails(void **state)
+{
+    static const char *const calls[] = {"rd_kafka_incremental_unassign",
+                                        "rd_kafka_incremental_assign"};
+
+    (void)state;
+    start();
+    event_send(2);
+    wait_events(1);
+    for (int i = 0; i < 2; i++) {
+        failing_set(calls[i], 1, 1);
+        rd_kafka_mock_push_request_errors(k.cluster, API_FETCH, 1,
+                                          RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE);
+        event_send(2);
+        wait_events(2 + i);
+        wait_hits(1);
+    }
+    assert_false(failed());
+}
+
 static void a_recorder_without_its_client_or_thread_is_not_started(void **state)
 {
     (void)state;
@@ -375,6 +395,7 @@ int main(void)
         TEST(places_are_read_again_when_the_brokers_fail),
         TEST(a_place_that_the_log_does_not_have_is_left),
         TEST(an_offset_out_of_range_is_found_again),
+        TEST(an_offset_out_of_range_is_found_again_whatever_fails),
         TEST(a_recorder_without_its_client_or_thread_is_not_started),
         TEST(a_recorder_with_wrong_settings_is_not_started),
         TEST(an_assignment_that_fails_ends_the_worker),

@@ -67,6 +67,12 @@ static rd_kafka_error_t *error_new(void)
     return rd_kafka_error_new(answer, "a test lets it fail");
 }
 
+/* Of libpq's calls for a copy: 0, with that code, asks to come again. */
+static int refusal(void)
+{
+    return answer == RD_KAFKA_RESP_ERR__STATE ? -1 : (int)answer;
+}
+
 /* One line each: the build reads the names from here. */
 #define CALL(type, name, parameters, arguments, failure)                                           \
     type failing_##name parameters;                                                                \
@@ -111,6 +117,7 @@ CALL(int, PQconsumeInput, (PGconn *c), (c), 0)
 CALL(int, PQsendPrepare, (PGconn *c, const char *n, const char *q, int p, const Oid *t), (c, n, q, p, t), 0)
 CALL(int, PQsendQuery, (PGconn *c, const char *q), (c, q), 0)
 CALL(int, PQsendQueryPrepared, (PGconn *c, const char *n, int p, const char *const *v, const int *l, const int *f, int r), (c, n, p, v, l, f, r), 0)
-CALL(int, PQputCopyData, (PGconn *c, const char *d, int n), (c, d, n), -1)
-CALL(int, PQputCopyEnd, (PGconn *c, const char *m), (c, m), -1)
+CALL(int, PQputCopyData, (PGconn *c, const char *d, int n), (c, d, n), refusal())
+CALL(int, PQputCopyEnd, (PGconn *c, const char *m), (c, m), refusal())
+CALL(PGresult *, PQgetResult, (PGconn *c), (c), NULL)
 /* clang-format on */
