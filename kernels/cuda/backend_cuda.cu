@@ -235,8 +235,6 @@ static struct backend *cuda_open(const struct model *model, const struct engine_
         CUDA_TRY(fused_rows_prepare(backend->network, backend->capability,
                                     &backend->fused_rows_clusters),
                  error, fail);
-        CUDA_TRY(fused_step_prepare(backend->network, backend->capability, &backend->fused_step),
-                 error, fail);
     }
     sizes.max_rows = limits->max_rows;
     sizes.max_source = limits->max_source;

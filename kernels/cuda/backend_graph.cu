@@ -36,9 +36,9 @@ static cudaError_t step_enqueue(struct backend *backend, int32_t n_most, enum ba
     struct network_step step = backend_step_of(backend, n_most, kind != ROWS_PLAIN);
     struct choose_plain_rows plain = {backend->rules, m->units, m->special};
 
-    if (n_most <= fused_step_rows_most(&backend->fused_step))
-        CUDA_PASS(fused_step_enqueue(backend->network, &step, &backend->fused_step, backend->pdl,
-                                     !first, backend->decode));
+    if (n_most <= fused_step_rows_most(&backend->fused))
+        CUDA_PASS(fused_step_enqueue(backend->network, &step, &backend->fused, backend->pdl, !first,
+                                     backend->decode));
     else
         CUDA_PASS(network_step(backend->network, &step, backend->pdl, !first, backend->decode));
     if (kind == ROWS_PLAIN)

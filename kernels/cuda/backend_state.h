@@ -12,7 +12,6 @@
 #include "kernels/cuda/backend_memory.h"
 #include "kernels/cuda/fused.h"
 #include "kernels/cuda/fused_rows.h"
-#include "kernels/cuda/fused_step.h"
 
 enum slot_state { SLOT_FREE, SLOT_PENDING, SLOT_RUNNING };
 
@@ -80,7 +79,6 @@ struct backend {
     struct backend_graphs graphs;
     struct fused_limits fused;
     int32_t fused_rows_clusters; /* 0 = not here */
-    struct fused_step_limits fused_step;
 
     struct backend_slot *slots; /* (max_rows) */
     struct backend_row *rows;   /* (max_rows) */

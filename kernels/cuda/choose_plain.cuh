@@ -32,76 +32,117 @@ static __device__ __forceinline__ struct plain_best plain_best_none(void)
     return none;
 }
 
-static __device__ __forceinline__ void plain_best_merge(struct plain_best *best, float logit,
-                                                        int32_t token)
+/* Keys of logits have their order, as whole numbers; 0 and -0 have one. */
+static __device__ __forceinline__ uint32_t plain_key(float logit)
 {
-    if (logit > best->logit || (logit == best->logit && token < best->token)) {
-        best->logit = logit;
-        best->token = token;
-    }
+    const uint32_t bits = __float_as_uint(logit + 0.0f);
+
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+static __device__ __forceinline__ float plain_value(uint32_t key)
+{
+    return __uint_as_float(key & 0x80000000u ? key ^ 0x80000000u : ~key);
 }
 
-static __device__ __forceinline__ struct plain_best plain_best_warp(struct plain_best best)
+static __device__ __forceinline__ struct plain_best plain_best_warp(const struct plain_best &mine)
 {
-#pragma unroll
-    for (int mask = 16; mask; mask >>= 1) {
-        float logit = __shfl_xor_sync(0xffffffffu, best.logit, mask);
-        int32_t token = __shfl_xor_sync(0xffffffffu, best.token, mask);
+    const uint32_t key = plain_key(mine.logit), most = __reduce_max_sync(0xffffffffu, key);
+    const uint32_t token =
+        __reduce_min_sync(0xffffffffu, key == most ? (uint32_t)mine.token : 0x7fffffffu);
+    struct plain_best best = {plain_value(most), (int32_t)token};
 
-        plain_best_merge(&best, logit, token);
-    }
     return best;
 }
 
-/* eos, bos: the row's logits of the forced tokens. sums: of the whole row. */
+/* The row's token, and its logit. eos, bos: the row's logits of the forced tokens. */
+static __device__ __forceinline__ int32_t plain_token(const struct cuda_rules &rules,
+                                                      const struct plain_best &best, float eos,
+                                                      float bos, int32_t position, int32_t max_new,
+                                                      float *logit)
+{
+    if (rules.forced_eos >= 0 && position + 1 == max_new) {
+        *logit = eos;
+        return rules.forced_eos;
+    }
+    if (rules.forced_bos >= 0 && position == 0) {
+        *logit = bos;
+        return rules.forced_bos;
+    }
+    *logit = best.logit;
+    /* every token is forbidden: the first, as an argmax has it */
+    return best.logit == -INFINITY ? 0 : best.token;
+}
+
+/* sums: of the whole row. */
 static __device__ __forceinline__ struct plain_choice
 plain_choose(const struct cuda_rules &rules, struct plain_best best, struct logsum sums, float eos,
              float bos, int32_t position, int32_t max_new)
 {
     struct plain_choice choice;
-    float raw = best.logit;
+    float raw;
 
-    /* every token is forbidden: the first, as an argmax has it */
-    choice.token = best.logit == -INFINITY ? 0 : best.token;
-    if (rules.forced_eos >= 0 && position + 1 == max_new) {
-        choice.token = rules.forced_eos;
-        raw = eos;
-    } else if (rules.forced_bos >= 0 && position == 0) {
-        choice.token = rules.forced_bos;
-        raw = bos;
-    }
+    choice.token = plain_token(rules, best, eos, bos, position, max_new, &raw);
     choice.logprob = raw - (sums.max + logf(sums.sum));
     return choice;
 }
 
-/* One warp. units (count <= PLAIN_FEW) as float4: max, sum, best, token. */
-static __device__ __forceinline__ struct plain_choice
-choose_plain(const struct cuda_rules &rules, const float4 *units, int32_t count, float eos,
-             float bos, int32_t position, int32_t max_new, int lane)
-{
-    struct logsum sums = {-INFINITY, 0.0f};
-    struct plain_best best = plain_best_none();
+/* What a lane has seen of the units. */
+struct plain_units {
     float4 v[PLAIN_EACH];
+};
+
+/* One warp. units (count <= PLAIN_FEW) as float4: max, sum, best, token. The best of the row. */
+static __device__ __forceinline__ struct plain_best
+plain_look(struct plain_units *look, const float4 *units, int32_t count, int lane)
+{
+    struct plain_best best = plain_best_none();
 
 #pragma unroll
     for (int i = 0; i < PLAIN_EACH; i++) {
-        v[i] = lane + 32 * i < count ? units[lane + 32 * i]
-                                     : make_float4(-INFINITY, 0.0f, -INFINITY, 0.0f);
-        sums.max = fmaxf(sums.max, v[i].x);
-        if (v[i].z > best.logit) { /* later units hold higher ids */
-            best.logit = v[i].z;
-            best.token = __float_as_int(v[i].w);
+        const float4 v = lane + 32 * i < count ? units[lane + 32 * i]
+                                               : make_float4(-INFINITY, 0.0f, -INFINITY, 0.0f);
+
+        look->v[i] = v;
+        if (v.z > best.logit) { /* later units hold higher ids */
+            best.logit = v.z;
+            best.token = __float_as_int(v.w);
         }
     }
+    return plain_best_warp(best);
+}
+
+/* One warp: the logarithm of the row's sum of exponentials. */
+static __device__ __forceinline__ float plain_logsum(const struct plain_units *look)
+{
+    struct logsum sums = {-INFINITY, 0.0f};
+
+#pragma unroll
+    for (int i = 0; i < PLAIN_EACH; i++)
+        sums.max = fmaxf(sums.max, look->v[i].x);
     sums.max = logsum_warp_max(sums.max);
 #pragma unroll
     for (int i = 0; i < PLAIN_EACH; i++) {
-        struct logsum unit = {v[i].x, v[i].y};
+        struct logsum unit = {look->v[i].x, look->v[i].y};
 
         sums.sum = __fadd_rn(sums.sum, logsum_scaled(unit, sums.max));
     }
     sums.sum = logsum_warp_add(sums.sum);
-    return plain_choose(rules, plain_best_warp(best), sums, eos, bos, position, max_new);
+    return sums.max + logf(sums.sum);
+}
+
+/* One warp: both. */
+static __device__ __forceinline__ struct plain_choice
+choose_plain(const struct cuda_rules &rules, const float4 *units, int32_t count, float eos,
+             float bos, int32_t position, int32_t max_new, int lane)
+{
+    struct plain_choice choice;
+    struct plain_units look;
+    float raw;
+
+    choice.token = plain_token(rules, plain_look(&look, units, count, lane), eos, bos, position,
+                               max_new, &raw);
+    choice.logprob = raw - plain_logsum(&look);
+    return choice;
 }
 
 /* A block; its first warp gets the result. terms (count): room in shared memory. */

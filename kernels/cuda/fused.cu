@@ -1,259 +1,392 @@
 /* SPDX-License-Identifier: MIT */
 #include "kernels/cuda/fused.h"
 
+#include <string.h>
+
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/fused_attention.cuh"
 #include "kernels/cuda/fused_parts.cuh"
+#include "kernels/cuda/fused_product.cuh"
+#include "kernels/cuda/launch.cuh"
 
-template <class F, int CL>
-static __global__ void __launch_bounds__(THREADS, 1)
-    fused_steps(const __grid_constant__ struct fused_params p)
+#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
+
+/* Rows are shared out evenly; a cluster may have none. */
+template <class S>
+static __device__ __forceinline__ struct fused_place place_find(const struct fused_params &p)
 {
-#if __CUDA_ARCH__ >= 900
-    typedef typename F::element T;
-    constexpr int NC = D / CL, TN = NC / 16, J = TN / 2; /* columns, tiles, tiles a warp */
-    constexpr int QKV_ROUNDS = 3 * TN / ROUND_TILES, TF = FFN / CL / 16;
-    extern __shared__ __align__(128) char shared[];
-    struct fused_shared<T> *s = (struct fused_shared<T> *)shared;
-    struct fused_place<CL> at;
-    struct format_weights wide[3][4], slim[J][4];
-    struct chunk_half<T> chunk;
-    uint32_t head_phase = 0, query_phase = 0, o_phase = 0, y_phase = 0, h_phase = 0;
-    uint32_t unit_phase = 0;
-    const int units = product_units(p.rules.vocabulary);
-    const int unit_rounds = (units + 3 * CL - 1) / (3 * CL);
-    const int unit_last = product_padded(p.rules.vocabulary) / PRODUCT_UNIT - 1;
-
-    const int forced = (p.rules.forced_eos >= 0) + (p.rules.forced_bos >= 0);
-    at.rows = min(p.rows_each, p.n - (int)(blockIdx.x / CL) * p.rows_each);
-    const uint32_t head_bytes = at.rows * 3 * HEAD * sizeof(T);
-    const uint32_t query_bytes = at.rows * HEAD * sizeof(T);
-    const uint32_t o_bytes = at.rows * D * sizeof(T), y_bytes = at.rows * D * 4;
-    const uint32_t h_bytes = at.rows * FFN * sizeof(T);
-    const uint32_t unit_bytes = at.rows * (units * 16 + forced * 4);
+    const int n = *p.n, clusters = gridDim.x / S::BLOCKS, each = (n + clusters - 1) / clusters;
+    struct fused_place at;
 
     at.rank = (int)cluster_rank();
-    at.head = at.rank / (CL / HEADS);
-    at.half = at.rank % (CL / HEADS);
-    at.warp = threadIdx.x >> 5;
+    at.head = at.rank / (S::BLOCKS / HEADS);
+    at.half = at.rank % (S::BLOCKS / HEADS);
+    at.warp = __shfl_sync(0xffffffffu, (int)threadIdx.x >> 5, 0);
     at.lane = threadIdx.x & 31;
     at.part = at.warp & 3;
     at.first = at.warp >> 2;
+    at.row0 = (int)(blockIdx.x / S::BLOCKS) * each;
+    at.rows = min(each, n - at.row0);
+    at.now = 0;
+    at.ring = {0, 0};
     {
         /* rows that this block attends to: all, or every other one; its warps share them out */
-        int here = CL == HEADS ? p.rows_each : (p.rows_each - at.half + 1) / 2;
-        int each = here <= 1 ? 8 : here <= 2 ? 4 : here <= 4 ? 2 : 1;
-        int index = at.warp / each;
+        const int here = S::BLOCKS == HEADS ? at.rows : (at.rows - at.half + 1) / 2;
 
-        at.shares = each;
-        at.share = at.warp % each;
-        at.row = index < here ? (CL == HEADS ? index : 2 * index + at.half) : -1;
+        at.shares = here <= 1 ? 8 : here <= 2 ? 4 : here <= 4 ? 2 : 1;
+        at.share = at.warp % at.shares;
+        at.row = at.warp / at.shares;
+        if (at.row >= here)
+            at.row = -1;
+        else if (S::BLOCKS > HEADS)
+            at.row = 2 * at.row + at.half;
     }
-    /* tiles of the block's column list in the packed weights */
-    auto tile_qkv = [&](int t) { return t / TN * (D / 16) + at.rank * TN + t % TN; };
-    auto tile_slim = [&](int t) { return at.rank * TN + t; };
-    auto tile_ffn = [&](int t) { return at.rank * TF + t; };
+    return at;
+}
 
-    for (int i = threadIdx.x; i < (int)(sizeof *s / 16); i += THREADS)
-        ((uint4 *)shared)[i] = make_uint4(0, 0, 0, 0);
-    __syncthreads();
-    rows_begin(s, p, (int)(blockIdx.x / CL) * p.rows_each);
-    constants_begin<T, CL>(s, p, at.rank);
-    __syncthreads();
-    if (at.row >= 0 && s->row[at.row] < 0)
-        at.row = -1;
-    weights_fetch<F, 3, BLOCKS>(wide, p.layer[0].qkv.packed, at.part, at.first, tile_qkv, at.lane);
-    row_embed<F>(s, p, at.warp, at.lane);
-    if (threadIdx.x == 0) {
-        mailbox_open(&s->head_box, head_bytes);
-        mailbox_open(&s->query_box, query_bytes);
-        mailbox_open(&s->o_box, o_bytes);
-        mailbox_open(&s->y_box, y_bytes);
-        mailbox_open(&s->h_box, h_bytes);
-        mailbox_open(&s->unit_box, unit_bytes);
+/* How long letters are, and how many of each have come, modulo 2. */
+struct fused_letters {
+    uint32_t head_bytes, query_bytes, o_bytes, y_bytes, h_bytes, unit_bytes;
+    uint32_t head, query, o, y, h, unit;
+};
+
+template <class S>
+static __device__ __forceinline__ struct fused_letters letters_of(const struct fused_params &p,
+                                                                  int rows)
+{
+    enum { ELEMENT = sizeof(typename S::element) };
+    const int forced = (p.rules.forced_eos >= 0) + (p.rules.forced_bos >= 0);
+    struct fused_letters l = {};
+
+    l.head_bytes = rows * HEAD * 3 * ELEMENT;
+    l.query_bytes = rows * HEAD * ELEMENT;
+    l.o_bytes = rows * D * ELEMENT;
+    l.y_bytes = rows * D * 4;
+    l.h_bytes = rows * S::FFN * ELEMENT;
+    l.unit_bytes = rows * (product_units(p.rules.vocabulary) * 16 + forced * 4);
+    return l;
+}
+
+/* One thread. */
+template <class S>
+static __device__ __forceinline__ void letters_open(S *s, const struct fused_letters &l)
+{
+    mailbox_open(&s->head_box, l.head_bytes);
+    mailbox_open(&s->query_box, l.query_bytes);
+    mailbox_open(&s->o_box, l.o_bytes);
+    mailbox_open(&s->y_box, l.y_bytes);
+    mailbox_open(&s->h_box, l.h_bytes);
+    mailbox_open(&s->unit_box, l.unit_bytes);
+    for (int i = 0; i < fused_ring<S>::SLOTS; i++) {
+        ring_open(&s->full[i]);
+        ring_open_shared(&s->empty[i], WARPS);
     }
-    cluster_sync(); /* everybody's memory is ready to be written to */
+    for (int i = 0; i < 2; i++) {
+        ring_open(&s->layer_full[i]);
+        ring_open_shared(&s->layer_empty[i], WARPS);
+    }
+}
 
+/* Weights of a product of many columns, and keys: each from where there is time to where they are
+ * used. */
+template <class F> struct fused_ahead {
+    struct format_weights wide[ROUND_TILES / 2][fused_piece<D>::BLK];
+    struct chunk_half<typename F::element> chunk;
+};
+
+/* The feed-forward of 2,048 multiplies by x in rounds of so many columns. */
+enum { FORWARD_COLUMNS = 128, FORWARD_TILES = 4 };
+
+/* A wide round's registers for one of fewer columns. */
+template <class F, int J>
+static __device__ __forceinline__ struct format_weights (
+    &narrow(struct fused_ahead<F> *ahead))[J][fused_piece<D>::BLK]
+{
+    return *(struct format_weights(*)[J][fused_piece<D>::BLK]) & ahead->wide;
+}
+
+/* x -> h -> y, of which the last layer's may go into y_out. narrow: the first weights. */
+template <class F, class S, class Constants>
+static __device__ __forceinline__ void
+forward(S *s, const struct fused_params &p, const Constants &own, float *y_out,
+        struct fused_ahead<F> *ahead, struct fused_letters *l, struct fused_place *at)
+{
+    constexpr int FFN = S::FFN, EACH = FFN > D ? 2 : S::TILES;
+    struct format_weights w[EACH / 2][fused_piece<FFN>::BLK];
+
+    if constexpr (S::WIDE) {
 #pragma unroll 1
-    for (int step = 0; step < p.steps; step++) {
-#pragma unroll 1
-        for (int l = 0; l < p.layers; l++) {
-            const struct fused_layer &layer = p.layer[l];
-            const struct fused_constants &own = s->layer[l];
+        for (int from = 0; from < S::HIDDEN; from += FORWARD_COLUMNS) {
+            auto &first = narrow<F, FORWARD_TILES / 2>(ahead);
 
-            /* self-attention: x -> q, k, v -> o */
-            __syncthreads();
-            if (at.row >= 0)
-                chunk_fetch<T, CL>(s, &chunk, p.self, l, at, false, at.share, s->position[at.row]);
-#pragma unroll
-            for (int round = 0; round < QKV_ROUNDS; round++) {
-                weights_multiply<F, 3, BLOCKS>(s, wide, s->x, X_STRIDE, at.part, at.first, 0,
-                                               at.lane);
-                if (round + 1 < QKV_ROUNDS)
-                    weights_fetch<F, 3, BLOCKS>(wide, layer.qkv.packed, at.part,
-                                                (round + 1) * ROUND_TILES + at.first, tile_qkv,
-                                                at.lane);
-                else
-                    weights_fetch<F, J, BLOCKS>(slim, layer.out.packed, at.part, at.first,
-                                                tile_slim, at.lane);
-                __syncthreads();
-                for (int i = threadIdx.x; i < at.rows * ROUND_TILES * 4; i += THREADS) {
-                    int row = i / (ROUND_TILES * 4), c = i % (ROUND_TILES * 4) * 4;
-                    int column = round * ROUND_TILES * 16 + c;
-
-                    head_put4<T, CL>(s, &s->head_box, at, row, column,
-                                     partial_get4(s, row, c, own.qkv + column));
-                }
-                if (round + 1 < QKV_ROUNDS)
-                    __syncthreads();
+            if (from) {
+                product_take<F, D>(s, first, FORWARD_TILES, *at);
+                workers_sync();
             }
-            mailbox_receive(&s->head_box, head_bytes, &head_phase);
-            attend<T, CL>(s, &chunk, p.self, l, at, false);
-            mailbox_receive(&s->o_box, o_bytes, &o_phase);
-            /* out: o -> y -> norm -> x */
-            weights_multiply<F, J, BLOCKS>(s, slim, s->o, X_STRIDE, at.part, at.first, 0, at.lane);
-            weights_fetch<F, J, BLOCKS>(slim, layer.cross_q.packed, at.part, at.first, tile_slim,
-                                        at.lane);
-            __syncthreads();
-            residual_exchange<T, CL>(s, at, own.out);
-            if (at.row >= 0)
-                chunk_fetch<T, CL>(s, &chunk, p.cross, l, at, true, at.share,
-                                   s->source_len[at.row]);
-            mailbox_receive(&s->y_box, y_bytes, &y_phase);
-            row_norm(s, at.warp, own.gamma[0], own.beta[0], at.lane);
-            __syncthreads();
-            /* cross-attention: x -> q -> o */
-            weights_multiply<F, J, BLOCKS>(s, slim, s->x, X_STRIDE, at.part, at.first, 0, at.lane);
-            weights_fetch<F, J, BLOCKS>(slim, layer.cross_out.packed, at.part, at.first, tile_slim,
-                                        at.lane);
-            __syncthreads();
-            if ((int)threadIdx.x < at.rows * NC / 4) {
-                int row = threadIdx.x / (NC / 4), c = threadIdx.x % (NC / 4) * 4;
-
-                head_put4<T, CL>(s, &s->query_box, at, row, c,
-                                 partial_get4(s, row, c, own.cross_q + c));
-            }
-            mailbox_receive(&s->query_box, query_bytes, &query_phase);
-            attend<T, CL>(s, &chunk, p.cross, l, at, true);
-            mailbox_receive(&s->o_box, o_bytes, &o_phase);
-            weights_multiply<F, J, BLOCKS>(s, slim, s->o, X_STRIDE, at.part, at.first, 0, at.lane);
-            if (at.first < TF)
-                weights_fetch<F, 1, BLOCKS>(*(struct format_weights(*)[1][4]) & slim,
-                                            layer.fc1.packed, at.part, at.first, tile_ffn, at.lane);
-            __syncthreads();
-            residual_exchange<T, CL>(s, at, own.cross_out);
-            mailbox_receive(&s->y_box, y_bytes, &y_phase);
-            row_norm(s, at.warp, own.gamma[1], own.beta[1], at.lane);
-            __syncthreads();
-            /* feed-forward: x -> h -> y -> norm -> x */
-            if (at.first < TF)
-                weights_multiply<F, 1, BLOCKS>(s, *(struct format_weights(*)[1][4]) & slim, s->x,
-                                               X_STRIDE, at.part, at.first, 0, at.lane);
-            weights_fetch<F, J, BLOCKS_FFN>(slim, layer.fc2.packed, at.part, at.first, tile_slim,
-                                            at.lane);
-            __syncthreads();
-            if ((int)threadIdx.x < at.rows * TF * 4 * 4) {
-                constexpr int FOURS = TF * 4;
-                int item = threadIdx.x / 4, row = item / FOURS, c = item % FOURS * 4;
-                int column = at.rank * TF * 16 + c;
-                float4 v = partial_get4(s, row, c, own.fc1 + c);
-
-                v = make_float4(activate(p.activation, v.x), activate(p.activation, v.y),
-                                activate(p.activation, v.z), activate(p.activation, v.w));
-#pragma unroll
-                for (int r = 0; r < CL / 4; r++)
-                    cluster_send8(s->h + row * H_STRIDE + column * 2, &s->h_box,
-                                  (int)(threadIdx.x & 3) * (CL / 4) + r, elements4<T>(v));
-            }
-            mailbox_receive(&s->h_box, h_bytes, &h_phase);
-            weights_multiply<F, J, BLOCKS_FFN>(s, slim, s->h, H_STRIDE, at.part, at.first, 0,
-                                               at.lane);
-            if (l + 1 < p.layers)
-                weights_fetch<F, 3, BLOCKS>(wide, p.layer[l + 1].qkv.packed, at.part, at.first,
-                                            tile_qkv, at.lane);
-            else
-                weights_fetch<F, 3, BLOCKS>(
-                    wide, p.output.packed, at.part, at.first,
-                    [&](int t) { return min(at.rank + t / 2 * CL, unit_last) * 2 + t % 2; },
-                    at.lane);
-            __syncthreads();
-            residual_exchange<T, CL>(s, at, own.fc2);
-            mailbox_receive(&s->y_box, y_bytes, &y_phase);
-            row_norm(s, at.warp, own.gamma[2], own.beta[2], at.lane);
+            product_rounds<F, D, FORWARD_TILES>(s, first, s->x, X_STRIDE, FORWARD_COLUMNS / 16, at);
+            workers_sync();
+            hidden_send<FORWARD_COLUMNS>(s, p.activation, own.fc1, from, *at);
         }
-        __syncthreads();
-        /* logits: x -> units -> tokens */
-#pragma unroll 1
-        for (int round = 0; round < unit_rounds; round++) {
-            int first = at.rank + (round + 1) * 3 * CL, half = round % LOGIT_ROUNDS;
+    } else {
+        product_run<F, D>(s, narrow<F, 1>(ahead), s->x, X_STRIDE, 0, S::HIDDEN / 16, at);
+        workers_sync();
+        hidden_send<S::HIDDEN>(s, p.activation, own.fc1, 0, *at);
+    }
+    product_take<F, FFN>(s, w, EACH, *at);
+    mailbox_receive(&s->h_box, l->h_bytes, &l->h);
+    product_rounds<F, FFN, EACH>(s, w, s->h, S::H_STRIDE, S::TILES, at);
+    workers_sync();
+    residual_send(s, own.fc2, y_out, *at);
+}
 
-            weights_multiply<F, 3, BLOCKS>(s, wide, s->x, X_STRIDE, at.part, at.first,
-                                           half * ROUND_TILES, at.lane);
-            if (round + 1 < unit_rounds)
-                weights_fetch<F, 3, BLOCKS>(
-                    wide, p.output.packed, at.part, at.first,
-                    [&](int t) { return min(first + t / 2 * CL, unit_last) * 2 + t % 2; }, at.lane);
-            else
-                weights_fetch<F, 3, BLOCKS>(wide, p.layer[0].qkv.packed, at.part, at.first,
-                                            tile_qkv, at.lane);
-            if (half + 1 < LOGIT_ROUNDS && round + 1 < unit_rounds)
-                continue;
-            __syncthreads();
-            units_exchange<T, CL>(s, p, at, at.rank + (round - half) * 3 * CL);
-            if (round + 1 < unit_rounds)
-                __syncthreads();
+/* A layer, from x to y. ahead: its queries', keys' and values' first weights, and the first chunk
+ * of what its self-attention looks at, then of what the next one does (`more`: there is one). */
+template <class F, enum fused_end END, class S, class Constants>
+static __device__ __forceinline__ void
+layer_run(S *s, const struct fused_params &p, int index, const Constants &own, bool more,
+          struct fused_ahead<F> *ahead, struct fused_letters *l, struct fused_place *at)
+{
+    constexpr int J = S::TILES / 2;
+    const bool last = index + 1 == p.layers;
+
+    product_rounds<F, D, ROUND_TILES>(s, ahead->wide, s->x, X_STRIDE, 3 * S::TILES, at);
+    workers_sync();
+    head_send<3>(s, &s->head_box, own.qkv[0], *at);
+    mailbox_receive(&s->head_box, l->head_bytes, &l->head);
+    /* self-attention, then cross-attention: q -> o -> y -> x */
+#pragma unroll
+    for (int cross = 0; cross < 2; cross++) {
+        if (cross) {
+            product_run<F, D>(s, narrow<F, J>(ahead), s->x, X_STRIDE, 0, S::TILES, at);
+            workers_sync();
+            head_send<1>(s, &s->query_box, own.cross_q, *at);
+            mailbox_receive(&s->query_box, l->query_bytes, &l->query);
         }
-        mailbox_receive(&s->unit_box, unit_bytes, &unit_phase);
-        row_choose<T, CL>(s, p, at);
-        row_embed<F>(s, p, at.warp, at.lane);
+        attend<END>(s, &ahead->chunk, p, index, *at, cross);
+        if (!cross || !last || more)
+            attend_fetch<END>(s, &ahead->chunk, p,
+                              !cross ? index
+                              : last ? 0
+                                     : index + 1,
+                              *at, !cross, last);
+        product_take<F, D>(s, narrow<F, J>(ahead), S::TILES, *at);
+        mailbox_receive(&s->o_box, l->o_bytes, &l->o);
+        product_run<F, D>(s, narrow<F, J>(ahead), s->o, X_STRIDE, 0, S::TILES, at);
+        workers_sync();
+        residual_send(s, cross ? own.cross_out : own.out, NULL, *at);
+        if (!cross)
+            product_take<F, D>(s, narrow<F, J>(ahead), S::TILES, *at);
+        else if (S::WIDE)
+            product_take<F, D>(s, narrow<F, FORWARD_TILES / 2>(ahead), FORWARD_TILES, *at);
+        else
+            product_take<F, D>(s, narrow<F, 1>(ahead), S::HIDDEN / 16, *at);
+        rows_norm(s, own.gamma[cross], own.beta[cross], l->y_bytes, &l->y, *at);
+    }
+    forward<F>(s, p, own, last ? p.y : NULL, ahead, l, at);
+}
+
+/* x -> units. ahead: the first weights. */
+template <class F, enum fused_end END, class S>
+static __device__ __forceinline__ void logits_run(S *s, const struct fused_params &p,
+                                                  struct fused_ahead<F> *ahead,
+                                                  struct fused_place *at, int tiles)
+{
+#pragma unroll 1
+    for (int done = 0; done < tiles; done += SUM_TILES) {
+        const int count = min(tiles - done, (int)SUM_TILES);
+
+        if (done) {
+            product_take<F, D>(s, ahead->wide, min(count, (int)ROUND_TILES), *at);
+            workers_sync();
+        }
+        product_rounds<F, D, ROUND_TILES>(s, ahead->wide, s->x, X_STRIDE, count, at);
+        workers_sync();
+        units_send<END>(s, p, done / 2, *at);
+    }
+}
+
+/* What the warps that work do. */
+template <class F, enum fused_end END, class S>
+static __device__ __forceinline__ void work(S *s, const struct fused_params &p,
+                                            struct fused_letters *l, struct fused_place *at)
+{
+    const int steps = END == FUSED_TOKENS ? p.steps : 1, own = rows_alone(*at) ? 0 : at->warp;
+    const int units = product_units(p.rules.vocabulary);
+    const int logit_tiles = 2 * ((units - at->rank + S::BLOCKS - 1) / S::BLOCKS);
+    struct fused_ahead<F> ahead;
+
+    at->self_longest = at->cross_longest = 0;
+    for (int r = 0; r < at->rows; r++) {
+        at->self_longest = max(at->self_longest, s->state[0][r].position + 1);
+        at->cross_longest = max(at->cross_longest, s->source_len[r]);
+    }
+    if (own < at->rows)
+        row_embed<F>(s, p, s->state[0][own], *at);
+    attend_fetch<END>(s, &ahead.chunk, p, 0, *at, false, 0);
+    product_take<F, D>(s, ahead.wide, ROUND_TILES, *at);
+    workers_sync();
+#pragma unroll 1
+    for (int step = 0; step < steps; step++) {
+#pragma unroll 1
+        for (int i = 0; i < p.layers; i++) {
+            const bool last = i + 1 == p.layers;
+            const int index = p.layers == 2 ? i : step * p.layers + i; /* constants_send() */
+            const auto &own = s->layer[index & 1];
+
+            ring_wait(&s->layer_full[index & 1], index >> 1);
+            layer_run<F, END>(s, p, i, own, step + 1 < steps, &ahead, l, at);
+            if (END == FUSED_STEP && p.y && last)
+                return;
+            product_take<F, D>(s, ahead.wide,
+                               last ? min(logit_tiles, (int)ROUND_TILES) : (int)ROUND_TILES, *at);
+            rows_norm(s, own.gamma[2], own.beta[2], l->y_bytes, &l->y, *at);
+            if (at->lane == 0)
+                ring_release(&s->layer_empty[index & 1], 1);
+        }
+        logits_run<F, END>(s, p, &ahead, at, logit_tiles);
+        if (END == FUSED_STEP)
+            return;
+        if (step + 1 < steps)
+            product_take<F, D>(s, ahead.wide, ROUND_TILES, *at);
+        mailbox_receive(&s->unit_box, l->unit_bytes, &l->unit);
+        if (own < at->rows)
+            row_embed<F>(s, p, row_choose(s, p, *at), *at);
+        at->now ^= 1;
+        at->self_longest++;
+        if (rows_alone(*at))
+            __syncwarp();
+        else
+            workers_sync();
+    }
+}
+
+#endif
+
+template <class F, int CL, int FFN, enum fused_end END>
+static __global__ void __launch_bounds__(THREADS, 1)
+    fused(const __grid_constant__ struct fused_params p)
+{
+#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
+    typedef struct fused_shared<typename F::element, CL, FFN> S;
+    extern __shared__ __align__(128) char shared[];
+    S *s = (S *)shared;
+    struct fused_place at = place_find<S>(p);
+    struct fused_letters letters = letters_of<S>(p, at.rows);
+
+    if (at.rows <= 0) {
+        launch_wait();
+        launch_next();
+        return;
+    }
+    if (threadIdx.x == 0)
+        letters_open(s, letters);
+    if (!(END == FUSED_STEP && p.y))
+        units_begin(s, p, at.rank);
+    cluster_sync(); /* everybody's mailboxes are open */
+    if (at.warp >= WARPS) {
+        registers_give();
+        if (threadIdx.x == WORKERS)
+            weights_send<S, END>(s, p, at.rank);
+        if (at.warp == WARPS + 1)
+            constants_send<S, END>(s, p, at.rank, at.lane);
+    } else {
+        registers_take();
+        launch_wait();
+        launch_next();
+        rows_begin(s, p, at);
+        workers_sync();
+        work<F, END>(s, p, &letters, &at);
     }
     /* nobody leaves while another may still write into its memory */
     cluster_sync();
+#else
+    (void)p;
 #endif
 }
 
 typedef void (*fused_kernel)(struct fused_params);
 
-static fused_kernel kernel_of(enum cuda_format format, int cluster)
+/* Blocks a cluster. */
+static const int32_t shapes[FUSED_SHAPES] = {16, 8};
+
+struct fused_variant {
+    fused_kernel kernel; /* NULL: none for such a model */
+    size_t shared;
+};
+
+template <class F, int CL, int FFN, enum fused_end END>
+static struct fused_variant variant_get(void)
 {
-    if (format == CUDA_BF16)
-        return cluster == 16 ? fused_steps<format_bf16, 16> : fused_steps<format_bf16, 8>;
-    return cluster == 16 ? fused_steps<format_f16, 16> : fused_steps<format_f16, 8>;
+    const struct fused_variant variant = {
+        fused<F, CL, FFN, END>,
+        (size_t)fused_ring<fused_shared<typename F::element, CL, FFN>>::BYTES,
+    };
+
+    return variant;
 }
 
-static size_t shared_bytes(int32_t layers)
+template <class F, int CL>
+static struct fused_variant variant_of(const struct model_config *config, enum fused_end end)
 {
-    return sizeof(struct fused_shared<__half>) + (size_t)layers * sizeof(struct fused_constants);
+    const struct fused_variant none = {NULL, 0};
+
+    if (end == FUSED_TOKENS)
+        return config->decoder_ffn == 256 && config->vocabulary <= FUSED_VOCABULARY
+                   ? variant_get<F, CL, 256, FUSED_TOKENS>()
+                   : none;
+    return config->decoder_ffn == 256    ? variant_get<F, CL, 256, FUSED_STEP>()
+           : config->decoder_ffn == 2048 ? variant_get<F, CL, 2048, FUSED_STEP>()
+                                         : none;
 }
 
-static void launch_config(cudaLaunchConfig_t *config, cudaLaunchAttribute *attribute, int cluster,
-                          int clusters, int32_t layers, cudaStream_t stream)
+static struct fused_variant variant_for(const struct network *network, enum fused_end end,
+                                        int shape)
+{
+    const struct model_config *config = &network->config;
+
+    if (network->format == CUDA_BF16)
+        return shapes[shape] == 16 ? variant_of<format_bf16, 16>(config, end)
+                                   : variant_of<format_bf16, 8>(config, end);
+    return shapes[shape] == 16 ? variant_of<format_f16, 16>(config, end)
+                               : variant_of<format_f16, 8>(config, end);
+}
+
+static void launch_config(cudaLaunchConfig_t *config, cudaLaunchAttribute *attributes,
+                          int32_t blocks, int32_t clusters, size_t shared, bool pdl,
+                          cudaStream_t stream)
 {
     *config = cudaLaunchConfig_t();
-    config->gridDim = dim3(cluster * clusters);
+    config->gridDim = dim3(blocks * clusters);
     config->blockDim = dim3(THREADS);
-    config->dynamicSmemBytes = shared_bytes(layers);
+    config->dynamicSmemBytes = shared;
     config->stream = stream;
-    attribute->id = cudaLaunchAttributeClusterDimension;
-    attribute->val.clusterDim.x = cluster;
-    attribute->val.clusterDim.y = 1;
-    attribute->val.clusterDim.z = 1;
-    config->attrs = attribute;
-    config->numAttrs = 1;
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim.x = blocks;
+    attributes[0].val.clusterDim.y = 1;
+    attributes[0].val.clusterDim.z = 1;
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    config->attrs = attributes;
+    config->numAttrs = pdl ? 2 : 1;
 }
 
-static cudaError_t cluster_limit(enum cuda_format format, int cluster, int32_t layers,
+static cudaError_t cluster_limit(const struct network *network, enum fused_end end, int shape,
                                  int32_t *most)
 {
-    const void *kernel = (const void *)kernel_of(format, cluster);
-    cudaLaunchAttribute attribute;
+    struct fused_variant variant = variant_for(network, end, shape);
+    const void *kernel = (const void *)variant.kernel;
+    cudaLaunchAttribute attributes[2];
     cudaLaunchConfig_t config;
     int clusters = 0;
 
+    *most = 0;
+    if (!kernel)
+        return cudaSuccess;
     CUDA_PASS(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   (int)shared_bytes(layers)));
-    if (cluster > 8)
+                                   (int)variant.shared));
+    if (shapes[shape] > 8)
         CUDA_PASS(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-    launch_config(&config, &attribute, cluster, 1, layers, NULL);
+    launch_config(&config, attributes, shapes[shape], 1, variant.shared, false, NULL);
     CUDA_PASS(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
     *most = clusters;
     return cudaSuccess;
@@ -264,37 +397,86 @@ cudaError_t fused_prepare(const struct network *network, int capability,
 {
     const struct model_config *config = &network->config;
 
-    limits->clusters16 = limits->clusters8 = 0;
+#if !PGPT_CUDA_HOPPER
+    capability = 0;
+#endif
+    memset(limits, 0, sizeof *limits);
     if (capability != 90 || (network->format != CUDA_F16 && network->format != CUDA_BF16) ||
-        config->d_model != D || config->decoder_heads != HEADS || config->decoder_ffn != FFN ||
-        config->decoder_layers > FUSED_LAYERS || config->positions > POSITIONS ||
-        product_units(config->vocabulary) > UNITS)
+        network->output.format != network->format || config->d_model != D ||
+        config->decoder_heads != HEADS || config->decoder_layers > FUSED_LAYERS)
         return cudaSuccess;
-    CUDA_PASS(cluster_limit(network->format, 16, config->decoder_layers, &limits->clusters16));
-    return cluster_limit(network->format, 8, config->decoder_layers, &limits->clusters8);
+    for (int shape = 0; shape < FUSED_SHAPES; shape++) {
+        CUDA_PASS(cluster_limit(network, FUSED_TOKENS, shape, &limits->clusters[shape]));
+        CUDA_PASS(cluster_limit(network, FUSED_STEP, shape, &limits->step_clusters[shape]));
+    }
+    return cudaSuccess;
+}
+
+static int32_t rows_most(const int32_t *clusters)
+{
+    int32_t most = 0;
+
+    for (int shape = 0; shape < FUSED_SHAPES; shape++)
+        if (clusters[shape] * FUSED_ROWS > most)
+            most = clusters[shape] * FUSED_ROWS;
+    return most;
 }
 
 int32_t fused_rows_most(const struct fused_limits *limits)
 {
-    int32_t most = limits->clusters16 > limits->clusters8 ? limits->clusters16 : limits->clusters8;
+    return rows_most(limits->clusters);
+}
 
-    return most * FUSED_ROWS;
+int32_t fused_step_rows_most(const struct fused_limits *limits)
+{
+    return rows_most(limits->step_clusters);
+}
+
+/* In the first shape that has room: more blocks a cluster are faster. */
+static cudaError_t params_launch(const struct network *network, const struct fused_params &p,
+                                 enum fused_end end, const int32_t *clusters, int32_t n, bool pdl,
+                                 cudaStream_t stream)
+{
+    const int shape = n <= clusters[0] * FUSED_ROWS ? 0 : 1;
+    const struct fused_variant variant = variant_for(network, end, shape);
+    const int32_t each = (n + clusters[shape] - 1) / clusters[shape];
+    cudaLaunchAttribute attributes[2];
+    cudaLaunchConfig_t config;
+
+    launch_config(&config, attributes, shapes[shape], (n + each - 1) / each, variant.shared, pdl,
+                  stream);
+    return cudaLaunchKernelEx(&config, variant.kernel, p);
 }
 
 cudaError_t fused_enqueue(const struct network *network, const struct network_step *step, int32_t n,
                           int32_t steps, const struct fused_limits *limits, cudaStream_t stream)
 {
-    int cluster = n <= limits->clusters16 * FUSED_ROWS ? 16 : 8;
-    int32_t most = cluster == 16 ? limits->clusters16 : limits->clusters8;
-    cudaLaunchAttribute attribute;
-    cudaLaunchConfig_t config;
     struct fused_params p;
 
     fused_params_fill(network, step, &p);
+    p.n = step->n;
     p.steps = steps;
-    p.n = n;
-    p.rows_each = (n + most - 1) / most;
-    launch_config(&config, &attribute, cluster, (n + p.rows_each - 1) / p.rows_each, p.layers,
-                  stream);
-    return cudaLaunchKernelEx(&config, kernel_of(network->format, cluster), p);
+    return params_launch(network, p, FUSED_TOKENS, limits->clusters, n, false, stream);
+}
+
+cudaError_t fused_step_enqueue(const struct network *network, const struct network_step *step,
+                               const struct fused_limits *limits, bool pdl, bool chained,
+                               cudaStream_t stream)
+{
+    const bool logits = network->config.vocabulary <= FUSED_VOCABULARY;
+    struct fused_params p;
+
+    fused_params_fill(network, step, &p);
+    p.n = step->n;
+    p.steps = 1;
+    if (logits) {
+        p.units = step->units;
+        p.special = step->special;
+        p.logits = step->logits;
+    } else {
+        p.y = step->space.y;
+    }
+    CUDA_PASS(params_launch(network, p, FUSED_STEP, limits->step_clusters, step->n_most,
+                            pdl && chained, stream));
+    return logits ? cudaSuccess : network_logits(network, step, pdl, stream);
 }

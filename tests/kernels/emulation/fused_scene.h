@@ -2,7 +2,8 @@
  *
  * fused_scene: what the tests of the kernels that run whole steps share: a small model with rows in
  * the middle of their sequences, what a kernel made of them, and the same in plain arithmetic. The
- * test names the kernel's types before: scene_params, scene_layer, scene_weight.
+ * test names the kernel's types before, scene_params, scene_layer, scene_weight, and has
+ * scene_rows() say how many rows there are, and how many a cluster.
  */
 #ifndef PGPT_TESTS_KERNELS_EMULATION_FUSED_SCENE_H
 #define PGPT_TESTS_KERNELS_EMULATION_FUSED_SCENE_H
@@ -117,8 +118,7 @@ static void scene_run(struct outcome *out, int first, int n, int each,
     new (&s) scene<T>();
     p.rows.row = s.row;
     p.active = s.active + first;
-    p.n = n;
-    p.rows_each = each;
+    scene_rows(&p, n, each);
     p.steps = STEPS;
     for (int i = 0; i < n; i++)
         begun[i] = s.row[first + i].position;

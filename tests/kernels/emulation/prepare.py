@@ -54,9 +54,18 @@ BODIES = {
         "ring_open": "simt_ring_open(barrier);",
         "ring_wait": "simt_ring_wait(barrier, turn);",
         "ring_fetch": "simt_ring_fetch(slot, piece.from, piece.bytes, full);",
+        "ring_expect": "simt_ring_expect(full, bytes);",
+        "ring_copy": "simt_ring_copy((char *)to, (const char *)from, bytes, full);",
+        "ring_open_shared": "simt_ring_open(barrier, shares);",
+        "ring_release": "simt_ring_release(barrier, shares);",
     },
     "fused_rows_shared.cuh": {"here": "return value;"},
-    "fused_step_parts.cuh": {"here": "return value;"},
+    "fused_shared.cuh": {
+        "workers_sync": "simt_workers_wait(WORKERS);",
+        "registers_give": "",
+        "registers_take": "",
+        "here": "return value;",
+    },
     "attention_chunk.cuh": {
         "power_of_2": "return exp2f(x);",
         "cache_get16_if": "if (in) *to = *(const uint4 *)((const char *)from + OFFSET);",
@@ -81,7 +90,10 @@ LINES = {
         (r"static[^\n]*shared_address\(const void \*shared\)\s*\{[^}]*\}", ""),
     ],
     "weights_ring.cuh": [(r"#if __CUDA_ARCH__ >= 900", "#if 1")],
-    "fused_parts.cuh": [(r"#if __CUDA_ARCH__ >= 900", "#if 1")],
+    "fused_shared.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],
+    "fused_product.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],
+    "fused_attention.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],
+    "fused_parts.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],
     "fused_rows_shared.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],
     "fused_rows_product.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],
     "fused_rows_parts.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],
@@ -91,15 +103,9 @@ LINES = {
         (r"typedef void \(\*fused_rows_kernel\).*", ""),
     ],
     "fused.cu": [
-        (r"#if __CUDA_ARCH__ >= 900", "#if 1"),
+        (r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1"),
         (r"extern __shared__ __align__\(128\) char shared\[\];", "char *shared = simt_shared;"),
         (r"typedef void \(\*fused_kernel\).*", ""),
-    ],
-    "fused_step_parts.cuh": [(r"#if __CUDA_ARCH__ >= 900", "#if 1")],
-    "fused_step.cu": [
-        (r"#if __CUDA_ARCH__ >= 900", "#if 1"),
-        (r"extern __shared__ __align__\(128\) char shared\[\];", "char *shared = simt_shared;"),
-        (r"typedef void \(\*fused_step_kernel\).*", ""),
     ],
     "launch.cuh": [(r"template <typename\.\.\. Params.*(?=#endif)", "")],
     "attention.cu": [(r"template <class T, class C>\nstatic cudaError_t decode_enqueue.*", "")],
@@ -113,7 +119,7 @@ LINES = {
 }
 # as they are
 PLAIN = ["attention_plain.cuh", "attention_bytes.cuh", "product_output.cuh", "logsum.cuh", "product.h", "product_hopper.h", "product_shape.h", "rows.h",
-         "attention.h", "choose_plain.cuh", "fused.h", "fused_rows.h", "fused_step.h", "network.h", "check.h"]
+         "attention.h", "choose_plain.cuh", "fused.h", "fused_rows.h", "fused_model.cuh", "network.h", "check.h"]
 
 
 def body_replace(text, name, body):

@@ -30,8 +30,8 @@ struct box {
 
 /* A barrier of weights_ring.cuh. */
 struct ring {
-    int32_t bytes; /* on their way */
-    uint32_t phase;
+    int32_t bytes; /* on their way; or shares that are released */
+    uint16_t phase, shares;
 };
 
 /* On its way to another block; or, with `from`, from global memory into a ring. */
@@ -54,8 +54,9 @@ struct fiber {
 struct simt_place simt_block, simt_grid;
 int simt_thread, simt_threads, simt_cluster;
 enum simt_copies simt_copies;
-struct simt_barrier simt_all[SIMT_BLOCKS], simt_everybody, simt_warps[SIMT_WARPS],
-    simt_groups[SIMT_WARPS / 4], simt_group_steps[SIMT_WARPS / 4], simt_lanes[SIMT_WARPS][32];
+struct simt_barrier simt_all[SIMT_BLOCKS], simt_workers[SIMT_BLOCKS], simt_everybody,
+    simt_warps[SIMT_WARPS], simt_groups[SIMT_WARPS / 4], simt_group_steps[SIMT_WARPS / 4],
+    simt_lanes[SIMT_WARPS][32];
 static struct fiber fibers[THREADS_MAX];
 static ucontext_t outside;
 static std::vector<struct sent> on_way;
@@ -251,9 +252,27 @@ void simt_box_send(const void *to, void *box, int rank, const void *data, int by
         on_way.push_back(sent);
 }
 
-void simt_ring_open(void *barrier)
+void simt_ring_open(void *barrier, uint32_t shares)
 {
-    memset(barrier, 0, sizeof(struct ring));
+    const struct ring ring = {0, 0, (uint16_t)shares};
+
+    memcpy(barrier, &ring, sizeof ring);
+}
+
+void simt_ring_release(void *barrier, uint32_t shares)
+{
+    struct ring *ring = (struct ring *)barrier;
+
+    ring->bytes += (int32_t)shares;
+    if (ring->bytes > ring->shares) {
+        fprintf(stderr, "simt: a slot is released by more than use it\n");
+        exit(1);
+    }
+    if (ring->bytes == ring->shares) {
+        ring->bytes = 0;
+        ring->phase ^= 1;
+    }
+    waits = 0;
 }
 
 void simt_ring_wait(const void *barrier, uint32_t phase)
@@ -266,21 +285,32 @@ void simt_ring_wait(const void *barrier, uint32_t phase)
     }
 }
 
-void simt_ring_fetch(char *slot, const char *from, uint32_t bytes, void *full)
+void simt_ring_expect(void *full, uint32_t bytes)
 {
     struct ring *ring = (struct ring *)full;
-    const struct sent sent = {slot, full, (int)bytes, {}, from};
 
     if (ring->bytes) {
         fprintf(stderr, "simt: a slot is fetched while another piece is on its way there\n");
         exit(1);
     }
-    memset(slot, GARBAGE, bytes);
     ring->bytes = (int32_t)bytes;
+}
+
+void simt_ring_copy(char *to, const char *from, uint32_t bytes, void *full)
+{
+    const struct sent sent = {to, full, (int)bytes, {}, from};
+
+    memset(to, GARBAGE, bytes);
     if (simt_copies == SIMT_AT_ONCE)
         sent_land(sent);
     else
         on_way.push_back(sent);
+}
+
+void simt_ring_fetch(char *slot, const char *from, uint32_t bytes, void *full)
+{
+    simt_ring_expect(full, bytes);
+    simt_ring_copy(slot, from, bytes, full);
 }
 
 static void fiber_run(void)
@@ -298,6 +328,7 @@ static void block_run(void)
 {
     memset(simt_memory, GARBAGE, SHARED);
     memset(simt_all, 0, sizeof simt_all);
+    memset(simt_workers, 0, sizeof simt_workers);
     simt_everybody = {};
     memset(simt_warps, 0, sizeof simt_warps);
     memset(simt_lanes, 0, sizeof simt_lanes);

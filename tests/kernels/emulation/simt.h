@@ -56,7 +56,7 @@ struct simt_barrier {
     int arrived, phase;
 };
 
-enum { SIMT_WARPS = 128, SIMT_BLOCKS = 16 }; /* of a cluster */
+enum { SIMT_WARPS = 192, SIMT_BLOCKS = 16 }; /* of a cluster */
 
 extern struct simt_place simt_block, simt_grid;
 extern int simt_thread;  /* of all of a cluster's */
@@ -64,8 +64,9 @@ extern int simt_threads; /* of a block */
 extern int simt_cluster; /* blocks that run together */
 extern enum simt_copies simt_copies;
 extern char *simt_memory; /* of all blocks, 256 KiB each */
-extern struct simt_barrier simt_all[SIMT_BLOCKS], simt_everybody, simt_warps[SIMT_WARPS],
-    simt_groups[SIMT_WARPS / 4], simt_group_steps[SIMT_WARPS / 4], simt_lanes[SIMT_WARPS][32];
+extern struct simt_barrier simt_all[SIMT_BLOCKS], simt_workers[SIMT_BLOCKS], simt_everybody,
+    simt_warps[SIMT_WARPS], simt_groups[SIMT_WARPS / 4], simt_group_steps[SIMT_WARPS / 4],
+    simt_lanes[SIMT_WARPS][32];
 
 static inline int simt_rank(void)
 {
@@ -94,8 +95,11 @@ void simt_box_receive(void *box, uint32_t phase);
 void simt_box_send(const void *to, void *box, int rank, const void *data, int bytes);
 
 /* Slots of weights_ring.cuh. */
-void simt_ring_open(void *barrier);
+void simt_ring_open(void *barrier, uint32_t shares = 0);
+void simt_ring_release(void *barrier, uint32_t shares);
 void simt_ring_wait(const void *barrier, uint32_t phase);
+void simt_ring_expect(void *full, uint32_t bytes);
+void simt_ring_copy(char *to, const char *from, uint32_t bytes, void *full);
 void simt_ring_fetch(char *slot, const char *from, uint32_t bytes, void *full);
 
 static inline int simt_warp(void)
@@ -111,6 +115,12 @@ static inline void __syncthreads(void)
 {
     simt_copies_between();
     simt_wait(&simt_all[simt_rank()], simt_threads);
+}
+/* Those of a block's threads that work. */
+static inline void simt_workers_wait(int count)
+{
+    simt_copies_between();
+    simt_wait(&simt_workers[simt_rank()], count);
 }
 static inline void __syncwarp(void)
 {
@@ -143,6 +153,22 @@ template <class T> static inline T __shfl_xor_sync(uint32_t lanes, T value, int 
 template <class T> static inline T __shfl_sync(uint32_t lanes, T value, int lane, int width = 32)
 {
     return simt_from_lane(lanes, value, (simt_lane() & ~(width - 1)) + lane);
+}
+
+static inline uint32_t __reduce_max_sync(uint32_t lanes, uint32_t value)
+{
+    uint32_t most = 0;
+
+    for (int lane = 0; lane < 32; lane++) {
+        const uint32_t other = simt_from_lane(lanes, value, lane);
+
+        most = other > most ? other : most;
+    }
+    return most;
+}
+static inline uint32_t __reduce_min_sync(uint32_t lanes, uint32_t value)
+{
+    return ~__reduce_max_sync(lanes, ~value);
 }
 
 static inline float __fadd_rn(float a, float b)

@@ -12,13 +12,24 @@ typedef struct fused_params scene_params;
 typedef struct fused_layer scene_layer;
 typedef struct fused_weight scene_weight;
 
+enum { FFN = 256 };
+
+static void scene_rows(scene_params *p, int n, int each)
+{
+    static int32_t count;
+
+    count = n;
+    p->n = &count;
+    (void)each; /* follows from the clusters */
+}
+
 #include "tests/kernels/emulation/fused_scene.h"
 
 template <class F, int CL> static void run(struct outcome *out, int first, int n, int each)
 {
     scene_run<typename F::element>(out, first, n, each, [](const scene_params &p, int clusters) {
         simt_launch(
-            {CL * clusters, 1, 1}, THREADS, [&] { fused_steps<F, CL>(p); }, CL);
+            {CL * clusters, 1, 1}, THREADS, [&] { fused<F, CL, FFN, FUSED_TOKENS>(p); }, CL);
     });
 }
 

@@ -12,6 +12,12 @@ typedef struct fused_rows_params scene_params;
 typedef struct fused_layer scene_layer;
 typedef struct fused_weight scene_weight;
 
+static void scene_rows(scene_params *p, int n, int each)
+{
+    p->n = n;
+    p->rows_each = each;
+}
+
 #include "tests/kernels/emulation/fused_scene.h"
 
 template <class F, int NT> static void run(struct outcome *out, int first, int n, int each)

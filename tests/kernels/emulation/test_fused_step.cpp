@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 //
-// The fused step on a CPU (simt.h), as test_fused does it for whole steps: rows with sources and
-// histories of all kinds of length, one of them a beam whose history lies in other rows, narrow and
-// wide feed-forward, clusters of 16 and of 8 blocks, alone and in company, letters that land at
+// One step of the fused kernel on a CPU (simt.h), as test_fused does it for many: rows with sources
+// and histories of all kinds of length, one of them a beam whose history lies in other rows, narrow
+// and wide feed-forward, clusters of 16 and of 8 blocks, alone and in company, letters that land at
 // once, late or in any order. The same bits of logits and of the layers' output, and what plain
 // loops in double precision give, within rounding.
 #include "simt.h"
 
-#include "kernels/cuda/fused_step.cu"
+#include "kernels/cuda/fused.cu"
 
 #include "tests/kernels/emulation/fused_plain.h"
 
@@ -15,7 +15,7 @@ enum { LAYERS = 3, KEYS = 80, ROWS_MAX = 32, V = 1000, BEAM = 3 };
 
 /* A model, and rows in the middle of their sequences. The same for every call with these types. */
 template <class T, int FFN> struct scene {
-    struct fused_step_params p;
+    struct fused_params p;
     int32_t active[ROWS_MAX];
     struct cuda_row row[ROWS_MAX];
 
@@ -113,7 +113,7 @@ template <class F, int CL, int FFN>
 static void run(struct outcome *out, int first, int n, int clusters, bool layers)
 {
     static struct scene<typename F::element, FFN> s;
-    struct fused_step_params &p = s.p;
+    struct fused_params &p = s.p;
 
     new (&s) scene<typename F::element, FFN>();
     memset((void *)out, 0, sizeof *out);
@@ -125,7 +125,7 @@ static void run(struct outcome *out, int first, int n, int clusters, bool layers
     p.special = out->special[first];
     p.logits = out->logits[first];
     simt_launch(
-        {CL * clusters, 1, 1}, THREADS, [&] { fused_step<F, CL, FFN>(p); }, CL);
+        {CL * clusters, 1, 1}, THREADS, [&] { fused<F, CL, FFN, FUSED_STEP>(p); }, CL);
 }
 
 static void compare(const char *what, const struct outcome &a, const struct outcome &b, int row)
@@ -174,7 +174,7 @@ static numbers attend(const numbers &q, const struct network_cache &cache, int l
 template <class T, int FFN> static void reference(const struct outcome &got, int row, bool layers)
 {
     static struct scene<T, FFN> s;
-    const struct fused_step_params &p = s.p;
+    const struct fused_params &p = s.p;
     const struct cuda_row *r = &s.row[row];
     numbers x(D), y(D), logits;
     double worst = 0.0;

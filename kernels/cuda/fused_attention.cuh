@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * fused_attention: attention in the kernel of fused.h: a block has a head, or every other row of
+ * one; its warps share out rows and chunks of keys. For fused.cu alone.
+ */
+#ifndef PGPT_KERNELS_CUDA_FUSED_ATTENTION_CUH
+#define PGPT_KERNELS_CUDA_FUSED_ATTENTION_CUH
+
+#include "kernels/cuda/fused_shared.cuh"
+
+#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
+
+/* Chunk c of the warp's row below position `end`. */
+template <enum fused_end END, class S, class T>
+static __device__ __forceinline__ void
+chunk_fetch(const S *s, struct chunk_half<T> *chunk, const struct fused_params &p, int layer,
+            const struct fused_place &at, bool cross, int c, int end)
+{
+    const struct network_cache &cache = cross ? p.cross : p.self;
+    const size_t head = (size_t)at.head * cache.positions * HEAD;
+    struct chunk_cache<T> caches;
+    struct chunk_row from = {cross ? s->cross[at.row] : s->row[at.row], end, end, NULL};
+
+    caches.keys = (const T *)(cache.k + (size_t)layer * cache.layer_stride) + head;
+    caches.values = (const T *)(cache.v + (size_t)layer * cache.layer_stride) + head;
+    caches.stride = (size_t)HEADS * cache.positions * HEAD;
+    if (END == FUSED_STEP && !cross && s->beam[at.row]) {
+        from.source_row = p.rows.source_row + (size_t)from.row * p.rows.P;
+        chunk_load<true>(chunk, caches, from, c, at.lane);
+    } else {
+        chunk_load<false>(chunk, caches, from, c, at.lane);
+    }
+}
+
+/* The first chunk of the row's share; of its own keys those in front of the newest, `more` steps
+ * from now. */
+template <enum fused_end END, class S, class T>
+static __device__ __forceinline__ void
+attend_fetch(const S *s, struct chunk_half<T> *chunk, const struct fused_params &p, int layer,
+             const struct fused_place &at, bool cross, int more)
+{
+    if (at.row >= 0)
+        chunk_fetch<END>(s, chunk, p, layer, at, cross, at.share,
+                         cross ? s->source_len[at.row] : s->state[at.now][at.row].position + more);
+}
+
+/* The newest position's key and value, fresh from this step's product, into the cache. This block
+ * alone reads the row's cache of this head in later steps of this launch. */
+template <class S>
+static __device__ __forceinline__ void newest_keep(const S *s, const struct network_cache &cache,
+                                                   int layer, const struct fused_place &at,
+                                                   int position)
+{
+    const int i = at.lane & 7; /* 16 bytes */
+    const size_t to =
+        (size_t)layer * cache.layer_stride +
+        ((((size_t)s->row[at.row] * HEADS + at.head) * cache.positions + position) * HEAD + i * 8) *
+            sizeof(typename S::element);
+
+    if (at.lane < 8)
+        *(uint4 *)(cache.k + to) = *(const uint4 *)&s->key[at.row][i * 8];
+    else if (at.lane < 16)
+        *(uint4 *)(cache.v + to) = *(const uint4 *)&s->value[at.row][i * 8];
+}
+
+/* A row's output to every block's o. */
+template <class S>
+static __device__ __forceinline__ void attend_send(S *s, const struct attention_part &part,
+                                                   const struct fused_place &at)
+{
+    const uint4 out = part_words<typename S::element>(part, at.lane);
+
+#pragma unroll
+    for (int r = 0; r < S::BLOCKS / 4; r++)
+        cluster_send16(s->o + at.row * X_STRIDE + (at.head * HEAD + (at.lane >> 2) * 8) * 2,
+                       &s->o_box, (at.lane & 3) * (S::BLOCKS / 4) + r, out);
+}
+
+/* Attention of this block's rows and head; chunk: what attend_fetch() got. Parts are merged in the
+ * order of the chunks: by the warp that has all of a row's, or round by round of a chunk a warp. */
+template <enum fused_end END, class S, class T>
+static __device__ __forceinline__ void attend(S *s, struct chunk_half<T> *chunk,
+                                              const struct fused_params &p, int layer,
+                                              const struct fused_place &at, bool cross)
+{
+    const int row = at.row, position = row < 0 ? 0 : s->state[at.now][row].position;
+    /* a finished row looks at nothing and sends what comes of it: letters have one size */
+    const int length = row < 0 || s->state[at.now][row].finished ? 0
+                       : cross                                   ? s->source_len[row]
+                                                                 : position + 1;
+    const int longest = cross ? at.cross_longest : at.self_longest; /* of all of the block */
+    const bool apart = at.shares > 1 && longest > CHUNK;
+    struct attention_part part, all = {0.0f, 1.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
+    struct chunk_query query;
+
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        query.part[i] = *(const uint4 *)&s->q[max(row, 0)][query_at(chunk, i, at.lane)];
+#pragma unroll 1
+    for (int from = 0; from * CHUNK < longest; from += at.shares) {
+        const int c = from + at.share;
+
+        if (c * CHUNK < length) {
+            if (from)
+                chunk_fetch<END>(s, chunk, p, layer, at, cross, c, cross ? length : position);
+            if (!cross && position / CHUNK == c)
+                chunk_newest<true>(chunk, s->key[row], s->value[row], position % CHUNK, at.lane);
+            chunk_attend<T>(*chunk, query, length - c * CHUNK, at.lane, &part);
+            if (apart)
+                part_keep(&s->parts[at.warp], part, at.lane);
+            if (c == 0)
+                all = part;
+            else if (!apart)
+                part_merge<T>(&all, part);
+        }
+        if (!apart)
+            continue;
+        workers_sync();
+        if (at.share == 0)
+#pragma unroll 1
+            for (int i = from ? 0 : 1; i < at.shares && (from + i) * CHUNK < length; i++)
+                part_merge<T>(&all, part_get(&s->parts[at.warp + i], at.lane));
+        if ((from + at.shares) * CHUNK < longest)
+            workers_sync();
+    }
+    if (row >= 0 && at.share == 0)
+        attend_send(s, all, at);
+    /* behind the letter, for nobody in this step looks there again */
+    if (!cross && length && position / CHUNK % at.shares == at.share)
+        newest_keep(s, p.self, layer, at, position);
+}
+
+#endif
+
+#endif

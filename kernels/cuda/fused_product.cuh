@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * fused_product: a block's products in the kernel of fused.h: weights on their way through the
+ * ring, the multiplication, and what is sent of the sums. For fused.cu alone.
+ */
+#ifndef PGPT_KERNELS_CUDA_FUSED_PRODUCT_CUH
+#define PGPT_KERNELS_CUDA_FUSED_PRODUCT_CUH
+
+#include "kernels/cuda/fused_shared.cuh"
+
+#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
+
+/* How a piece of weights of K inputs is shared: a warp has a tile of 16 columns and a part of the
+ * inputs, a piece is a tile of D inputs, two of fewer, a part of one of more. */
+template <int K> struct fused_piece {
+    enum {
+        BLK = K / 32 / FORMAT_PARTS, /* blocks of a part */
+        USERS = K == D  ? 4
+                : K < D ? 8
+                        : 1,
+    };
+    static_assert(K == D || K * 2 == D || K == D * 4, "pieces are cut otherwise");
+
+    /* Which piece, of those multiplied at once, has the warp's j-th tile, and where in it. */
+    static __device__ __forceinline__ int index(const struct fused_place &at, int j)
+    {
+        return K == D ? at.first + 2 * j : K < D ? j : at.first * FORMAT_PARTS + at.part;
+    }
+    static __device__ __forceinline__ int offset(const struct fused_place &at)
+    {
+        return K == D  ? at.part * (BLK * 1024)
+               : K < D ? (at.first * FORMAT_PARTS + at.part) * (BLK * 1024)
+                       : 0;
+    }
+    static __device__ __forceinline__ int count(int tiles)
+    {
+        return tiles * K / D;
+    }
+};
+
+/* One thread: all the weights that this block multiplies in a launch, in that order. */
+template <class S, enum fused_end END>
+static __device__ __forceinline__ void weights_send(S *s, const struct fused_params &p, int rank)
+{
+    enum { TILES = S::TILES, GROUPS = TILES * S::FFN * 32 / SLOT };
+    struct fused_turn next = {0, 1};
+
+    auto send = [&](const char *from, int count) {
+#pragma unroll 1
+        for (int i = 0; i < count; i++) {
+            const struct ring_piece piece = {from + (size_t)i * SLOT, SLOT};
+
+            ring_wait(&s->empty[next.slot], next.turn);
+            ring_fetch(fused_ring<S>::slot(s, next.slot), piece, &s->full[next.slot]);
+            next = turn_ahead<S>(next, 1);
+        }
+    };
+
+#pragma unroll 1
+    for (int step = 0; step < (END == FUSED_TOKENS ? p.steps : 1); step++) {
+#pragma unroll 1
+        for (int l = 0; l < p.layers; l++) {
+            const struct fused_layer &layer = p.layer[l];
+
+#pragma unroll 1
+            for (int which = 0; which < 3; which++)
+                send(layer.qkv.packed + (size_t)(which * (D / 16) + rank * TILES) * SLOT, TILES);
+            send(layer.out.packed + (size_t)rank * TILES * SLOT, TILES);
+            send(layer.cross_q.packed + (size_t)rank * TILES * SLOT, TILES);
+            send(layer.cross_out.packed + (size_t)rank * TILES * SLOT, TILES);
+            send(layer.fc1.packed + (size_t)rank * (S::HIDDEN / 16) * SLOT, S::HIDDEN / 16);
+            send(layer.fc2.packed + (size_t)rank * GROUPS * SLOT, GROUPS);
+        }
+        if (END == FUSED_STEP && p.y)
+            return;
+#pragma unroll 1
+        for (int unit = rank; unit < product_units(p.rules.vocabulary); unit += S::BLOCKS)
+            send(p.output.packed + (size_t)unit * 2 * SLOT, 2);
+    }
+}
+
+/* One warp: the layers' biases and norms, each when the last but one is done with; of two layers
+ * once. */
+template <class S, enum fused_end END>
+static __device__ __forceinline__ void constants_send(S *s, const struct fused_params &p, int rank,
+                                                      int lane)
+{
+    constexpr int COPIES = 14;
+    const int count = p.layers == 2 || END == FUSED_STEP ? p.layers : p.layers * p.steps;
+
+#pragma unroll 1
+    for (int i = 0; i < count; i++) {
+        const struct fused_layer &layer = p.layer[i % p.layers];
+        auto *to = &s->layer[i & 1];
+        uint64_t *full = &s->layer_full[i & 1];
+
+        auto copy = [&](int which, float *at, const float *from, int floats) {
+            if (lane == which)
+                ring_copy(at, from, floats * 4, full);
+        };
+
+        if (i >= 2)
+            ring_wait(&s->layer_empty[i & 1], (i >> 1 & 1) ^ 1);
+        if (lane == COPIES)
+            ring_expect(full, sizeof *to);
+        __syncwarp();
+#pragma unroll
+        for (int which = 0; which < 3; which++)
+            copy(which, to->qkv[which], layer.qkv.bias + which * D + rank * S::COLUMNS, S::COLUMNS);
+        copy(3, to->out, layer.out.bias + rank * S::COLUMNS, S::COLUMNS);
+        copy(4, to->cross_q, layer.cross_q.bias + rank * S::COLUMNS, S::COLUMNS);
+        copy(5, to->cross_out, layer.cross_out.bias + rank * S::COLUMNS, S::COLUMNS);
+        copy(6, to->fc1, layer.fc1.bias + rank * S::HIDDEN, S::HIDDEN);
+        copy(7, to->fc2, layer.fc2.bias + rank * S::COLUMNS, S::COLUMNS);
+        copy(8, to->gamma[0], layer.self_norm.gamma, D);
+        copy(9, to->beta[0], layer.self_norm.beta, D);
+        copy(10, to->gamma[1], layer.cross_norm.gamma, D);
+        copy(11, to->beta[1], layer.cross_norm.beta, D);
+        copy(12, to->gamma[2], layer.norm.gamma, D);
+        copy(13, to->beta[2], layer.norm.beta, D);
+    }
+}
+
+/* Weights to registers as soon as there is time: this warp's tiles of a round of `tiles`. */
+template <class F, int K, int J, class S>
+static __device__ __forceinline__ void
+product_take(S *s, struct format_weights (&w)[J][fused_piece<K>::BLK], int tiles,
+             const struct fused_place &at)
+{
+    typedef fused_piece<K> piece;
+
+#pragma unroll
+    for (int j = 0; j < J; j++) {
+        const struct fused_turn from = turn_ahead<S>(at.ring, piece::index(at, j));
+        const char *slot = fused_ring<S>::slot(s, from.slot) + piece::offset(at);
+
+        if (tiles < 2 * J && at.first + 2 * j >= tiles) { /* zeros: or the old ones would be kept */
+            memset(w[j], 0, sizeof w[j]);
+            continue;
+        }
+        if constexpr (K > D)
+            if (piece::index(at, j) >= fused_ring<S>::SLOTS) {
+                /* the slot has another warp's piece first: it is not refilled unseen */
+                ring_wait(&s->full[from.slot], from.turn ^ 1);
+                __syncwarp();
+                if (at.lane == 0)
+                    ring_release(&s->empty[from.slot], 1);
+            }
+        ring_wait(&s->full[from.slot], from.turn);
+#pragma unroll
+        for (int b = 0; b < piece::BLK; b++)
+            w[j][b] = weights_get<F>(slot + b * 1024, at.lane);
+    }
+}
+
+/* When the rows are here: this warp's part of its tiles into the block's sums from tile `to` on;
+ * the pieces may be fetched over. */
+template <class F, int K, int J, class S>
+static __device__ __forceinline__ void
+product_run(S *s, const struct format_weights (&w)[J][fused_piece<K>::BLK], const char *rows,
+            int stride, int to, int tiles, struct fused_place *at)
+{
+    typedef fused_piece<K> piece;
+    float acc[J][4] = {};
+
+#pragma unroll
+    for (int b = 0; b < piece::BLK; b++) {
+        typename F::rows x = rows_get<F>(rows, stride, at->part * piece::BLK + b, at->lane);
+
+#pragma unroll
+        for (int j = 0; j < J; j++)
+            block_multiply<F>(acc[j], w[j][b], x, NULL, at->lane);
+    }
+#pragma unroll
+    for (int j = 0; j < J; j++)
+        if (tiles == 2 * J || at->first + 2 * j < tiles)
+            sums_put(&s->partial[at->part][0][(to + at->first + 2 * j) * 16], (int)PARTIAL_STRIDE,
+                     acc[j], at->lane);
+    /* behind the stores, which have seen the multiplication's end: behind the loads alone, what is
+     * fetched next has been seen to overtake them */
+    __syncwarp();
+    if (at->lane < J && at->first + 2 * at->lane < tiles) {
+        const int index = piece::index(*at, at->lane);
+        const bool seen = K > D && index + fused_ring<S>::SLOTS < piece::count(tiles);
+
+        ring_release(&s->empty[turn_ahead<S>(at->ring, index).slot],
+                     WARPS / piece::USERS - (seen ? 1 : 0));
+    }
+    at->ring = turn_ahead<S>(at->ring, piece::count(tiles));
+}
+
+/* Rounds of `EACH` tiles, of which the first has been taken. */
+template <class F, int K, int EACH, int J, class S>
+static __device__ __forceinline__ void
+product_rounds(S *s, struct format_weights (&w)[J][fused_piece<K>::BLK], const char *rows,
+               int stride, int tiles, struct fused_place *at)
+{
+    product_run<F, K>(s, w, rows, stride, 0, min(tiles, (int)EACH), at);
+#pragma unroll 1
+    for (int done = EACH; done < tiles; done += EACH) {
+        const int count = min(tiles - done, (int)EACH);
+
+        /* who waits for a slot's next piece must not take the one before, if that has yet to come,
+         * for it: pieces may come out of turn */
+        workers_sync();
+        product_take<F, K>(s, w, count, *at);
+        product_run<F, K>(s, w, rows, stride, done, count, at);
+    }
+}
+
+/* Four columns of a row, parts added up, with bias. */
+template <class S>
+static __device__ __forceinline__ float4 partial_get4(const S *s, int row, int column,
+                                                      const float *bias)
+{
+    float4 a = *(const float4 *)&s->partial[0][row][column],
+           b = *(const float4 *)&s->partial[1][row][column];
+    float4 c = *(const float4 *)&s->partial[2][row][column],
+           d = *(const float4 *)&s->partial[3][row][column];
+    float4 e = *(const float4 *)bias;
+
+    return make_float4((((a.x + b.x) + c.x) + d.x) + e.x, (((a.y + b.y) + c.y) + d.y) + e.y,
+                       (((a.z + b.z) + c.z) + d.z) + e.z, (((a.w + b.w) + c.w) + d.w) + e.w);
+}
+
+/* y of this block's columns: product + bias + x; to every block, or into y_out (n, D) when that is
+ * not NULL. */
+template <class S>
+static __device__ __forceinline__ void residual_send(S *s, const float *bias, float *y_out,
+                                                     const struct fused_place &at)
+{
+    constexpr int FOURS = S::COLUMNS / 4, ITEMS = ROWS * FOURS, GROUPS = WORKERS / ITEMS;
+    const int item = threadIdx.x % ITEMS, group = threadIdx.x / ITEMS;
+    const int row = item / FOURS, c = item % FOURS * 4, column = at.rank * S::COLUMNS + c;
+    float4 v, x;
+    uint4 bits;
+
+    if (row >= at.rows)
+        return;
+    v = partial_get4(s, row, c, bias + c);
+    x = *(const float4 *)&s->x_own[row][c];
+    v.x += x.x;
+    v.y += x.y;
+    v.z += x.z;
+    v.w += x.w;
+    if (y_out) {
+        if (group == 0)
+            *(float4 *)(y_out + (size_t)(at.row0 + row) * D + column) = v;
+        return;
+    }
+    bits = make_uint4(__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z),
+                      __float_as_uint(v.w));
+#pragma unroll
+    for (int r = 0; r < S::BLOCKS / GROUPS; r++)
+        cluster_send16(&s->y[row][column], &s->y_box, group * (S::BLOCKS / GROUPS) + r, bits);
+}
+
+/* The query (and, of self-attention, the new key and value) of this block's columns, to the blocks
+ * of its head. PARTS: of q, k, v. */
+template <int PARTS, class S>
+static __device__ __forceinline__ void head_send(S *s, struct cluster_mailbox *box,
+                                                 const float *bias, const struct fused_place &at)
+{
+    constexpr int FOURS = PARTS * S::COLUMNS / 4, HALVES = S::BLOCKS / HEADS;
+
+#pragma unroll
+    for (int i = 0; i < (ROWS * FOURS + WORKERS - 1) / WORKERS; i++) {
+        const int item = threadIdx.x + i * WORKERS, row = item / FOURS, c = item % FOURS * 4;
+        const int which = c / S::COLUMNS, to = at.half * S::COLUMNS + c % S::COLUMNS;
+        typename S::element(*place)[HEAD] = which == 0 ? s->q : which == 1 ? s->key : s->value;
+
+        if (row >= at.rows)
+            break;
+        const uint2 e = elements4<typename S::element>(partial_get4(s, row, c, bias + c));
+#pragma unroll
+        for (int h = 0; h < HALVES; h++)
+            cluster_send8(&place[row][to], box, at.head * HALVES + h, e);
+    }
+}
+
+/* COUNT columns of the feed-forward's first product from the block's `from` on: activated, to every
+ * block. Four neighbouring threads have the same columns and send them to a quarter of the blocks
+ * each. */
+template <int COUNT, class S>
+static __device__ __forceinline__ void hidden_send(S *s, enum product_act activation,
+                                                   const float *bias, int from,
+                                                   const struct fused_place &at)
+{
+    constexpr int FOURS = COUNT / 4;
+
+#pragma unroll 1
+    for (int i = threadIdx.x / 4; i < at.rows * FOURS; i += WORKERS / 4) {
+        const int row = i / FOURS, c = i % FOURS * 4, column = at.rank * S::HIDDEN + from + c;
+        float4 v = partial_get4(s, row, c, bias + from + c);
+
+        v = make_float4(activate(activation, v.x), activate(activation, v.y),
+                        activate(activation, v.z), activate(activation, v.w));
+#pragma unroll
+        for (int r = 0; r < S::BLOCKS / 4; r++)
+            cluster_send8(s->h + row * S::H_STRIDE + column * 2, &s->h_box,
+                          (int)(threadIdx.x & 3) * (S::BLOCKS / 4) + r,
+                          elements4<typename S::element>(v));
+    }
+}
+
+#endif
+
+#endif

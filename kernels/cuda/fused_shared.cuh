@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * fused_shared: what the kernel of fused.h is given, a block's shared memory with the letters that
+ * blocks of a cluster send one another, and who does what: eight warps work, one fetches weights
+ * into a ring behind that memory, one fetches biases and norms, and all four that do not work lend
+ * the others their registers. For fused.cu alone.
+ */
+#ifndef PGPT_KERNELS_CUDA_FUSED_SHARED_CUH
+#define PGPT_KERNELS_CUDA_FUSED_SHARED_CUH
+
+#include "kernels/cuda/attention_chunk.cuh"
+#include "kernels/cuda/fused.h"
+#include "kernels/cuda/fused_model.cuh"
+#include "kernels/cuda/product_output.cuh"
+#include "kernels/cuda/weights_ring.cuh"
+
+enum {
+    D = 512,
+    HEADS = 8,
+    ROWS = FUSED_ROWS,
+    WARPS = 8, /* that work */
+    WORKERS = WARPS * 32,
+    THREADS = WORKERS + 128,
+    UNITS = FUSED_VOCABULARY / PRODUCT_UNIT,
+    X_STRIDE = D * 2 + PRODUCT_TILE_PAD,
+    ROUND_TILES = 6,             /* of 16 columns, that a block multiplies at once at most */
+    SUM_TILES = 2 * ROUND_TILES, /* and keeps sums of */
+    PARTIAL_STRIDE = SUM_TILES * 16 + 4,
+    SLOT = 16 * D * 2,        /* bytes: a piece of weights */
+    SHARED_MOST = 227 * 1024, /* bytes of a block */
+    SLOTS_MOST = 12,
+};
+
+/* What a launch leaves. */
+enum fused_end {
+    FUSED_TOKENS, /* of plain rows, step after step */
+    FUSED_STEP,   /* one step's logits and their units, or the last layer's output */
+};
+
+struct fused_params {
+    struct fused_layer layer[FUSED_LAYERS];
+    struct fused_weight output;
+    struct cuda_weight embedding;
+    const float *positions;
+    float embedding_factor;
+    enum product_act activation;
+    int32_t layers, steps;
+    const int32_t *n, *active;
+    struct cuda_rows rows;
+    struct cuda_rules rules;
+    struct network_cache self, cross;
+    /* FUSED_STEP: the last layer's output before its norm, or what the logits leave */
+    float *y;                   /* (n, D); or NULL and */
+    struct product_unit *units; /* (n, units) */
+    float *special;             /* (n, 2) */
+    float *logits;              /* (n, V) or NULL */
+};
+
+/* What steps change of a row. */
+struct fused_row {
+    int32_t token, position, finished;
+};
+
+/* Of a layer: this block's columns' biases, and the norms behind self-attention, cross-attention
+ * and feed-forward. */
+template <int CL, int FFN> struct fused_constants {
+    float qkv[3][D / CL], out[D / CL], cross_q[D / CL], cross_out[D / CL], fc2[D / CL];
+    float fc1[FFN / CL];
+    float gamma[3][D], beta[3][D];
+};
+
+/*
+ * A block's shared memory, but for the ring's slots behind it. What the cluster sends about is o,
+ * y, h, q, key, value, unit and special, in letters with a mailbox each: head (q, key, value),
+ * query (q), o, y, h, unit (unit, special). Every block receives every letter, also one that it has
+ * no use for, and letters have the rows of the cluster alone. In a layer they come in the order
+ * head o y query o y h y; behind the last layer comes unit. All but head and query, which stay
+ * within the blocks of a head, go from every block to every block (o from those that attend to
+ * rows).
+ *
+ * Nothing is overwritten that somebody still reads, and no letter arrives before the one before it
+ * is complete, though no fence or barrier says so to a tool that looks at stores alone (racecheck
+ * reports the second letter as a write after a write):
+ * - A block sends behind a product's barrier, and all its workers have waited for the letters
+ *   before, and read them, when they come there. So who has y from every block may write to all
+ *   that was received earlier. Between two letters of head, query, o, h and unit lies a y; so o and
+ *   h share their memory.
+ * - y itself is read by the norm, and a product's barrier stands before the block's next columns of
+ *   q or h (or of q, k and v, be there logits between or not). The next y needs, from every block,
+ *   h; or o from those that attend, and each of them needs the columns of q of all blocks of its
+ *   head, thus of every block: each belongs to a head whose rows somebody attends to.
+ * - unit lies where the parts of an attention did, which its sender has y to show for, and which
+ *   the block writes again behind the barrier of the product that follows its choice.
+ * - Bytes that come before the receiver has announced their letter count below zero meanwhile; the
+ *   phase cannot end before the announcement, which is its only arrival.
+ * - partial is read in front of what is sent of it, and the letter comes with the block's own share
+ *   before the next product writes there.
+ */
+template <class T, int CL, int FORWARD> struct fused_shared {
+    typedef T element;
+    enum {
+        BLOCKS = CL, /* of the cluster */
+        FFN = FORWARD,
+        COLUMNS = D / CL,  /* of this block, of a product of D columns */
+        HIDDEN = FFN / CL, /* of the feed-forward's first */
+        TILES = COLUMNS / 16,
+        WIDE = FFN > D, /* the feed-forward */
+        H_STRIDE = FFN * 2 + PRODUCT_TILE_PAD,
+    };
+    alignas(16) char x[ROWS * X_STRIDE]; /* (ROWS, D) elements: the next product's input */
+    union {
+        alignas(16) char o[ROWS * X_STRIDE]; /* (ROWS, D) elements: attention's output */
+        alignas(16) char h[ROWS * H_STRIDE]; /* (ROWS, FFN) elements */
+    };
+    alignas(16) float y[ROWS][D];           /* residual stream, before the norm */
+    alignas(16) float x_own[ROWS][COLUMNS]; /* and after it, this block's columns */
+    alignas(16) float partial[FORMAT_PARTS][ROWS][PARTIAL_STRIDE];
+    alignas(16) T q[ROWS][HEAD];
+    alignas(16) T key[ROWS][HEAD];
+    alignas(16) T value[ROWS][HEAD];
+    union {
+        alignas(16) struct attention_kept parts[WARPS];
+        alignas(16) float4 unit[FORWARD > D ? 1 : ROWS][UNITS]; /* wide ones have no FUSED_TOKENS */
+    };
+    float special[ROWS][2];
+    /* what this block adds to its units of logits: -inf past the vocabulary; what the rules add */
+    alignas(16) float unit_bias[UNITS / CL][PRODUCT_UNIT];
+    alignas(16) float unit_rules[UNITS / CL][PRODUCT_UNIT];
+    struct cluster_mailbox head_box, query_box, o_box, y_box, h_box, unit_box;
+    alignas(16) struct fused_constants<CL, FORWARD> layer[2]; /* even ones and odd ones */
+    uint64_t full[SLOTS_MOST], empty[SLOTS_MOST], layer_full[2], layer_empty[2];
+    struct fused_row state[2][ROWS]; /* by steps, in turn */
+    int32_t row[ROWS];               /* of the caches */
+    int32_t min_new[ROWS], max_new[ROWS], source_len[ROWS], cross[ROWS], beam[ROWS];
+};
+
+template <class S> struct fused_ring {
+    static constexpr int BEHIND = (sizeof(S) + 127) / 128 * 128;
+    static constexpr int FIT = (SHARED_MOST - BEHIND) / SLOT;
+    static constexpr int SLOTS = FIT < SLOTS_MOST ? FIT : SLOTS_MOST;
+    static constexpr int BYTES = BEHIND + SLOTS * SLOT; /* of shared memory in all */
+
+    static_assert(SLOTS >= ROUND_TILES, "what is multiplied at once lies there together");
+    static __device__ __forceinline__ char *slot(S *s, int i)
+    {
+        return (char *)s + BEHIND + i * SLOT;
+    }
+};
+
+/* Where in the ring somebody is. */
+struct fused_turn {
+    int slot;
+    uint32_t turn; /* how often it went round, modulo 2 */
+};
+
+template <class S>
+static __device__ __forceinline__ struct fused_turn turn_ahead(struct fused_turn at, int count)
+{
+    at.slot += count;
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        if (at.slot >= fused_ring<S>::SLOTS) {
+            at.slot -= fused_ring<S>::SLOTS;
+            at.turn ^= 1;
+        }
+    return at;
+}
+
+/* One block's place in the cluster, and a warp's in it. */
+struct fused_place {
+    int rank, head, half, warp, lane;
+    int part, first;        /* products: the warp's part of the inputs, its first tile */
+    int row0, rows;         /* of this cluster: its first among n, and how many */
+    int row, share, shares; /* attention: this warp's row (-1: none), its share of chunks */
+    int self_longest, cross_longest; /* at least the most keys that a row has */
+    int now;                         /* the step's place in s->state */
+    struct fused_turn ring;          /* the next product's weights */
+};
+
+#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
+
+/* A barrier of those who work. */
+static __device__ __forceinline__ void workers_sync(void)
+{
+    asm volatile("bar.sync 1, %0;" ::"n"((int)WORKERS) : "memory");
+}
+
+/* Whole warpgroups: registers that the workers take are those that the others give. */
+static __device__ __forceinline__ void registers_give(void)
+{
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+}
+static __device__ __forceinline__ void registers_take(void)
+{
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+}
+
+/* The same number, of which the compiler shall not know that: what is computed from it is computed
+ * here, not kept in registers from one phase of a step to the next. */
+static __device__ __forceinline__ int here(int value)
+{
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
+template <class T> static __device__ __forceinline__ uint2 elements4(const float4 &v)
+{
+    alignas(8) T e[4];
+
+    format_set2(e, v.x, v.y);
+    format_set2(e + 2, v.z, v.w);
+    return *(const uint2 *)e;
+}
+
+#endif
+
+#endif
