@@ -200,7 +200,13 @@ static int place_check(struct recorder *r, struct owned *o, struct error *error)
 }
 
 /* A partition whose fetching an error has ended, as when the log was cut under it, takes no seek
- * ever again: it is assigned anew. */
+ * ever again, nor does one that an earlier try could not assign anew. */
+static bool takes_no_seek(const rd_kafka_topic_partition_t *sought)
+{
+    return sought->err == RD_KAFKA_RESP_ERR__STATE ||
+           sought->err == RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION;
+}
+
 static int places_restart(struct recorder *r, const rd_kafka_topic_partition_list_t *sought,
                           struct error *error)
 {
@@ -209,7 +215,7 @@ static int places_restart(struct recorder *r, const rd_kafka_topic_partition_lis
     int status = 0;
 
     for (int i = 0; i < sought->cnt; i++)
-        if (sought->elems[i].err == RD_KAFKA_RESP_ERR__STATE)
+        if (takes_no_seek(&sought->elems[i]))
             rd_kafka_topic_partition_list_add(list, sought->elems[i].topic,
                                               sought->elems[i].partition)
                 ->offset = sought->elems[i].offset;
@@ -242,7 +248,7 @@ static int places_seek(struct recorder *r, struct error *error)
         rd_kafka_error_destroy(failed);
     }
     for (int i = 0; i < list->cnt && !status; i++)
-        if (list->elems[i].err && list->elems[i].err != RD_KAFKA_RESP_ERR__STATE)
+        if (list->elems[i].err && !takes_no_seek(&list->elems[i]))
             status = error_set(error, "seek in partition %d: %s", (int)list->elems[i].partition,
                                rd_kafka_err2str(list->elems[i].err));
     if (!status)
