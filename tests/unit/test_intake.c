@@ -291,10 +291,15 @@ extern void __gcov_dump(void) __attribute__((weak));
 
 static void in_a_process(const char *name)
 {
-    pid_t child = fork();
+    const char *options = getenv("TSAN_OPTIONS");
+    char all[1024];
+    pid_t child;
     int status;
 
+    snprintf(all, sizeof all, "%s report_thread_leaks=0", options ? options : "");
+    child = fork();
     if (!child) {
+        setenv("TSAN_OPTIONS", all, 1);
         execl("/proc/self/exe", "test", name, (char *)NULL);
         _exit(127);
     }

@@ -12,7 +12,7 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static const char *failing; /* the rest is under the lock */
 static int from, left, hits;
-static rd_kafka_resp_err_t answer;
+static _Atomic(rd_kafka_resp_err_t) answer; /* read by calls without it */
 
 void failing_set_code(const char *name, int at, int count, rd_kafka_resp_err_t code)
 {
