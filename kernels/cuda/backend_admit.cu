@@ -119,7 +119,7 @@ static cudaError_t batch_enqueue(struct backend *backend, int32_t index)
                               (2 + 3 * tokens + (size_t)batch->count) * sizeof(int32_t),
                               cudaMemcpyHostToDevice, backend->encode));
     CUDA_PASS(network_encode(backend->network, &sources, &backend->memory.encode_space,
-                             &backend->memory.cross, false, backend->encode));
+                             &backend->memory.cross, false, backend->pdl, backend->encode));
     batch->enqueued = true;
     return cudaEventRecord(batch->done, backend->encode);
 }

@@ -25,7 +25,7 @@ static int trace_encode(struct backend *backend, const struct backend_trace *tra
                              cudaMemcpyHostToDevice, backend->decode),
              error, fail);
     CUDA_TRY(network_encode(backend->network, &sources, &backend->memory.encode_space,
-                            &backend->memory.cross, true, backend->decode),
+                            &backend->memory.cross, true, backend->pdl, backend->decode),
              error, fail);
     if (trace->encoder)
         CUDA_TRY(cudaMemcpy2DAsync(trace->encoder, width, output,

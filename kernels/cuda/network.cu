@@ -279,11 +279,11 @@ static cudaError_t feed_forward(const struct network *network, const struct netw
 
 cudaError_t network_encode(const struct network *network, const struct network_sources *sources,
                            const struct network_space *space, const struct network_cache *cross,
-                           bool output, cudaStream_t stream)
+                           bool output, bool pdl, cudaStream_t stream)
 {
     const struct model_config *config = &network->config;
     struct network_flow flow =
-        flow_of(network, sources->n, sources->token_count, space, false, stream);
+        flow_of(network, sources->n, sources->token_count, space, pdl, stream);
     const struct network_norm *last = NULL;
 
     for (int32_t i = 0; i < config->encoder_layers; i++) {
@@ -293,7 +293,7 @@ cudaError_t network_encode(const struct network *network, const struct network_s
             struct product p = product_normed(&flow, &layer->qkv, PRODUCT_PLAIN, last);
 
             p.out = space->q;
-            CUDA_PASS(product_enqueue(&p, flow.n_most, false, stream));
+            CUDA_PASS(product_enqueue(&p, flow.n_most, pdl, stream));
         } else {
             struct product p = product_embedded(&flow, &layer->qkv, PRODUCT_PLAIN);
 
@@ -325,7 +325,7 @@ cudaError_t network_encode(const struct network *network, const struct network_s
         p.scales_v = cross->v_scales + (size_t)i * cross->scale_stride;
         p.cache_heads = network->sizes.decoder_heads;
         p.cache_positions = cross->positions;
-        CUDA_PASS(product_enqueue(&p, flow.n_most, false, stream));
+        CUDA_PASS(product_enqueue(&p, flow.n_most, pdl, stream));
     }
     return cudaSuccess;
 }

@@ -104,10 +104,10 @@ struct network *network_open(const struct model *model, const char *compute,
                              struct error *error) PGPT_MUST_CHECK;
 void network_close(struct network *network); /* NULL is allowed */
 
-/* output: the encoder's output (tokens, D) float lies in space->x afterwards. */
+/* output: the encoder's output (tokens, D) float lies in space->x afterwards. pdl: as below. */
 cudaError_t network_encode(const struct network *network, const struct network_sources *sources,
                            const struct network_space *space, const struct network_cache *cross,
-                           bool output, cudaStream_t stream);
+                           bool output, bool pdl, cudaStream_t stream);
 /* Everything up to the logits' units. pdl: chain the kernels (the first never starts early unless
  * chained says that a kernel of the same chain stands in front). */
 cudaError_t network_step(const struct network *network, const struct network_step *step, bool pdl,
