@@ -152,6 +152,21 @@ static __device__ __forceinline__ struct format_weights weights_stream(const cha
     return w;
 }
 
+/* weights_stream() where `in`; else `to` stays as it is. No branch: the compiler can tell such
+ * loads apart and wait for each on its own. They may stay in L1, for the other block of a
+ * multiprocessor is often at the same columns. */
+static __device__ __forceinline__ void weights_stream_if(struct format_weights *to,
+                                                         const char *block, int lane, bool in)
+{
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+        asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %5, 0;\n\t"
+                     "@p ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+                     : "+r"(to->half[h].x), "+r"(to->half[h].y), "+r"(to->half[h].z),
+                       "+r"(to->half[h].w)
+                     : "l"(block + h * 512 + lane * 16), "r"((int)in));
+}
+
 /* The lane's share of the b-th 64 bytes of 8 rows in shared memory, `stride` bytes apart. */
 static __device__ __forceinline__ uint4 rows_load(const char *rows, int stride, int b, int lane)
 {

@@ -10,7 +10,7 @@ enum { BLOCKS = 2 }; /* that fit a multiprocessor */
 
 static const struct {
     int32_t rows, columns, split;
-} shapes[HOPPER_SHAPES] = {{32, 64, 2}, {64, 128, 1}};
+} shapes[HOPPER_SHAPES] = {{32, 64, 2}, {64, 128, 1}, {64, 64, 2}};
 
 static int multiprocessors[PRODUCT_DEVICES]; /* 0: not a device for it */
 
@@ -24,6 +24,59 @@ static int shared_bytes(int shape)
     return hopper_info_at(shapes[shape].rows, shapes[shape].split) + shapes[shape].rows * 16;
 }
 
+static int32_t turns_of(int32_t count, int32_t each)
+{
+    return (count + each - 1) / each;
+}
+
+/* ---- long rows: product_parts.cuh ---- */
+
+/* Which kernel of parts a product's inputs want; -1: none. */
+static int parts_kind(const struct product *p)
+{
+    for (int kind = 0; kind < PARTS_KINDS; kind++)
+        if (p->output == PRODUCT_RESIDUAL && p->weight.K == FORMAT_PARTS * PARTS_INPUTS << kind)
+            return kind;
+    return -1;
+}
+
+static int parts_shared(int32_t rows, int kind)
+{
+    return parts_box_at(rows, PARTS_INPUTS << kind) + 16;
+}
+
+/* Rows of a tile; 0: there are so many that other tiles are better. */
+static int32_t parts_rows(const struct product *p, int kind, int32_t n)
+{
+    const int32_t most = BLOCKS * multiprocessors[product_device()];
+    const int32_t columns = FORMAT_PARTS * turns_of(p->weight.N, PARTS_COLUMNS);
+
+    if (kind < 0 || turns_of(n, 64) * columns > most)
+        return 0;
+    return turns_of(n, 32) * columns <= most || kind == PARTS_KINDS - 1 ? 32 : 64;
+}
+
+/* A cluster of FORMAT_PARTS blocks a tile. */
+static cudaError_t parts_enqueue(const struct product *product, int kind, int32_t rows,
+                                 int32_t n_most, bool pdl, cudaStream_t stream)
+{
+    return launch(
+        format_of(product->weight.format)->parts[rows == 64][kind],
+        dim3(FORMAT_PARTS * turns_of(product->weight.N, PARTS_COLUMNS), turns_of(n_most, rows)),
+        PARTS_THREADS, (size_t)parts_shared(rows, kind), pdl, stream, *product);
+}
+
+static cudaError_t parts_prepare(const struct hopper_format *format)
+{
+    for (int wide = 0; wide < 2; wide++)
+        for (int kind = 0; kind < PARTS_KINDS; kind++)
+            if (format->parts[wide][kind])
+                CUDA_PASS(cudaFuncSetAttribute((const void *)format->parts[wide][kind],
+                                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               parts_shared(wide ? 64 : 32, kind)));
+    return cudaSuccess;
+}
+
 cudaError_t hopper_prepare(int capability)
 {
     int *count = &multiprocessors[product_device()];
@@ -34,7 +87,8 @@ cudaError_t hopper_prepare(int capability)
     *count = 0;
     if (capability != 90)
         return cudaSuccess;
-    for (int format = CUDA_F16; format <= CUDA_BF16; format++)
+    for (int format = CUDA_F16; format <= CUDA_BF16; format++) {
+        CUDA_PASS(parts_prepare(format_of((enum cuda_format)format)));
         for (int output = 0; output < HOPPER_OUTPUTS; output++)
             for (int shape = 0; shape < HOPPER_SHAPES; shape++)
                 for (int inputs = 0; inputs < HOPPER_INPUTS; inputs++)
@@ -42,6 +96,7 @@ cudaError_t hopper_prepare(int capability)
                                                        ->product[output][shape][inputs],
                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                    shared_bytes(shape)));
+    }
     return cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, product_device());
 }
 
@@ -71,17 +126,19 @@ static enum hopper_inputs inputs_of(int32_t K)
     return K == 512 ? HOPPER_512 : K == 256 ? HOPPER_256 : K % 1024 ? HOPPER_ANY : HOPPER_1024;
 }
 
-static int32_t turns_of(int32_t count, int32_t each)
+static int32_t tiles_of(enum hopper_shape shape, int32_t N, int32_t n)
 {
-    return (count + each - 1) / each;
+    return turns_of(n, shapes[shape].rows) * turns_of(N, shapes[shape].columns);
 }
 
 /* Small tiles as long as all of them fit at once. */
 static enum hopper_shape shape_choose(int32_t N, int32_t n)
 {
-    int32_t tiles = turns_of(n, shapes[HOPPER_32].rows) * turns_of(N, shapes[HOPPER_32].columns);
+    const int32_t most = BLOCKS * multiprocessors[product_device()];
 
-    return tiles <= BLOCKS * multiprocessors[product_device()] ? HOPPER_32 : HOPPER_64;
+    return tiles_of(HOPPER_32, N, n) <= most        ? HOPPER_32
+           : tiles_of(HOPPER_64_SLIM, N, n) <= most ? HOPPER_64_SLIM
+                                                    : HOPPER_64;
 }
 
 /* Over how many blocks the tiles of columns are shared out, each with several in turn, so that the
@@ -134,9 +191,13 @@ cudaError_t hopper_enqueue(const struct product *product, int32_t n_most, bool p
     enum hopper_inputs inputs = inputs_of(product->weight.K);
     int32_t rows = turns_of(n_most, shapes[shape].rows);
     int32_t columns = turns_of(product->weight.N, shapes[shape].columns);
+    const int kind = parts_kind(product);
+    const int32_t parts = parts_rows(product, kind, n_most);
 
     if (product->output == PRODUCT_NORMED)
         return normed_enqueue(product, n_most, pdl, stream);
+    if (parts)
+        return parts_enqueue(product, kind, parts, n_most, pdl, stream);
     if (shapes[shape].split == 1)
         columns = columns_choose(rows, columns);
     return launch(format_of(product->weight.format)->product[output_of(product)][shape][inputs],

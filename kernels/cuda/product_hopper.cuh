@@ -4,9 +4,10 @@
  * memory, 256 inputs (a window) twice: up to 512 inputs stay while the block walks over its
  * columns, longer rows pass through. Weights come from L2 straight into the registers that the
  * instruction reads, three blocks ahead and the first before the kernel in front has finished, so a
- * warpgroup meets no barrier on its way through a tile. Two kinds of tile: 32 rows, SPLIT 2: the
- * two warpgroups take two of the four parts of the inputs each, of the same 64 columns: a short
- * chain, for few rows; 64 rows, SPLIT 1: each takes all parts of 64 columns of its own. (Tried and
+ * warpgroup meets no barrier on its way through a tile. Two kinds of tile: 32 or 64 rows, SPLIT 2:
+ * the two warpgroups take two of the four parts of the inputs each, of the same 64 columns: a short
+ * chain, as long as all tiles fit at once; 64 rows, SPLIT 1: each takes all parts of 64 columns of
+ * its own. Long rows of few columns go by product_parts.cuh. (Tried and
  * no faster: 128 rows with 64 KB of weights on the way through shared memory.)
  *
  * Rows come normed (product_embed, product_norm), so that a norm is taken once and not by every
@@ -20,6 +21,7 @@
 #include "kernels/cuda/product_hopper.h"
 #include "kernels/cuda/product_input.cuh"
 #include "kernels/cuda/product_output.cuh"
+#include "kernels/cuda/product_parts.cuh"
 #include "kernels/cuda/warpgroup.cuh"
 
 enum {
@@ -52,20 +54,6 @@ static __device__ __forceinline__ void window_load(const struct product &p, int 
                 (const char *)p.x + (in ? ((size_t)(m0 + r) * K + input) * 2 + word * 16 : 0), in);
     }
     copy_commit();
-}
-
-/* weights_stream() where `in`; else `to` stays as it is. No branch: the compiler can tell such
- * loads apart and wait for each on its own. */
-static __device__ __forceinline__ void weights_stream_if(struct format_weights *to,
-                                                         const char *block, int lane, bool in)
-{
-#pragma unroll
-    for (int h = 0; h < 2; h++)
-        asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %5, 0;\n\t"
-                     "@p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
-                     : "+r"(to->half[h].x), "+r"(to->half[h].y), "+r"(to->half[h].z),
-                       "+r"(to->half[h].w)
-                     : "l"(block + h * 512 + lane * 16), "r"((int)in));
 }
 
 /*
@@ -117,6 +105,7 @@ struct unit_columns {
     float bias[8];
     uint32_t inside, allowed; /* bit a column: of the vocabulary, and may be chosen */
     uint32_t eos;
+    bool plain; /* all of the warp's columns may be chosen, and none is EOS */
 };
 
 static __device__ __forceinline__ int unit_column(int unit, int q, int t)
@@ -142,7 +131,29 @@ static __device__ __forceinline__ struct unit_columns unit_columns_get(const str
         if (c == p.rules.eos_token)
             columns.eos = 1u << t;
     }
+    columns.plain = __all_sync(0xffffffffu, columns.allowed == 0xff && !columns.eos);
     return columns;
+}
+
+/* Where all columns may be chosen, the greatest is the best: the first that equals it. */
+static __device__ __forceinline__ void unit_plain_put(const struct product &p, int row, bool here,
+                                                      int unit, int q, const float (&v)[8])
+{
+    const int units = (p.weight.N + PRODUCT_UNIT - 1) / PRODUCT_UNIT;
+    const struct logsum sums = logsum_unit(v);
+    int32_t token = INT32_MAX; /* stays where they are NaN */
+
+#pragma unroll
+    for (int t = 7; t >= 0; t--)
+        if (v[t] == sums.max)
+            token = unit_column(unit, q, t);
+#pragma unroll
+    for (int mask = 1; mask <= 2; mask <<= 1)
+        token = min(token, __shfl_xor_sync(0xffffffffu, token, mask));
+    if (q == 0 && here && unit < units)
+        *(float4 *)(p.units + (size_t)row * units + unit) =
+            make_float4(sums.max, sums.sum, token == INT32_MAX ? -INFINITY : sums.max + 0.0f,
+                        __int_as_float(token == INT32_MAX ? unit * PRODUCT_UNIT : token));
 }
 
 /* The same bits as output_unit(). */
@@ -172,6 +183,10 @@ static __device__ __forceinline__ void unit_put(const struct product &p,
             if (c == p.rules.forced_bos)
                 p.special[2 * row + 1] = v[t];
         }
+    if (columns.plain) {
+        unit_plain_put(p, row, here, unit, q, v);
+        return;
+    }
 #pragma unroll
     for (int t = 0; t < 8; t++) {
         float masked = allowed & 1u << t ? v[t] + 0.0f : -INFINITY;
@@ -614,7 +629,8 @@ static __global__ void __launch_bounds__(ROW_WARPS * 32) product_norm(const stru
 #define HOPPER_KERNELS(F, OUTPUT, ACTIVE, SHORT, LONG)                                             \
     {                                                                                              \
         HOPPER_PARTS(F, OUTPUT, ACTIVE, 32, 2, SHORT, LONG),                                       \
-            HOPPER_PARTS(F, OUTPUT, ACTIVE, 64, 1, SHORT, LONG)                                    \
+            HOPPER_PARTS(F, OUTPUT, ACTIVE, 64, 1, SHORT, LONG),                                   \
+            HOPPER_PARTS(F, OUTPUT, ACTIVE, 64, 2, SHORT, LONG)                                    \
     }
 #define HOPPER_FORMAT(F)                                                                           \
     {                                                                                              \
@@ -624,6 +640,8 @@ static __global__ void __launch_bounds__(ROW_WARPS * 32) product_norm(const stru
          HOPPER_KERNELS(F, PRODUCT_QKV, false, 0, 0),                                              \
          HOPPER_KERNELS(F, PRODUCT_CROSS, false, 0, 0),                                            \
          HOPPER_KERNELS(F, PRODUCT_LOGITS, false, 0, 0)},                                          \
+            {{product_parts<F, 32, 1>, product_parts<F, 32, 2>, product_parts<F, 32, 4>},          \
+             {product_parts<F, 64, 1>, product_parts<F, 64, 2>, NULL}},                            \
             product_embed<F>, product_norm<F, 4>, product_norm<F, 8>                               \
     }
 

@@ -15,7 +15,8 @@ enum {
     HOPPER_ROWS_LEAST = 17,
 };
 
-enum hopper_shape { HOPPER_32, HOPPER_64, HOPPER_SHAPES };
+/* 32 rows by 64 columns, 64 by 128, 64 by 64 */
+enum hopper_shape { HOPPER_32, HOPPER_64, HOPPER_64_SLIM, HOPPER_SHAPES };
 enum hopper_output {
     HOPPER_PLAIN,
     HOPPER_ACTIVE, /* plain with an activation */
@@ -30,8 +31,18 @@ enum hopper_output {
  * of 1,024. */
 enum hopper_inputs { HOPPER_ANY, HOPPER_512, HOPPER_256, HOPPER_1024, HOPPER_INPUTS };
 
+/* product_parts.cuh */
+enum {
+    PARTS_THREADS = 128,
+    PARTS_COLUMNS = 64,
+    PARTS_INPUTS = 256, /* a part of the inputs is one, two or four times as many, */
+    PARTS_KINDS = 3,
+};
+
 struct hopper_format {
     product_kernel product[HOPPER_OUTPUTS][HOPPER_SHAPES][HOPPER_INPUTS];
+    /* residuals of 1,024, 2,048 and 4,096 inputs: tiles of 32 and of 64 rows */
+    product_kernel parts[2][PARTS_KINDS];
     product_kernel embed, norm512, norm1024;
 };
 extern const struct hopper_format hopper_f16, hopper_bf16;
@@ -53,6 +64,20 @@ HOPPER_BOTH int hopper_info_at(int rows, int split)
     int windows = 2 * rows * HOPPER_WINDOW * 2, sums = rows * HOPPER_STAGE * 4;
 
     return split == 1 ? windows + 2 * sums : windows > 3 * sums ? windows : 3 * sums;
+}
+
+/* Shared memory of product_parts: rows, own sums, those of others, the mailbox. */
+HOPPER_BOTH int parts_sums_at(int rows, int part)
+{
+    return rows * part * 2;
+}
+HOPPER_BOTH int parts_letter_at(int rows, int part)
+{
+    return parts_sums_at(rows, part) + rows * HOPPER_STAGE * 4;
+}
+HOPPER_BOTH int parts_box_at(int rows, int part)
+{
+    return parts_letter_at(rows, part) + rows * PARTS_COLUMNS * 4;
 }
 
 /* Once a device. Without it, or on another capability, hopper_takes() nothing. */

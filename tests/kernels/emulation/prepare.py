@@ -21,14 +21,12 @@ BODIES = {
         "format_bf16.mma": "simt_mma<__nv_bfloat16>(c, w, x, y);",
         "format_int8.mma": "abort();",
         "weights_stream": "return weights_get<format_f16>(block, lane);",
+        "weights_stream_if": "if (in) *to = weights_get<format_f16>(block, lane);",
     },
     "product_input.cuh": {
         "copy_16": "simt_copy(shared, global, in);",
         "copy_commit": "simt_copy_commit();",
         "copy_wait": "simt_copy_wait(PENDING);",
-    },
-    "product_hopper.cuh": {
-        "weights_stream_if": "if (in) *to = weights_get<format_f16>(block, lane);",
     },
     "warpgroup.cuh": {
         "warpgroup_fence": "",
@@ -83,7 +81,10 @@ LINES = {
     "product_hopper.cuh": [
         (r"#if PGPT_CUDA_HOPPER && __CUDA_ARCH__ >= 900", "#if 1"),
         (r"extern __shared__ __align__\(1024\) char shared\[\];", "char *shared = simt_shared;"),
-        (r'#include "kernels/cuda/cluster.cuh"\n', ""),
+    ],
+    "product_parts.cuh": [
+        (r"#if PGPT_CUDA_HOPPER && __CUDA_ARCH__ >= 900", "#if 1"),
+        (r"extern __shared__ __align__\(1024\) char shared\[\];", "char *shared = simt_shared;"),
     ],
     "cluster.cuh": [
         (r"#if __CUDA_ARCH__ >= 900", "#if 1"),

@@ -32,6 +32,7 @@
 #undef __shared__
 #undef __forceinline__
 #undef __launch_bounds__
+#undef __cluster_dims__
 #undef __align__
 #undef __grid_constant__
 #define __device__
@@ -39,6 +40,7 @@
 #define __shared__ static
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 
@@ -169,6 +171,12 @@ static inline uint32_t __reduce_max_sync(uint32_t lanes, uint32_t value)
 static inline uint32_t __reduce_min_sync(uint32_t lanes, uint32_t value)
 {
     return ~__reduce_max_sync(lanes, ~value);
+}
+static inline bool __all_sync(uint32_t lanes, bool value)
+{
+    for (int mask = 16; mask; mask >>= 1)
+        value = __shfl_xor_sync(lanes, value, mask) && value;
+    return value;
 }
 
 static inline float __fadd_rn(float a, float b)

@@ -37,6 +37,7 @@ static size_t packed_at(int n, int k, int K)
            ((half * 32 + column % 8 * 4 + q) * 4 + late * 2 + column / 8) * 2 + in % 2;
 }
 
+/* PART < 0: product_parts, of -PART windows. */
 template <class F, enum product_output OUTPUT, int BM, int SPLIT, int PART>
 static void product_test(const char *what, int n, int N, int K, int blocks, double most)
 {
@@ -68,8 +69,13 @@ static void product_test(const char *what, int n, int N, int K, int blocks, doub
     p.output = OUTPUT;
     p.residual = residual.data();
     p.out = OUTPUT == PRODUCT_RESIDUAL ? (void *)y.data() : (void *)out.data();
-    simt_launch({SPLIT == 2 ? tiles : blocks, (n + BM - 1) / BM, 1}, HOPPER_THREADS,
-                [&] { product_hopper<F, OUTPUT, false, BM, SPLIT, PART>(p); });
+    if constexpr (PART < 0)
+        simt_launch(
+            {FORMAT_PARTS * tiles, (n + BM - 1) / BM, 1}, PARTS_THREADS,
+            [&] { product_parts<F, BM, -PART>(p); }, FORMAT_PARTS);
+    else
+        simt_launch({SPLIT == 2 ? tiles : blocks, (n + BM - 1) / BM, 1}, HOPPER_THREADS,
+                    [&] { product_hopper<F, OUTPUT, false, BM, SPLIT, PART>(p); });
     for (int i = 0; i < n; i++)
         for (int c = 0; c < N; c++) {
             const size_t at = (size_t)i * N + c;
@@ -319,6 +325,24 @@ int main(void)
         logits_test<64, 1, 0>("64 rows, logits", 37, 300);
         logits_test<32, 2, 4>("32 rows, logits, 512", 37, 300);
         logits_test<64, 1, 4>("64 rows, logits, 512", 37, 300);
+        logits_test<64, 2, 4>("64 rows in halves, logits", 70, 300);
+        product_test<format_f16, PRODUCT_PLAIN, 64, 2, 0>("64 rows in halves", 70, 200, 768, 0,
+                                                          4e-3);
+        product_test<format_f16, PRODUCT_PLAIN, 64, 2, 4>("64 rows in halves, 512", 70, 200, 512, 0,
+                                                          4e-3);
+        product_test<format_f16, PRODUCT_RESIDUAL, 64, 2, 2>("64 rows in halves, 256", 70, 200, 256,
+                                                             0, 1e-5);
+        product_test<format_f16, PRODUCT_RESIDUAL, 64, 2, HOPPER_LONG>("64 rows in halves, long",
+                                                                       70, 200, 2048, 0, 1e-5);
+        product_test<format_f16, PRODUCT_RESIDUAL, 32, 2, -1>("parts, 1024", 37, 128, 1024, 0,
+                                                              1e-5);
+        product_test<format_f16, PRODUCT_RESIDUAL, 32, 2, -2>("parts, 2048", 70, 128, 2048, 0,
+                                                              1e-5);
+        product_test<format_f16, PRODUCT_RESIDUAL, 32, 2, -4>("parts, 4096", 5, 64, 4096, 0, 2e-5);
+        product_test<format_bf16, PRODUCT_RESIDUAL, 64, 2, -1>("parts of 64 rows, bf16", 65, 64,
+                                                               1024, 0, 1e-5);
+        product_test<format_f16, PRODUCT_RESIDUAL, 64, 2, -2>("parts of 64 rows", 130, 128, 2048, 0,
+                                                              1e-5);
         for (int int8 = 0; int8 < 2; int8++) {
             cross_test<32, 2, 0>("32 rows, caches", 35, 256, int8);
             cross_test<64, 1, 0>("64 rows, caches", 35, 256, int8);
