@@ -102,7 +102,7 @@ static __global__ void __launch_bounds__(HEADS *WARPS * 32)
         const T *q = (const T *)a.q + ((size_t)blockIdx.x * a.heads + head) * HEAD;
 
 #pragma unroll
-        for (int i = 0; i < 2; i++)
+        for (int i = 0; i < chunk.QUERY; i++)
             query.part[i] = __ldcg((const uint4 *)(q + query_at(&chunk, i, lane)));
     }
     if (!a.cross && from.end / CHUNK == share)

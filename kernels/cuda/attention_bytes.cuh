@@ -17,8 +17,9 @@
 #define BYTES_RAISE 64.0f
 
 template <class T> struct chunk_bytes {
-    uint4 key[4];                          /* key 16 (i / 2) + 2g + i % 2, dimensions 16t .. */
-    uint2 value[8];                        /* key 8 (i / 2) + 2t + i % 2, dimensions 8g .. */
+    enum { QUERY = 2 };
+    uint4 key[4];                          /* key score_key(i), dimensions 16t .. */
+    uint2 value[8];                        /* key 4 i + t, dimensions 8g .. */
     uint32_t key_scale[4], value_scale[4]; /* of key[i]'s key: low dimensions, high */
 };
 
@@ -32,7 +33,7 @@ static __device__ __forceinline__ void chunk_load(struct chunk_bytes<T> *chunk,
     memset(chunk, 0, sizeof *chunk);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const int position = c * CHUNK + 16 * (i >> 1) + 2 * g + (i & 1);
+        const int position = c * CHUNK + score_key(i, lane);
         const size_t at = chunk_at<BEAM>(cache.stride, row, position);
 
         if (position >= row.end)
@@ -43,7 +44,7 @@ static __device__ __forceinline__ void chunk_load(struct chunk_bytes<T> *chunk,
     }
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        const int position = c * CHUNK + 8 * (i >> 1) + 2 * t + (i & 1);
+        const int position = c * CHUNK + 4 * i + t;
 
         if (position < row.end)
             chunk->value[i] = __ldcg((
@@ -65,14 +66,14 @@ static __device__ __forceinline__ void chunk_newest(struct chunk_bytes<T> *chunk
 
 #pragma unroll
     for (int j = 0; j < 4; j++)
-        if (16 * (j >> 1) + 2 * g + (j & 1) == i) {
+        if (score_key(j, lane) == i) {
             chunk->key[j] = key;
             chunk->key_scale[j] = key_scale;
             chunk->value_scale[j] = value_scale;
         }
 #pragma unroll
     for (int j = 0; j < 8; j++)
-        if (8 * (j >> 1) + 2 * t + (j & 1) == i)
+        if (4 * j + t == i)
             chunk->value[j] = value;
 }
 
@@ -123,13 +124,14 @@ static __device__ __forceinline__ void chunk_attend(const struct chunk_bytes<T> 
                                                     const struct chunk_query &query, int count,
                                                     int lane, struct attention_part *out)
 {
-    const struct chunk_columns columns = chunk_columns_of(lane);
     const bool mine = !(lane & 8) == ((lane & 3) < 2); /* the column's half of the dimensions */
     const uint2 none = make_uint2(0, 0);
     const uint2 low = mine ? query_words(query.part[0], lane & 4) : none;
     const uint2 high = mine ? query_words(query.part[1], lane & 4) : none;
     const bool odd = lane & 1;
-    float value[4][4] = {}, p[4];
+    const int source = 8 * (lane & 3) + (lane >> 4); /* which has the scale of the column's half */
+    uint32_t pairs[4];
+    float p[4];
 
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -148,22 +150,18 @@ static __device__ __forceinline__ void chunk_attend(const struct chunk_bytes<T> 
         p[i] = __fmul_rn(__fmul_rn(p[i], BYTES_RAISE),
                          odd ? scale_high(chunk.value_scale[i]) : scale_low(chunk.value_scale[i]));
 #pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-        const uint2 pairs = chunk_deal(pair_of<T>(p[i], p[i + 1]), lane >> 4, lane);
+    for (int i = 0; i < 2; i++) {
+        const uint32_t pair = pair_of<T>(p[2 * i], p[2 * i + 1]);
 
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const uint2 &v = chunk.value[2 * i + j];
-
-            value_add<T>(value[j], bytes_words<T>(v.x, v.y), j < 2 ? pairs.x : pairs.y, j & 1,
-                         columns);
-        }
+        pairs[i] = __shfl_sync(0xffffffffu, pair, source);
+        pairs[i + 2] = __shfl_sync(0xffffffffu, pair, source + 4);
     }
+    values_add<T>(
+        out, pairs, [&](int j) { return bytes_words<T>(chunk.value[j].x, chunk.value[j].y); },
+        lane);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-        const float own = __fmul_rn(
-            __fadd_rn(__fadd_rn(value[0][j], value[1][j]), __fadd_rn(value[2][j], value[3][j])),
-            1.0f / BYTES_RAISE);
+        const float own = __fmul_rn(out->value[j], 1.0f / BYTES_RAISE);
         const float other = __shfl_xor_sync(0xffffffffu, own, 2);
 
         /* lanes 4g, 4g + 1 have columns 0 to 3: what low dimensions want */

@@ -5,15 +5,15 @@
  * halves, by matrix instructions; attention_plain.cuh has that of float32, attention_bytes.cuh that
  * of int8 caches.
  *
- * Words go into the matrix instruction as they are loaded: the 16 bytes that lane 4g + t has of a
- * key or value are its four registers of the first operand. So row g of that holds the first and
- * third word of four lanes' 16 bytes, row g + 8 the second and fourth, and the second operand's
- * columns say whose sum is whose.
- * - Scores: the 16 bytes are dimensions 8t .. and 32 + 8t .. of key g of 8, in two instructions.
- *   Even columns are the query's words that meet the first and third, odd columns those that meet
- *   the others; a key's score is row g's sum in an even column and row g + 8's in an odd one, both
- *   of them in the lane.
- * - Values: the 16 bytes are dimensions 8g .. of key t of 4. Column i holds the keys'
+ * A warp loads whole lines, four positions at once. Words go into the matrix instruction as they
+ * are loaded: the 16 bytes that lane 4g + t has of a key or value are its four registers of the
+ * first operand. So row g of that holds the first and third word of four lanes' 16 bytes, row g + 8
+ * the second and fourth, and the second operand's columns say whose sum is whose.
+ * - Scores: rows g and g + 8 are half (g % 2) of key g / 2 of four. Columns i % 4 are the query's
+ *   words that meet the first and third of the low half's, those that meet the others, the same of
+ *   the high half. So lane 4g + t has half a key's score if t % 2 is g % 2, and lane 4 (g ^ 1) + (t
+ *   ^ 1) has the other; what the other lanes have is of no use.
+ * - Values: rows g and g + 8 are dimensions 8g .. 8g + 7 of four keys t. Column i holds the keys'
  *   probabilities where dimension i % 2 of a word's two is, and of the first and second word for i
  *   % 4 < 2, of the others else; so the 4 by 4 sums of a row's or column's kind are all 8
  *   dimensions of g, four of them in the lane.
@@ -32,10 +32,11 @@ enum {
 
 /* A lane's keys and values of a chunk. */
 template <class T> struct chunk_half {
-    uint4 key[4][2]; /* key 16 (i / 2) + 2g + i % 2, dimensions 8t + 32 c .. */
-    uint4 value[8];  /* key 8 (i / 2) + 2t + i % 2, dimensions 8g .. */
+    enum { QUERY = 1 };
+    uint4 key[8];   /* key 4 i + g / 2, dimensions 32 (g % 2) + 8t .. */
+    uint4 value[8]; /* key 4 i + t, dimensions 8g .. */
 };
-/* A lane's share of a query, as it lies in memory: query_at(). */
+/* A lane's share of a query, QUERY times 16 bytes as they lie in memory: query_at(). */
 struct chunk_query {
     uint4 part[2];
 };
@@ -183,19 +184,18 @@ static __device__ __forceinline__ size_t chunk_at(size_t stride, const struct ch
     return (size_t)from * stride + (size_t)(at * HEAD);
 }
 
-/* Key I of a lane and the two values that it has for one, out of a row that has all its positions
- * itself. keys, values: the lane's first; left: positions from the chunk's first on. */
+/* Two of a lane's keys and values each, out of a row that has all its positions itself. keys,
+ * values: the lane's first; left: positions from the chunk's first on. */
 template <int I, class T>
-static __device__ __forceinline__ void chunk_load_part(struct chunk_half<T> *chunk, const T *keys,
-                                                       const T *values, int left, int lane)
+static __device__ __forceinline__ void chunk_load_two(struct chunk_half<T> *chunk, const T *keys,
+                                                      const T *values, int left, int lane)
 {
-    constexpr int KEY = 16 * (I >> 1) + (I & 1), BYTES = HEAD * sizeof(T);
+    constexpr int STEP = 4 * HEAD * sizeof(T);
 
-    cache_get16<KEY * BYTES>(&chunk->key[I][0], keys, KEY + 2 * (lane >> 2) < left);
-    cache_get16<KEY * BYTES + 64>(&chunk->key[I][1], keys, KEY + 2 * (lane >> 2) < left);
-    cache_get16<8 * I * BYTES>(&chunk->value[2 * I], values, 8 * I + 2 * (lane & 3) < left);
-    cache_get16<(8 * I + 1) * BYTES>(&chunk->value[2 * I + 1], values,
-                                     8 * I + 1 + 2 * (lane & 3) < left);
+    cache_get16<I * STEP>(&chunk->key[I], keys, 4 * I + (lane >> 3) < left);
+    cache_get16<(I + 1) * STEP>(&chunk->key[I + 1], keys, 4 * I + 4 + (lane >> 3) < left);
+    cache_get16<I * STEP>(&chunk->value[I], values, 4 * I + (lane & 3) < left);
+    cache_get16<(I + 1) * STEP>(&chunk->value[I + 1], values, 4 * I + 4 + (lane & 3) < left);
 }
 
 /* A chunk into registers; zeros in place of what is not there. */
@@ -204,34 +204,31 @@ static __device__ __forceinline__ void chunk_load(struct chunk_half<T> *chunk,
                                                   const struct chunk_cache<T> &cache,
                                                   const struct chunk_row &row, int c, int lane)
 {
-    const int g = lane >> 2, t = lane & 3, left = row.end - c * CHUNK;
+    const int key = lane >> 3, value = lane & 3; /* the first that the lane has */
+    const int in_key = 8 * (lane & 7), in_value = 8 * (lane >> 2);
 
     if constexpr (BEAM) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int at = c * CHUNK + 16 * (i >> 1) + 2 * g + (i & 1);
-            const T *key = cache.keys + chunk_at<BEAM>(cache.stride, row, at) + 8 * t;
-
-            cache_get16<0>(&chunk->key[i][0], key, at < row.end);
-            cache_get16<64>(&chunk->key[i][1], key, at < row.end);
-        }
-#pragma unroll
         for (int i = 0; i < 8; i++) {
-            const int at = c * CHUNK + 8 * (i >> 1) + 2 * t + (i & 1);
+            const int at = c * CHUNK + 4 * i;
 
+            cache_get16<0>(&chunk->key[i],
+                           cache.keys + chunk_at<BEAM>(cache.stride, row, at + key) + in_key,
+                           at + key < row.end);
             cache_get16<0>(&chunk->value[i],
-                           cache.values + chunk_at<BEAM>(cache.stride, row, at) + 8 * g,
-                           at < row.end);
+                           cache.values + chunk_at<BEAM>(cache.stride, row, at + value) + in_value,
+                           at + value < row.end);
         }
     } else {
-        const T *keys = cache.keys + chunk_at<BEAM>(cache.stride, row, c * CHUNK + 2 * g) + 8 * t;
-        const T *values =
-            cache.values + chunk_at<BEAM>(cache.stride, row, c * CHUNK + 2 * t) + 8 * g;
+        const size_t first = chunk_at<BEAM>(cache.stride, row, c * CHUNK);
+        const T *keys = cache.keys + first + key * HEAD + in_key;
+        const T *values = cache.values + first + value * HEAD + in_value;
+        const int left = row.end - c * CHUNK;
 
-        chunk_load_part<0>(chunk, keys, values, left, lane);
-        chunk_load_part<1>(chunk, keys, values, left, lane);
-        chunk_load_part<2>(chunk, keys, values, left, lane);
-        chunk_load_part<3>(chunk, keys, values, left, lane);
+        chunk_load_two<0>(chunk, keys, values, left, lane);
+        chunk_load_two<2>(chunk, keys, values, left, lane);
+        chunk_load_two<4>(chunk, keys, values, left, lane);
+        chunk_load_two<6>(chunk, keys, values, left, lane);
     }
     __syncwarp(); /* the compiler shall not begin to multiply before it has asked for all */
 }
@@ -242,7 +239,6 @@ template <bool SHARED, class T>
 static __device__ __forceinline__ void chunk_newest(struct chunk_half<T> *chunk, const T *key,
                                                     const T *value, int i, int lane)
 {
-    const int g = lane >> 2, t = lane & 3;
     auto get = [](uint4 *to, const T *from, bool in) {
         if (SHARED)
             shared_get16_if(to, from, in);
@@ -251,54 +247,62 @@ static __device__ __forceinline__ void chunk_newest(struct chunk_half<T> *chunk,
     };
 
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-        const bool in = 16 * (j >> 1) + 2 * g + (j & 1) == i;
-
-        get(&chunk->key[j][0], key + 8 * t, in);
-        get(&chunk->key[j][1], key + 8 * t + 32, in);
+    for (int j = 0; j < 8; j++) {
+        get(&chunk->key[j], key + 8 * (lane & 7), 4 * j + (lane >> 3) == i);
+        get(&chunk->value[j], value + 8 * (lane >> 2), 4 * j + (lane & 3) == i);
     }
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-        get(&chunk->value[j], value + 8 * g, 8 * (j >> 1) + 2 * t + (j & 1) == i);
 }
 
 /* Where the i-th 16 bytes of the lane's share of a query (64) begin. */
 template <class T>
-static __device__ __forceinline__ int query_at(const struct chunk_half<T> *, int i, int lane)
+static __device__ __forceinline__ int query_at(const struct chunk_half<T> *, int, int lane)
 {
-    return 8 * (lane & 3) + 32 * i;
+    return 32 * (lane >> 3 & 1) + 8 * (lane & 3);
 }
 
-/* Scores of the lane's four keys become probabilities, at most `count` of the chunk's keys. */
+/* q (64): in shared memory. */
+template <class Chunk, class T>
+static __device__ __forceinline__ struct chunk_query query_get(const Chunk *chunk, const T *q,
+                                                               int lane)
+{
+    struct chunk_query query;
+
+#pragma unroll
+    for (int i = 0; i < Chunk::QUERY; i++)
+        query.part[i] = *(const uint4 *)(q + query_at(chunk, i, lane));
+    return query;
+}
+
+/* Which of 32 keys the lane's i-th score is of. */
+static __device__ __forceinline__ int score_key(int i, int lane)
+{
+    return 4 * i + 16 * (lane >> 2 & 1) + (lane >> 3);
+}
+
+/* Scores become probabilities, at most `count` of the chunk's keys. What lanes 4g + t have for
+ * which t % 2 is not g % 2 is not looked at. */
 template <class T>
 static __device__ __forceinline__ void chunk_softmax(float (&p)[4], int count, int lane,
                                                      struct attention_part *out)
 {
+    const int good = lane ^ (((lane >> 2) ^ lane) & 1); /* a lane of the same g */
+
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        p[i] = 16 * (i >> 1) + 2 * (lane >> 2) + (i & 1) < count ? p[i] : -INFINITY;
+        p[i] = score_key(i, lane) < count ? p[i] : -INFINITY;
     out->max = fmaxf(fmaxf(p[0], p[1]), fmaxf(p[2], p[3]));
-#pragma unroll
-    for (int mask = 4; mask <= 16; mask <<= 1)
-        out->max = fmaxf(out->max, __shfl_xor_sync(0xffffffffu, out->max, mask));
+    out->max = fmaxf(out->max, __shfl_xor_sync(0xffffffffu, out->max, 5));
+    out->max = fmaxf(out->max, __shfl_xor_sync(0xffffffffu, out->max, 8));
+    out->max = fmaxf(out->max, __shfl_xor_sync(0xffffffffu, out->max, 16));
 #pragma unroll
     for (int i = 0; i < 4; i++)
         p[i] = chunk_factor<T>(p[i] - out->max);
     out->sum = __fadd_rn(__fadd_rn(p[0], p[1]), __fadd_rn(p[2], p[3]));
-#pragma unroll
-    for (int mask = 4; mask <= 16; mask <<= 1)
-        out->sum = __fadd_rn(out->sum, __shfl_xor_sync(0xffffffffu, out->sum, mask));
-}
-
-/* Probabilities of keys 2g and 2g + 1 of 16 (pair), given to the lanes that have these keys'
- * values: of keys 2t and 2t + 1 of the first 8 and of the last 8. from: which of the four lanes
- * that have a pair gives it. */
-static __device__ __forceinline__ uint2 chunk_deal(uint32_t pair, int from, int lane)
-{
-    const int source = (lane & 3) * 4 + from;
-
-    return make_uint2(__shfl_sync(0xffffffffu, pair, source),
-                      __shfl_sync(0xffffffffu, pair, source + 16));
+    out->sum = __fadd_rn(out->sum, __shfl_xor_sync(0xffffffffu, out->sum, 5));
+    out->sum = __fadd_rn(out->sum, __shfl_xor_sync(0xffffffffu, out->sum, 8));
+    out->sum = __fadd_rn(out->sum, __shfl_xor_sync(0xffffffffu, out->sum, 16));
+    out->max = __shfl_sync(0xffffffffu, out->max, good);
+    out->sum = __shfl_sync(0xffffffffu, out->sum, good);
 }
 
 /* The lane's registers of the second operand of the values' product: a key's probability in one of
@@ -330,39 +334,58 @@ static __device__ __forceinline__ uint2 query_words(const uint4 &q, bool odd)
     return odd ? make_uint2(q.y, q.w) : make_uint2(q.x, q.z);
 }
 
+/* Sums of a chunk's values, times the probabilities of keys 4 i + t and 4 i + 4 + t: pairs, by i /
+ * 2. word(j): the lane's 16 bytes of values of key 4 j + t. */
+template <class T, class Word>
+static __device__ __forceinline__ void values_add(struct attention_part *out,
+                                                  const uint32_t (&pairs)[4], Word word, int lane)
+{
+    const struct chunk_columns columns = chunk_columns_of(lane);
+    float sums[4][4] = {};
+
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+        value_add<T>(sums[j & 3], word(j), pairs[j >> 1], j & 1, columns);
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        out->value[j] =
+            __fadd_rn(__fadd_rn(sums[0][j], sums[1][j]), __fadd_rn(sums[2][j], sums[3][j]));
+}
+
 /* One query over the chunk's first `count` keys. */
 template <class T>
 static __device__ __forceinline__ void chunk_attend(const struct chunk_half<T> &chunk,
                                                     const struct chunk_query &query, int count,
                                                     int lane, struct attention_part *out)
 {
-    const struct chunk_columns columns = chunk_columns_of(lane);
-    const uint2 low = query_words(query.part[0], lane & 4);
-    const uint2 high = query_words(query.part[1], lane & 4);
-    float value[4][4] = {}, p[4];
+    const uint2 q = query_words(query.part[0], lane & 4);
+    const bool odd = lane & 4;
+    const int source = 8 * (lane & 3);
+    float half[8], p[4];
+    uint32_t pairs[4];
 
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 8; i++) {
         float score[4] = {};
 
-        pairs_multiply(score, chunk.key[i][0], low.x, low.y, (const T *)NULL);
-        pairs_multiply(score, chunk.key[i][1], high.x, high.y, (const T *)NULL);
-        p[i] = __fadd_rn(score[0], score[3]);
+        pairs_multiply(score, chunk.key[i], q.x, q.y, (const T *)NULL);
+        half[i] = __fadd_rn(score[0], score[3]);
     }
+    /* each of two lanes with halves of 8 scores gets four whole ones */
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        p[i] = __fadd_rn(odd ? half[i + 4] : half[i],
+                         __shfl_xor_sync(0xffffffffu, odd ? half[i] : half[i + 4], 5));
     chunk_softmax<T>(p, count, lane, out);
 #pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-        const uint2 pairs = chunk_deal(pair_of<T>(p[i], p[i + 1]), 0, lane);
+    for (int i = 0; i < 2; i++) {
+        const uint32_t pair = pair_of<T>(p[2 * i], p[2 * i + 1]);
 
-        value_add<T>(value[0], chunk.value[2 * i], pairs.x, 0, columns);
-        value_add<T>(value[1], chunk.value[2 * i + 1], pairs.x, 1, columns);
-        value_add<T>(value[2], chunk.value[2 * i + 2], pairs.y, 0, columns);
-        value_add<T>(value[3], chunk.value[2 * i + 3], pairs.y, 1, columns);
+        pairs[i] = __shfl_sync(0xffffffffu, pair, source);
+        pairs[i + 2] = __shfl_sync(0xffffffffu, pair, source + 5);
     }
-#pragma unroll
-    for (int j = 0; j < 4; j++)
-        out->value[j] =
-            __fadd_rn(__fadd_rn(value[0][j], value[1][j]), __fadd_rn(value[2][j], value[3][j]));
+    values_add<T>(
+        out, pairs, [&](int j) { return chunk.value[j]; }, lane);
 }
 
 /* A part's values, divided by its sum, as elements. */

@@ -21,6 +21,7 @@ template <> struct plain_eight<int8_t> {
 };
 /* Dimensions 8g .. of key 4 i + t. */
 template <class C> struct chunk_plain {
+    enum { QUERY = 2 };
     struct plain_eight<C> key[PLAIN_PASSES], value[PLAIN_PASSES];
 };
 

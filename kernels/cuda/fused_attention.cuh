@@ -90,12 +90,9 @@ static __device__ __forceinline__ void attend(S *s, struct chunk_half<T> *chunk,
                                                                  : position + 1;
     const int longest = cross ? at.cross_longest : at.self_longest; /* of all of the block */
     const bool apart = at.shares > 1 && longest > CHUNK;
+    const struct chunk_query query = query_get(chunk, s->q[max(row, 0)], at.lane);
     struct attention_part part, all = {0.0f, 1.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
-    struct chunk_query query;
 
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-        query.part[i] = *(const uint4 *)&s->q[max(row, 0)][query_at(chunk, i, at.lane)];
 #pragma unroll 1
     for (int from = 0; from * CHUNK < longest; from += at.shares) {
         const int c = from + at.share;

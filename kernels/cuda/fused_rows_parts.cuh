@@ -194,9 +194,7 @@ static __device__ __forceinline__ void attend(S *s, const struct network_cache &
             struct attention_part part;
 
             chunk_load<false>(&chunk, caches, from, c, lane);
-#pragma unroll
-            for (int i = 0; i < 2; i++)
-                query.part[i] = *(const uint4 *)&s->q[row][query_at(&chunk, i, lane)];
+            query = query_get(&chunk, s->q[row], lane);
             chunk_attend<T>(chunk, query, length - c * CHUNK, lane, &part);
             if (c)
                 part_merge<T>(&all, part);
