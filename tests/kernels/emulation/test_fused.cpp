@@ -47,6 +47,8 @@ int main(void)
             compare("letters at any time", first, crowd, row);
         run<format_f16, 16>(&alone, 2, 1, 1);
         compare("16 blocks, alone", crowd, alone, 2);
+        run<format_f16, 8>(&alone, 2, 1, 1);
+        compare("8 blocks, alone", crowd, alone, 2);
         run<format_f16, 16>(&alone, 5, 3, 3);
         for (int row = 5; row < 8; row++)
             compare("16 blocks, three rows", crowd, alone, row);
