@@ -36,7 +36,7 @@ static cudaError_t step_enqueue(struct backend *backend, int32_t n_most, enum ba
     struct network_step step = backend_step_of(backend, n_most, kind != ROWS_PLAIN);
     struct choose_plain_rows plain = {backend->rules, m->units, m->special};
 
-    if (n_most <= fused_step_rows_most(&backend->fused))
+    if (n_most <= backend->fused.step_rows)
         CUDA_PASS(fused_step_enqueue(backend->network, &step, &backend->fused, backend->pdl, !first,
                                      backend->decode));
     else
@@ -109,7 +109,7 @@ cudaError_t backend_graphs_run(struct backend *backend, int32_t n, enum backend_
     int32_t b = 0;
 
     backend->running = "fused kernel";
-    if (kind == ROWS_PLAIN && n <= fused_rows_most(&backend->fused)) {
+    if (kind == ROWS_PLAIN && n <= backend->fused.rows) {
         struct network_step step = backend_step_of(backend, n, false);
 
         return fused_enqueue(backend->network, &step, n, steps, &backend->fused, backend->decode);

@@ -392,6 +392,16 @@ static cudaError_t cluster_limit(const struct network *network, enum fused_end e
     return cudaSuccess;
 }
 
+static int32_t rows_most(const int32_t *clusters)
+{
+    int32_t most = 0;
+
+    for (int shape = 0; shape < FUSED_SHAPES; shape++)
+        if (clusters[shape] * FUSED_ROWS > most)
+            most = clusters[shape] * FUSED_ROWS;
+    return most;
+}
+
 cudaError_t fused_prepare(const struct network *network, int capability,
                           struct fused_limits *limits)
 {
@@ -409,27 +419,11 @@ cudaError_t fused_prepare(const struct network *network, int capability,
         CUDA_PASS(cluster_limit(network, FUSED_TOKENS, shape, &limits->clusters[shape]));
         CUDA_PASS(cluster_limit(network, FUSED_STEP, shape, &limits->step_clusters[shape]));
     }
+    limits->rows = rows_most(limits->clusters);
+    limits->step_rows = rows_most(limits->step_clusters);
+    if (config->decoder_ffn > D && limits->step_rows > FUSED_WIDE_ROWS)
+        limits->step_rows = FUSED_WIDE_ROWS;
     return cudaSuccess;
-}
-
-static int32_t rows_most(const int32_t *clusters)
-{
-    int32_t most = 0;
-
-    for (int shape = 0; shape < FUSED_SHAPES; shape++)
-        if (clusters[shape] * FUSED_ROWS > most)
-            most = clusters[shape] * FUSED_ROWS;
-    return most;
-}
-
-int32_t fused_rows_most(const struct fused_limits *limits)
-{
-    return rows_most(limits->clusters);
-}
-
-int32_t fused_step_rows_most(const struct fused_limits *limits)
-{
-    return rows_most(limits->step_clusters);
 }
 
 /* In the first shape that has room: more blocks a cluster are faster. */

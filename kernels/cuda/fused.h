@@ -19,20 +19,21 @@ enum {
     FUSED_ROWS = 8,          /* a cluster */
     FUSED_SHAPES = 2,        /* clusters of 16 blocks, and of 8 */
     FUSED_VOCABULARY = 4096, /* most tokens whose logits come from this kernel */
+    /* most rows of a step with the wide feed-forward: its weights come to every cluster anew, and
+     * launched steps were faster from 80 rows on (kernels/README.md) */
+    FUSED_WIDE_ROWS = 64,
 };
 
-/* What the device can run at once; 0 = this kernel cannot run here. */
+/* What the device can run at once, and what is worth it; 0 = this kernel cannot run here. */
 struct fused_limits {
     int32_t clusters[FUSED_SHAPES];      /* of many steps */
     int32_t step_clusters[FUSED_SHAPES]; /* of one */
+    int32_t rows, step_rows;             /* most rows of a launch */
 };
 
 /* Looks at the device and the model; once at the start. */
 cudaError_t fused_prepare(const struct network *network, int capability,
                           struct fused_limits *limits);
-/* Most rows that one launch takes; 0 = none. */
-int32_t fused_rows_most(const struct fused_limits *limits);
-int32_t fused_step_rows_most(const struct fused_limits *limits);
 /* `steps` steps, choice of plain rows included, for n active rows (host's count, equal to
  * *step->n). */
 cudaError_t fused_enqueue(const struct network *network, const struct network_step *step, int32_t n,
