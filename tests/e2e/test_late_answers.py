@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """An answer of the group's coordinator that comes later than the client waits for it. Workers meet the
 broker through a relay here, which holds what it is told to hold."""
+import re
 import shutil
 import signal
 import tempfile
@@ -39,6 +40,19 @@ def wait_for_line(worker, text, since, timeout=20):
     while text not in worker.log.read_text()[since:]:
         assert time.time() < deadline and worker.alive, f"{worker.name} does not say {text!r}: {worker.tail()}"
         time.sleep(0.005)
+
+
+def owned(worker):
+    counts = re.findall(r'component="intake" message="\d+ partitions [a-z ]+, (\d+) ', worker.log.read_text())
+    return int(counts[-1]) if counts else 0
+
+
+def wait_for_all_partitions(realm):
+    """The first two own them all: what a third one left would else be the next one's at once, and nobody gave anything up."""
+    deadline = time.time() + 30
+    while sum(owned(w) for w in realm.workers[:2]) != PARTITIONS:
+        assert time.time() < deadline, f"partitions are left alone: {realm.state()}"
+        time.sleep(0.05)
 
 
 def join_in_two_steps(realm, name):
@@ -80,6 +94,7 @@ def test_an_assignment_that_comes_too_late_is_asked_for_again(relayed_realm):
     realm.worker("second", brokers=realm.fronts)
     met = 0
     for n in range(6): # who gives up first is up to the machine
+        wait_for_all_partitions(realm)
         third = join_in_two_steps(realm, f"third{n}")
         met += third is not None
         realm.results([realm.send(request(f"Sentence {i}."), partition=i % PARTITIONS) for i in range(12)], 20)
