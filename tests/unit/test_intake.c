@@ -11,9 +11,8 @@
 
 #include "tests/unit/worker_fixture.h"
 
-#include <sys/wait.h>
-
 #include "tests/unit/kafka_fixture.h"
+#include "tests/unit/own_process.h"
 #include "tests/worker/failing.h"
 #include "worker/admission.h"
 #include "worker/control.h"
@@ -285,28 +284,6 @@ static void giving_up_needs_no_memory(void **state)
     assert_false(failed());
 }
 
-/* A client that waits for an assignment, or for one to be given up, can never be destroyed: such a
- * test has a process of its own, which ends as it is. */
-extern void __gcov_dump(void) __attribute__((weak));
-
-static void in_a_process(const char *name)
-{
-    const char *options = getenv("TSAN_OPTIONS");
-    char all[1024];
-    pid_t child;
-    int status;
-
-    snprintf(all, sizeof all, "%s report_thread_leaks=0", options ? options : "");
-    child = fork();
-    if (!child) {
-        setenv("TSAN_OPTIONS", all, 1);
-        execl("/proc/self/exe", "test", name, (char *)NULL);
-        _exit(127);
-    }
-    assert_int_equal(waitpid(child, &status, 0), child);
-    assert_int_equal(status, 0);
-}
-
 static void assignment_fails(void)
 {
     failing_set("rd_kafka_incremental_assign", 1, 1);
@@ -363,9 +340,7 @@ int main(int argc, char **argv)
         if (argc == 2 && !strcmp(argv[1], names[i])) {
             setup(NULL);
             scenarios[i]();
-            if (__gcov_dump)
-                __gcov_dump();
-            _exit(0);
+            own_process_end();
         }
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
