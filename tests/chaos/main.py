@@ -40,6 +40,7 @@ def parse(argv):
     p.add_argument("--session", type=int, default=6000, help="group session timeout, ms (6000)")
     p.add_argument("--recovery", type=float, default=120, help="seconds to recover in (120)")
     p.add_argument("--no-database", action="store_true")
+    p.add_argument("--device", default="cpu", help="the engine's: cpu or cuda:N (cpu); for a GPU the build needs PGPT_CUDA=ON too")
     p.add_argument("--build", default=str(ROOT / "build-faults"), help="directory of the programs under test (build-faults)")
     p.add_argument("--record", help="append a JSON line for each run to this file")
     p.add_argument("--keep", action="store_true", help="keep the directory of clean runs too")

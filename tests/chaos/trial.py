@@ -78,10 +78,10 @@ class ChaosWorker(Worker):
         self.wanted = True
 
 
-def undisturbed(engine, jobs):
+def undisturbed(engine, device, jobs):
     """The results of an undisturbed run: the engine alone, one request after the other."""
     lines = "".join(json.dumps(j, ensure_ascii=False) + "\n" for j in jobs)
-    done = subprocess.run([str(engine), "generate", "--model", str(MODEL), "--device", "cpu", "--threads", "1"],
+    done = subprocess.run([str(engine), "generate", "--model", str(MODEL), "--device", device, "--threads", "1"],
                           input=lines, capture_output=True, text=True, check=True)
     results = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
     return {r["job_id"]: r for r in results}
@@ -109,7 +109,8 @@ class Trial:
     # ---- parts ----
 
     def worker_env(self):
-        env = {"PGPT_BROKERS": self.kafka.fronts, "PGPT_MODEL": str(MODEL), "PGPT_ENGINE_THREADS": "1",
+        env = {"PGPT_BROKERS": self.kafka.fronts, "PGPT_MODEL": str(MODEL), "PGPT_ENGINE_DEVICE": self.args.device,
+               "PGPT_ENGINE_THREADS": "1",
                "PGPT_ENGINE_MAX_ROWS": "64", "PGPT_HTTP_PORT": "0", "PGPT_WORKER_DRAIN_MS": "10000",
                "PGPT_TRANSACTION_TIMEOUT_MS": "6000", "PGPT_KAFKA_CALL_TIMEOUT_MS": "5000"}
         if self.postgres:
@@ -269,7 +270,7 @@ class Trial:
         self.drain_all()
         if self.postgres:
             logs.rebuilt = self.rebuilt_tables(final)
-        reference = undisturbed(self.bin / "pgpt-engine", sent.healthy)
+        reference = undisturbed(self.bin / "pgpt-engine", self.args.device, sent.healthy)
         violations = [Violation(rule, "-", what) for rule, what in self.injector.complaints]
         violations += checker.check(sent, logs, reference, self.postgres is not None)
         if sent.poison and self.injector.self_kills < 3:
