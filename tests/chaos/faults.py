@@ -222,17 +222,22 @@ def trouble_with(injector, seconds, reset=False, **what):
     return (seconds, lift)
 
 
+# All clients of a worker, or only the one that commits, or the one that chunks go through: results must
+# neither get lost with the first nor overtake the second.
+ROLES = ("", "settle", "stream")
+
+
 def cut_worker(injector):
-    """A worker from all brokers, or its transactions alone; both ways, or only what is asked or answered:
+    """A worker from all brokers, or one of its clients alone; both ways, or only what is asked or answered:
     a commit whose answer never comes."""
     rng = injector.rng
     return trouble_with(injector, rng.choice([1, 4, injector.run.args.session / 1000 + 3]), rng.random() < 0.5,
-                        role=rng.choice(["", "settle"]), held=rng.choice([(REQUESTS, ANSWERS), (REQUESTS,), (ANSWERS,)]))
+                        role=rng.choice(ROLES), held=rng.choice([(REQUESTS, ANSWERS), (REQUESTS,), (ANSWERS,)]))
 
 
 def delay_worker(injector):
     rng = injector.rng
-    return trouble_with(injector, rng.uniform(2, 6), delay_s=rng.choice([0.05, 0.2, 0.6]))
+    return trouble_with(injector, rng.uniform(2, 6), role=rng.choice(ROLES), delay_s=rng.choice([0.05, 0.2, 0.6]))
 
 
 def reset_worker(injector):
