@@ -184,11 +184,15 @@ static void kafka_set(struct config *config, const char *name, const char *value
     if (!grown)
         return problem(source, "kafka.%s: out of memory", name);
     config->kafka = grown;
-    grown[config->kafka_count].name = strdup(name);
-    grown[config->kafka_count].value = strdup(value);
-    config->kafka_count++;
-    if (!grown[config->kafka_count - 1].name || !grown[config->kafka_count - 1].value)
-        problem(source, "kafka.%s: out of memory", name);
+    grown += config->kafka_count;
+    *grown = (struct config_kafka_property){strdup(name), strdup(value)};
+    if (grown->name && grown->value) {
+        config->kafka_count++;
+        return;
+    }
+    free(grown->name);
+    free(grown->value);
+    problem(source, "kafka.%s: out of memory", name);
 }
 
 static bool kafka_secret(const char *name)
@@ -422,11 +426,13 @@ struct config *config_load(const char *path, FILE *problems)
         return NULL;
     }
     defaults_set(config, &source);
-    if (path)
-        file_read(config, path, &source);
-    environment_read(config, &source);
-    worker_name_make(config, &source);
-    cross_check(config, &source);
+    if (!source.count) { /* every text has a value */
+        if (path)
+            file_read(config, path, &source);
+        environment_read(config, &source);
+        worker_name_make(config, &source);
+        cross_check(config, &source);
+    }
     if (source.count) {
         config_free(config);
         return NULL;

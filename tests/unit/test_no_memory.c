@@ -142,6 +142,23 @@ static void *make_config(void)
     return made;
 }
 
+/* With what is looked at once all of it is read, and more than one setting for librdkafka. */
+static void *make_config_checked(void)
+{
+    void *made;
+
+    setenv("PGPT_RECORDER_ENABLED", "true", 1);
+    setenv("PGPT_DATABASE_URL", "postgresql://recorder@host/pgpt", 1);
+    setenv("PGPT_KAFKA_CLIENT_RACK", "a", 1);
+    unsetenv("PGPT_WORKER_NAME");
+    made = make_config();
+    setenv("PGPT_RECORDER_ENABLED", "false", 1);
+    unsetenv("PGPT_DATABASE_URL");
+    unsetenv("PGPT_KAFKA_CLIENT_RACK");
+    setenv("PGPT_WORKER_NAME", "worker-1", 1);
+    return made;
+}
+
 static void *make_duplicates(void)
 {
     return duplicates_create((struct duplicates_limits){1000000, 100, 1000});
@@ -169,6 +186,7 @@ static const struct part {
              PART(recorder),
              PART(http),
              {"config", make_config, (destroy)(void (*)(void))config_free, true},
+             {"config, checked", make_config_checked, (destroy)(void (*)(void))config_free, true},
              {"health", make_health, (destroy)(void (*)(void))health_destroy, false},
              {"duplicates", make_duplicates, (destroy)(void (*)(void))duplicates_destroy, false}};
 
