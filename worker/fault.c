@@ -8,15 +8,20 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "worker/log.h"
+
 enum { FAULTS_MAX = 16 };
 
-/* action: what follows the name, up to the next comma. True = the caller shall fail. */
-static bool act(const char *action)
+/* action: what follows the name, up to the next comma. True = the caller shall fail. A stall is
+ * told, since what the thread held comes late: nobody else can know when that was. */
+static bool act(const char *name, const char *action)
 {
-    if (!strncmp(action, "stall:", 6))
+    if (!strncmp(action, "stall:", 6)) {
+        log_write(LOG_INFO, "fault", NULL, "stalls at %s for %d ms", name, atoi(action + 6));
         usleep((useconds_t)atoi(action + 6) * 1000);
-    else if (!strncmp(action, "kill", 4))
+    } else if (!strncmp(action, "kill", 4)) {
         kill(getpid(), SIGKILL);
+    }
     return !strncmp(action, "fail", 4);
 }
 
@@ -38,7 +43,7 @@ bool fault_point(const char *name)
     for (int i = 0; at && i < FAULTS_MAX; i++) {
         if (!strncmp(at, name, size) && at[size] == ':' &&
             due(at + size + 1, atomic_fetch_add(&passes[i], 1) + 1))
-            fails |= act(at + size + 1);
+            fails |= act(name, at + size + 1);
         at = strchr(at, ',');
         at = at ? at + 1 : NULL;
     }

@@ -14,6 +14,7 @@ from network import ANSWERS, REQUESTS, Trouble
 
 NOTHING_MORE = (0, None)
 BROKER_START_S = 12
+STALL_SEEN_S = 1 # how late a worker's line about a stall may be seen
 
 # Where a worker kills itself (worker/fault.h), and up to which pass of the point.
 POINTS = {"open_mark": 1, "open_marked": 1, "decode": 30, "first_chunk": 15, "last_chunk": 15, "alone_marked": 1,
@@ -346,6 +347,13 @@ class Injector:
         except KafkaException:
             pass # a broker is down: no sample
 
+    def watch_stalls(self, now):
+        """A thread that stood still goes on with what it held, whoever has it by now: the worker's log says when.
+        Its clock may have been stepped, so what counts is when the line was seen."""
+        for worker in self.run.workers:
+            for stalled_s in worker.stalls_told():
+                self.cut_off.append((now - STALL_SEEN_S, now + stalled_s))
+
     def supervise(self, now):
         """Workers that ended without being told to are started again a second later."""
         for worker in self.run.workers:
@@ -370,6 +378,7 @@ class Injector:
             more = item[1]()
             if more and more[1]:
                 self.pending.append([time.time() + more[0], more[1]])
+        self.watch_stalls(now)
         self.supervise(now)
 
     def step(self, now):

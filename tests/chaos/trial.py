@@ -48,12 +48,23 @@ class ChaosWorker(Worker):
     def __init__(self, name, directory, env, binary, poison_id):
         super().__init__(name, directory, env, binary)
         self.poison_id, self.wanted, self.fault = poison_id, False, ""
+        self.log_read = 0 # bytes of the log that stalls_told() has seen
         self.clock = self.directory / f"{name}.clock" # what libfaketime adds to the time of day
 
     def step_clock(self, seconds):
         ahead = self.clock.with_suffix(".next")
         ahead.write_text(f"{seconds:+d}\n")
         ahead.replace(self.clock)
+
+    def stalls_told(self):
+        """Seconds of each stall that the log tells of since the last call."""
+        if ":stall:" not in self.fault or not self.log.exists() or self.log.stat().st_size == self.log_read:
+            return []
+        with open(self.log, "rb") as file:
+            file.seek(self.log_read)
+            lines = file.read().rpartition(b"\n")
+        self.log_read += len(lines[0]) + len(lines[1])
+        return [int(ms) / 1000 for ms in re.findall(rb"stalls at \w+ for (\d+) ms", lines[0])]
 
     @property
     def takes_signals(self):
