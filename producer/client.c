@@ -26,18 +26,22 @@ struct ticket {
 
 static void on_delivery(rd_kafka_t *kafka, const rd_kafka_message_t *message, void *opaque)
 {
-    struct client *client = ((struct connection *)opaque)->owner;
+    struct connection *connection = opaque;
+    struct client *client = connection->owner;
     struct ticket *ticket = message->_private;
     struct client_ack ack = {.topic = ticket->topic,
                              .partition = message->partition,
                              .offset = message->offset,
                              .user = ticket->user};
     struct text key = {message->key, message->key_len};
+    char reason[CONNECTION_REASON_MAX];
     uint8_t id[16];
 
     (void)kafka;
-    if (message->err)
-        ack.error = rd_kafka_err2str(message->err);
+    if (message->err) {
+        connection_reason(connection, message->err, reason);
+        ack.error = reason;
+    }
     if (key.data && !uuid_parse(key, id))
         memcpy(ack.job_id, key.data, 36);
     free(ticket);
@@ -90,7 +94,8 @@ void client_close(struct client *client)
         client->options.on_ack = NULL;
         rd_kafka_purge(client->connection.kafka,
                        RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT);
-        rd_kafka_flush(client->connection.kafka, 1000);
+        for (int i = 0; i < 10 && rd_kafka_outq_len(client->connection.kafka); i++)
+            rd_kafka_poll(client->connection.kafka, 100);
         connection_close(&client->connection);
     }
     codec_close(client->codec);
@@ -145,9 +150,12 @@ static enum client_status produce(struct client *client, const struct client_rec
     enum client_status status = CLIENT_OK;
 
     if (failed) {
+        char reason[CONNECTION_REASON_MAX];
+
         status = rd_kafka_error_code(failed) == RD_KAFKA_RESP_ERR__QUEUE_FULL ? CLIENT_FULL
                                                                               : CLIENT_FAILED;
-        error_set(error, "sending to %s: %s", topic, rd_kafka_error_string(failed));
+        connection_reason(&client->connection, rd_kafka_error_code(failed), reason);
+        error_set(error, "sending to %s: %s", topic, reason);
         rd_kafka_error_destroy(failed);
     }
     rd_kafka_poll(client->connection.kafka, 0);
@@ -254,9 +262,8 @@ size_t client_flush(struct client *client, int timeout_ms)
     return (size_t)rd_kafka_outq_len(client->connection.kafka);
 }
 
-int32_t client_partitions(struct client *client, enum topic topic)
+enum client_status client_partitions(struct client *client, enum topic topic, int32_t *count,
+                                     struct error *error)
 {
-    int32_t count;
-
-    return connection_partitions(&client->connection, topic, &count, NULL) ? -1 : count;
+    return connection_partitions(&client->connection, topic, count, error);
 }

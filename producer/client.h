@@ -27,7 +27,8 @@ enum client_status {
     CLIENT_FAILED       /* anything else */
 };
 
-/* How a record fared. error NULL = the brokers have it on as many replicas as they promise. */
+/* How a record fared. error NULL = the brokers have it on as many replicas as they promise; else
+ * the reason, which lives as long as the call. */
 struct client_ack {
     enum topic topic;
     char job_id[37]; /* "" for a record whose key is no UUID */
@@ -91,8 +92,9 @@ void client_poll(struct client *client,
                  int timeout_ms); /* acks that have come, waits for the first */
 /* Waits until all is acknowledged or failed; returns what is still open after timeout_ms. */
 size_t client_flush(struct client *client, int timeout_ms) PGPT_MUST_CHECK;
-/* Partitions of a topic as this client knows them, -1 when it cannot be told. */
-int32_t client_partitions(struct client *client, enum topic topic);
+/* How many partitions a topic has. */
+enum client_status client_partitions(struct client *client, enum topic topic, int32_t *count,
+                                     struct error *error) PGPT_MUST_CHECK;
 
 /* ---- following ---- */
 

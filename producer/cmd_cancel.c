@@ -44,7 +44,10 @@ static int run(struct cli *cli, const struct command *command, int argc, char **
     cli->client.opaque = &c;
     status = client_open(&cli->client, &client, &error);
     for (size_t i = 0; i < ids.count && !status; i++)
-        status = client_cancel(client, ids.items[i], reason, NULL, &error);
+        while ((status = client_cancel(client, ids.items[i], reason, NULL, &error)) ==
+                   CLIENT_FULL &&
+               !cli_interrupted())
+            client_poll(client, 10);
     if (!status && client_flush(client, cli_timeout_ms(cli))) {
         error_set(&error, "not all cancels were acknowledged within --timeout");
         status = CLIENT_UNREACHABLE;

@@ -167,8 +167,7 @@ static json_t *headers_json(const struct dead_letter *letter)
     json_t *object = json_object();
 
     for (size_t i = 0; i < letter->header_count; i++)
-        json_object_set_new(object, letter->headers[i].key.data,
-                            output_text(&letter->headers[i].value));
+        output_set(object, letter->headers[i].key.data, output_text(&letter->headers[i].value));
     return object;
 }
 
@@ -224,11 +223,11 @@ static bool show_take(const struct dead_letter *letter, void *opaque)
     request = decoded(d, &letter->value, &reason);
     if (d->cli->json) {
         json = letter_json(letter);
-        json_object_set_new(json, "headers", headers_json(letter));
-        json_object_set_new(json, "request", request ? json_incref(request) : json_null());
+        output_set(json, "headers", headers_json(letter));
+        output_set(json, "request", request ? json_incref(request) : json_null());
         if (!request) {
-            json_object_set_new(json, "decode_error", json_string(reason.message));
-            json_object_set_new(json, "value_hex", value_hex(&letter->value, max));
+            output_set(json, "decode_error", json_string(reason.message));
+            output_set(json, "value_hex", value_hex(&letter->value, max));
         }
         output_line(json);
     } else {

@@ -273,6 +273,8 @@ static enum client_status send_one(struct load *l, uint64_t number, int64_t due_
     if (!status) {
         latency_add(&l->late, clock_mono_us() - due_us);
         atomic_fetch_add(&l->sent, 1);
+    } else if (!l->send_only) {
+        follow_forget(l->follow, id); /* nothing to wait for */
     }
     return status;
 }
@@ -367,13 +369,15 @@ static enum client_status load_open(struct load *l, struct error *error)
 static enum client_status load_run(struct load *l, struct error *error)
 {
     enum client_status status;
+    int failed;
 
     arrivals_init(&l->plan, l->rate, !strcmp(l->arrivals, "poisson"), (uint64_t)l->seed);
     progress_init(&l->progress);
     l->begun_us = clock_mono_us();
     l->last_result_us = l->begun_us;
-    if (!l->send_only && pthread_create(&l->reader, NULL, reader_main, l)) {
-        error_set(error, "a thread could not be started");
+    if (!l->send_only && (failed = pthread_create(&l->reader, NULL, reader_main, l))) {
+        error_set(error, "the thread that reads results could not be started: %s",
+                  strerror(failed));
         return CLIENT_FAILED;
     }
     status = sender_main(l, error);

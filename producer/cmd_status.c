@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 #include <libpq-fe.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/base/clock.h"
 #include "producer/command.h"
 #include "producer/output.h"
 
@@ -14,6 +16,7 @@ struct status {
     struct cli *cli;
     const struct command *command;
     PGconn *db;
+    bool late; /* an answer did not come within --timeout */
 };
 
 static const char job_query[] =
@@ -67,10 +70,7 @@ static json_t *row_object(const PGresult *rows, int row)
     json_t *object = json_object();
 
     for (int c = 0; c < PQnfields(rows); c++)
-        if (json_object_set_new(object, PQfname(rows, c), cell(rows, row, c))) {
-            json_decref(object);
-            return NULL;
-        }
+        output_set(object, PQfname(rows, c), cell(rows, row, c));
     return object;
 }
 
@@ -79,10 +79,7 @@ static json_t *row_array(const PGresult *rows)
     json_t *array = json_array();
 
     for (int r = 0; r < PQntuples(rows); r++)
-        if (json_array_append_new(array, row_object(rows, r))) {
-            json_decref(array);
-            return NULL;
-        }
+        output_add(array, row_object(rows, r));
     return array;
 }
 
@@ -135,14 +132,66 @@ static void print_job(const PGresult *rows, int row)
     putchar('\n');
 }
 
+/* Until libpq can tell more without waiting; false when --timeout is over or the connection is. */
+static bool wait_answer(struct status *s, int64_t until_us)
+{
+    while (PQisBusy(s->db)) {
+        struct pollfd wait = {.fd = PQsocket(s->db), .events = POLLIN};
+        int64_t left_us = until_us - clock_mono_us();
+
+        s->late = left_us <= 0;
+        if (s->late || cli_interrupted())
+            return false;
+        if (poll(&wait, 1, (int)(left_us / 1000) + 1) > 0 && !PQconsumeInput(s->db))
+            return false;
+    }
+    return true;
+}
+
+/* A server may fall silent at any time: PQexec() would wait for it without end. NULL without an
+ * answer. */
+static PGresult *query(struct status *s, const char *text, const char *const *values, int count)
+{
+    PGresult *rows = NULL, *next;
+    /* A second more than the server has for the statement: it knows better why. */
+    int64_t until_us = clock_mono_us() + s->cli->timeout_us + 1000000;
+
+    if (!PQsendQueryParams(s->db, text, count, NULL, values, NULL, NULL, 0))
+        return NULL;
+    while (wait_answer(s, until_us)) {
+        next = PQgetResult(s->db);
+        if (!next)
+            return rows;
+        PQclear(rows);
+        rows = next;
+    }
+    PQclear(rows);
+    return NULL;
+}
+
 static int query_failed(struct status *s, const PGresult *rows)
 {
-    const char *state = PQresultErrorField(rows, PG_DIAG_SQLSTATE);
+    static const struct {
+        const char *state, *remedy;
+    } remedies[] = {{"42P01", "the tables are missing: apply migrations/ (sqitch)"},
+                    {"42501", "grant this role what role reader has: grant reader to ..."},
+                    {"57014", "--timeout says how long a query may take"}};
+    const char *state = PQresultErrorField(rows, PG_DIAG_SQLSTATE), *remedy = "";
+    const char *told = PQresultErrorMessage(rows);
 
-    cli_say(s->command, "%s%s", PQresultErrorMessage(rows),
-            state && !strcmp(state, "42P01") ? "the tables are missing: apply migrations/ (sqitch)"
-                                             : "");
-    return PQstatus(s->db) == CONNECTION_OK ? EXIT_TROUBLE : EXIT_UNREACHABLE;
+    for (size_t i = 0; state && i < sizeof remedies / sizeof *remedies; i++)
+        if (!strcmp(state, remedies[i].state))
+            remedy = remedies[i].remedy;
+    if (s->late)
+        told = "the database does not answer within --timeout";
+    else if (!*told && *PQerrorMessage(s->db))
+        told = PQerrorMessage(s->db);
+    else if (!*told)
+        told = "the database answers without rows; is it PostgreSQL?";
+    cli_say(s->command, "%s%s", told, remedy);
+    if (cli_interrupted())
+        return EXIT_INTERRUPTED;
+    return PQstatus(s->db) == CONNECTION_OK && !s->late ? EXIT_TROUBLE : EXIT_UNREACHABLE;
 }
 
 static int show_overview(struct status *s)
@@ -151,12 +200,12 @@ static int show_overview(struct status *s)
     int code = EXIT_OK;
 
     for (size_t i = 0; i < sizeof overview / sizeof *overview && !code; i++) {
-        PGresult *rows = PQexec(s->db, overview[i].query);
+        PGresult *rows = query(s, overview[i].query, NULL, 0);
 
         if (PQresultStatus(rows) != PGRES_TUPLES_OK)
             code = query_failed(s, rows);
         else if (s->cli->json)
-            json_object_set_new(all, overview[i].name, row_array(rows));
+            output_set(all, overview[i].name, row_array(rows));
         else
             print_table(rows, overview[i].title);
         PQclear(rows);
@@ -200,7 +249,7 @@ static int show_jobs(struct status *s, const struct option_positionals *ids)
         cli_say(s->command, "out of memory");
         return EXIT_TROUBLE;
     }
-    rows = PQexecParams(s->db, job_query, 1, NULL, values, NULL, NULL, 0);
+    rows = query(s, job_query, values, 1);
     free(array);
     if (PQresultStatus(rows) != PGRES_TUPLES_OK)
         code = query_failed(s, rows);
@@ -228,13 +277,16 @@ static int status_open(struct status *s)
     snprintf(seconds, sizeof seconds, "%d", 1 + cli_timeout_ms(s->cli) / 1000);
     s->db = PQconnectdbParams(names, values, 1);
     if (PQstatus(s->db) == CONNECTION_OK) {
+        PGresult *answer;
         char command[64];
 
         snprintf(command, sizeof command, "set statement_timeout = %d", cli_timeout_ms(s->cli));
-        PQclear(PQexec(s->db, command)); /* if that fails, queries will say why */
-        return EXIT_OK;
+        answer = query(s, command, NULL, 0); /* where it is refused, queries have no end but ours */
+        PQclear(answer);
+        return answer ? EXIT_OK : query_failed(s, NULL);
     }
-    cli_say(s->command, "%s", PQerrorMessage(s->db));
+    cli_say(s->command, "database (--database, PGPT_DATABASE_URL): %s",
+            s->db ? PQerrorMessage(s->db) : "out of memory");
     return EXIT_UNREACHABLE;
 }
 

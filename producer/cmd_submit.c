@@ -115,6 +115,17 @@ static int make_ids(struct submit *s, struct error *error)
     return 0;
 }
 
+static enum client_status send_one(struct submit *s, const struct generation_request *request,
+                                   struct job *job, struct error *error)
+{
+    enum client_status status;
+
+    while ((status = client_submit(s->client, request, job, error)) == CLIENT_FULL &&
+           !cli_interrupted())
+        client_poll(s->client, 10);
+    return status;
+}
+
 static enum client_status send_all(struct submit *s, struct error *error)
 {
     enum client_status status = CLIENT_OK;
@@ -127,7 +138,7 @@ static enum client_status send_all(struct submit *s, struct error *error)
         if (s->reader)
             status = follow_watch(s->reader, s->ids[i], &s->jobs[i], error);
         if (!status)
-            status = client_submit(s->client, &request, &s->jobs[i], error);
+            status = send_one(s, &request, &s->jobs[i], error);
     }
     if (!status && client_flush(s->client, cli_timeout_ms(s->cli))) {
         error_set(error, "not all jobs were acknowledged within --timeout; they may still arrive");

@@ -25,8 +25,8 @@ static const char *name_of(struct topics *s, int topic)
 static void tell_change(struct topics *s, int topic, const char *what, int32_t count)
 {
     if (s->cli->json)
-        json_array_append_new(s->changes, json_pack("{ss ss si}", "topic", name_of(s, topic),
-                                                    "change", what, "partitions", count));
+        output_add(s->changes, json_pack("{ss ss si}", "topic", name_of(s, topic), "change", what,
+                                         "partitions", count));
     else
         printf("%s: %s, %d partition%s\n", name_of(s, topic), what, count, count == 1 ? "" : "s");
 }
@@ -37,8 +37,8 @@ static void tell_difference(void *opaque, const char *topic, const char *what, c
     struct topics *s = opaque;
 
     if (s->cli->json)
-        json_array_append_new(s->differences, json_pack("{ss ss ss ss}", "topic", topic, "what",
-                                                        what, "wanted", wanted, "found", found));
+        output_add(s->differences, json_pack("{ss ss ss ss}", "topic", topic, "what", what,
+                                             "wanted", wanted, "found", found));
     else
         printf("%s: %s is %s, should be %s\n", topic, what, found, wanted);
 }

@@ -22,8 +22,8 @@ struct line {
     char job_id[37]; /* "" = an empty line: no job */
     int64_t sent_us; /* monotonic */
     struct order_slot *slot;
-    char *text;  /* NULL = none */
-    char *error; /* NULL = none */
+    char *text;      /* NULL = none */
+    char error[256]; /* "" = none */
     char status[16];
 };
 
@@ -46,8 +46,7 @@ struct translate {
 static void finish(struct line *line, const char *status, const char *error)
 {
     snprintf(line->status, sizeof line->status, "%s", status);
-    if (error)
-        line->error = strdup(error);
+    snprintf(line->error, sizeof line->error, "%.255s", error ? error : "");
     line->slot->finished = true;
 }
 
@@ -138,15 +137,15 @@ static void take_result(struct translate *t, const struct follow_event *event)
     struct line *line = event->user;
 
     t->tokens += (uint64_t)r->usage.generated_tokens;
-    if (r->sequence_count)
-        line->text = one_line(&r->sequences[0].text);
-    finish(line, r->status, r->has_error ? r->error.message.data : NULL);
+    if (r->sequence_count && !(line->text = one_line(&r->sequences[0].text)))
+        finish(line, "lost", "out of memory");
+    else
+        finish(line, r->status, r->has_error ? r->error.message.data : NULL);
 }
 
 static void line_free(struct line *line)
 {
     free(line->text);
-    free(line->error);
     free(line);
 }
 
@@ -159,15 +158,15 @@ static void write_line(struct translate *t, struct line *line)
     if (failed) {
         progress_clear(&t->progress);
         cli_say(t->command, "line %llu %s%s%s (job %s)", (unsigned long long)line->number,
-                line->status, line->error ? ": " : "", line->error ? line->error : "",
-                line->job_id);
+                line->status, *line->error ? ": " : "", line->error, line->job_id);
     }
     if (t->cli->json) {
         struct text text = {line->text ? line->text : "", line->text ? strlen(line->text) : 0};
+        struct text error = {line->error, strlen(line->error)};
 
         output_line(json_pack("{sI ss ss so so}", "line", (json_int_t)line->number, "job_id",
                               line->job_id, "status", line->status, "text", output_text(&text),
-                              "error", line->error ? json_string(line->error) : json_null()));
+                              "error", *line->error ? output_text(&error) : json_null()));
     } else {
         puts(line->text && !failed ? line->text : "");
     }

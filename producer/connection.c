@@ -88,9 +88,56 @@ static bool no_answer(rd_kafka_resp_err_t code)
            code == RD_KAFKA_RESP_ERR__AUTHENTICATION || code == RD_KAFKA_RESP_ERR__SSL;
 }
 
+static const struct {
+    rd_kafka_resp_err_t code;
+    const char *remedy;
+} remedies[] = {
+    {RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
+     "grant this user the right to it (kafka-acls), or be another (-X sasl.username)"},
+    {RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED,
+     "grant this user READ on the groups pgpt-* (kafka-acls)"},
+    {RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED,
+     "grant this user IDEMPOTENT_WRITE, and for pgpt topics CREATE and ALTER (kafka-acls)"},
+    {RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART, "create the topics by: pgpt topics --create"},
+    {RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC, "create the topics by: pgpt topics --create"},
+    {RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION, "create the topics by: pgpt topics --create"},
+    {RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE, "the topic's max.message.bytes says how large"},
+    {RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
+     "start the brokers that are down, or lower the topic's min.insync.replicas"},
+    {RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+     "start the brokers that are down, or lower the topic's min.insync.replicas"},
+    {RD_KAFKA_RESP_ERR_INVALID_REPLICATION_FACTOR,
+     "--replication may be as high as the number of brokers"},
+    {RD_KAFKA_RESP_ERR__MSG_TIMED_OUT,
+     "are the brokers up? -X message.timeout.ms says how long they are waited for"},
+    {RD_KAFKA_RESP_ERR__UNSUPPORTED_FEATURE, "these brokers are too old for it"}};
+
+void connection_reason(const struct connection *c, rd_kafka_resp_err_t code,
+                       char reason[CONNECTION_REASON_MAX])
+{
+    const char *remedy = NULL, *told = rd_kafka_err2str(code);
+    rd_kafka_resp_err_t first;
+    char fatal[512];
+
+    /* What follows from a fatal error is told as the error itself. */
+    if ((code == RD_KAFKA_RESP_ERR__FATAL || code == RD_KAFKA_RESP_ERR__PURGE_QUEUE ||
+         code == RD_KAFKA_RESP_ERR__PURGE_INFLIGHT) &&
+        (first = rd_kafka_fatal_error(c->kafka, fatal, sizeof fatal))) {
+        code = first;
+        told = fatal;
+    }
+    for (size_t i = 0; i < sizeof remedies / sizeof *remedies; i++)
+        if (remedies[i].code == code)
+            remedy = remedies[i].remedy;
+    snprintf(reason, CONNECTION_REASON_MAX, "%s%s%s", told, remedy ? "; " : "",
+             remedy ? remedy : "");
+}
+
 enum client_status connection_failed(struct connection *c, rd_kafka_resp_err_t code,
                                      const char *what, struct error *error)
 {
+    char reason[CONNECTION_REASON_MAX];
+
     /* The reason of a failed connection waits in the client's queue. */
     if (rd_kafka_type(c->kafka) == RD_KAFKA_PRODUCER || !*c->trouble)
         rd_kafka_poll(c->kafka, 0);
@@ -99,7 +146,8 @@ enum client_status connection_failed(struct connection *c, rd_kafka_resp_err_t c
                   *c->trouble ? ": " : "", c->trouble);
         return CLIENT_UNREACHABLE;
     }
-    error_set(error, "%s: %s", what, rd_kafka_err2str(code));
+    connection_reason(c, code, reason);
+    error_set(error, "%s: %s", what, reason);
     return CLIENT_FAILED;
 }
 
@@ -112,7 +160,8 @@ enum client_status connection_partitions(struct connection *c, enum topic topic,
     rd_kafka_resp_err_t code;
 
     if (!handle) {
-        error_set(error, "topic %s: %s", name, rd_kafka_err2str(rd_kafka_last_error()));
+        error_set(error, "topic %.100s: %s; %s names it", name,
+                  rd_kafka_err2str(rd_kafka_last_error()), topic_table[topic].environment);
         return CLIENT_WRONG;
     }
     code = rd_kafka_metadata(c->kafka, 0, handle, &metadata, c->options->timeout_ms);
@@ -133,13 +182,18 @@ static enum client_status ask_offsets(struct connection *c, rd_kafka_topic_parti
                                       int64_t time_ms, struct error *error)
 {
     rd_kafka_resp_err_t code;
+    char what[300];
+    int at = 0; /* the partition that is told of */
 
     for (int i = 0; i < list->cnt; i++)
         list->elems[i].offset = time_ms;
     code = rd_kafka_offsets_for_times(c->kafka, list, c->options->timeout_ms);
-    for (int i = 0; i < list->cnt && !code; i++)
+    for (int i = 0; i < list->cnt && !code; i++) {
         code = list->elems[i].err;
-    return code ? connection_failed(c, code, "asking for offsets", error) : CLIENT_OK;
+        at = i;
+    }
+    snprintf(what, sizeof what, "offsets of %.250s", list->elems[at].topic);
+    return code ? connection_failed(c, code, what, error) : CLIENT_OK;
 }
 
 void connection_fill_ends(rd_kafka_topic_partition_list_t *found,

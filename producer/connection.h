@@ -38,6 +38,11 @@ const char *connection_topic(const struct connection *connection, enum topic top
 enum client_status connection_partitions(struct connection *connection, enum topic topic,
                                          int32_t *count, struct error *error) PGPT_MUST_CHECK;
 
+enum { CONNECTION_REASON_MAX = 1024 };
+/* What a code of librdkafka says, with a fatal error's own text, and what can be done about it. */
+void connection_reason(const struct connection *connection, rd_kafka_resp_err_t code,
+                       char reason[CONNECTION_REASON_MAX]);
+
 /* "...: reason (last connection error)" for a call that failed with `code`. */
 enum client_status connection_failed(struct connection *connection, rd_kafka_resp_err_t code,
                                      const char *what, struct error *error);

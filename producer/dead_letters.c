@@ -189,15 +189,15 @@ enum client_status dead_letters_read(struct dead_letters *d,
     int left = partitions_open(d);
     int64_t heard_us = clock_mono_us();
     enum client_status status = CLIENT_OK;
+    rd_kafka_resp_err_t code;
 
     if (!ended) {
         error_set(error, "out of memory");
         return CLIENT_FAILED;
     }
-    if (left && rd_kafka_assign(d->connection.kafka, d->begin)) {
-        error_set(error, "the dead-letter topic cannot be read");
-        status = CLIENT_FAILED;
-    }
+    if (left && (code = rd_kafka_assign(d->connection.kafka, d->begin)))
+        status = connection_failed(&d->connection, code,
+                                   connection_topic(&d->connection, TOPIC_DLQ), error);
     while (!status && left > 0 && !done) {
         int before = left;
 

@@ -29,7 +29,8 @@ struct dlq {
     struct client *client;
     struct id_map *chosen; /* requests to replay; their entries are malloc'd */
     int32_t partitions;    /* of requests */
-    uint64_t sent, accepted, refused, cut, full;
+    bool full, no_memory;  /* why not all that match could be chosen */
+    uint64_t sent, accepted, refused, cut;
     enum client_status send_status;
     struct error error;
 };

@@ -56,10 +56,15 @@ static bool choose_take(const struct dead_letter *letter, void *opaque)
     identity_of(letter, id);
     chosen = id_map_get(d->chosen, id);
     if (!chosen) {
+        enum id_map_status put = ID_MAP_NO_MEMORY;
+
         chosen = calloc(1, sizeof *chosen);
-        if (!chosen || id_map_put(d->chosen, id, chosen)) {
+        if (chosen)
+            put = id_map_put(d->chosen, id, chosen);
+        if (put) {
             free(chosen);
-            d->full++;
+            d->full = put == ID_MAP_FULL;
+            d->no_memory = put == ID_MAP_NO_MEMORY;
             return false;
         }
     }
@@ -156,9 +161,10 @@ static enum client_status replay_send(struct dlq *d)
     options.on_ack = on_ack;
     options.opaque = d;
     status = client_open(&options, &d->client, &d->error);
+    if (!status)
+        status = client_partitions(d->client, TOPIC_REQUESTS, &d->partitions, &d->error);
     if (status)
         return status;
-    d->partitions = client_partitions(d->client, TOPIC_REQUESTS);
     status = dead_letters_read(&d->letters, replay_take, d, &d->error);
     if (!status)
         status = d->send_status;
@@ -179,6 +185,10 @@ int dlq_replay(struct dlq *d)
     status = dead_letters_read(&d->letters, choose_take, d, &d->error);
     if (status)
         return cli_failed(d->command, status, &d->error);
+    if (d->no_memory) {
+        cli_say(d->command, "out of memory; narrow it by --since, --class or --key");
+        return EXIT_TROUBLE;
+    }
     if (d->full) {
         cli_say(d->command, "more than %d requests match; narrow it by --since, --class or --key",
                 DLQ_REPLAYS_MAX);

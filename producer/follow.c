@@ -58,7 +58,8 @@ static enum client_status assign(struct follow *f, struct error *error)
     if (!status) {
         code = rd_kafka_assign(f->connection.kafka, list);
         if (code)
-            status = connection_failed(&f->connection, code, "assigning partitions", error);
+            status = connection_failed(&f->connection, code,
+                                       connection_topic(&f->connection, TOPIC_RESULTS), error);
     }
     rd_kafka_topic_partition_list_destroy(list);
     return status;
@@ -255,18 +256,25 @@ static enum follow_kind read_chunk(struct follow *f, const struct generation_chu
 
 static enum follow_kind read_record(struct follow *f, const rd_kafka_message_t *message,
                                     const uint8_t id[16], bool is_result,
-                                    struct follow_event *event)
+                                    struct follow_event *event, struct error *error)
 {
     struct generation_chunk chunk;
     enum follow_kind kind = FOLLOW_NOTHING;
+    enum codec_status status;
+    struct error reason;
     struct watched *w;
 
     arena_reset(f->arena);
+    status = codec_decode(f->codec, is_result ? RECORD_GENERATION_RESULT : RECORD_GENERATION_CHUNK,
+                          message->payload, message->len, f->arena,
+                          is_result ? (void *)&f->result : (void *)&chunk, &reason);
+    if (status == CODEC_NO_MEMORY) {
+        error_set(error, "out of memory for a record of job %.36s: %s", (const char *)message->key,
+                  reason.message);
+        return FOLLOW_ERROR;
+    }
     /* A foreign or broken record under our job's key is not ours to judge: it is passed over. */
-    if (codec_decode(f->codec, is_result ? RECORD_GENERATION_RESULT : RECORD_GENERATION_CHUNK,
-                     message->payload, message->len, f->arena,
-                     is_result ? (void *)&f->result : (void *)&chunk, NULL) ||
-        (is_result && f->result.attempt < f->options.attempt))
+    if (status || (is_result && f->result.attempt < f->options.attempt))
         return FOLLOW_NOTHING;
     pthread_mutex_lock(&f->lock);
     w = is_result ? id_map_remove(f->map, id) : id_map_get(f->map, id);
@@ -282,7 +290,7 @@ static enum follow_kind read_record(struct follow *f, const rd_kafka_message_t *
 }
 
 static enum follow_kind read_message(struct follow *f, const rd_kafka_message_t *message,
-                                     struct follow_event *event)
+                                     struct follow_event *event, struct error *error)
 {
     struct text key = {message->key, message->key_len};
     uint8_t id[16];
@@ -298,7 +306,7 @@ static enum follow_kind read_message(struct follow *f, const rd_kafka_message_t 
     return read_record(
         f, message, id,
         !strcmp(rd_kafka_topic_name(message->rkt), connection_topic(&f->connection, TOPIC_RESULTS)),
-        event);
+        event, error);
 }
 
 /* What librdkafka does not mend by itself. */
@@ -309,6 +317,17 @@ static bool is_permanent(rd_kafka_resp_err_t code)
            code == RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED ||
            code == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART ||
            code == RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC || code == RD_KAFKA_RESP_ERR__FATAL;
+}
+
+static enum follow_kind reading_failed(struct follow *f, const rd_kafka_message_t *message,
+                                       struct error *error)
+{
+    char reason[CONNECTION_REASON_MAX];
+
+    connection_reason(&f->connection, message->err, reason);
+    error_set(error, "reading %s: %s",
+              message->rkt ? rd_kafka_topic_name(message->rkt) : "results and chunks", reason);
+    return FOLLOW_ERROR;
 }
 
 enum follow_kind follow_next(struct follow *f, int timeout_ms, struct follow_event *event,
@@ -329,10 +348,9 @@ enum follow_kind follow_next(struct follow *f, int timeout_ms, struct follow_eve
         if (!message)
             continue;
         if (!message->err) {
-            kind = read_message(f, message, event);
+            kind = read_message(f, message, event, error);
         } else if (is_permanent(message->err)) {
-            error_set(error, "reading results and chunks: %s", rd_kafka_message_errstr(message));
-            kind = FOLLOW_ERROR;
+            kind = reading_failed(f, message, error);
         }
         rd_kafka_message_destroy(message);
     } while (kind == FOLLOW_NOTHING && left_us > 0);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "producer/command.h"
+#include "producer/output.h"
 
 static const struct command *const commands[] = {
     &command_submit,    &command_follow, &command_cancel, &command_status,
@@ -55,7 +56,7 @@ static int run(const struct command *command, int argc, char **argv)
         cli_say(command, "standard output could not be written");
         code = code ? code : EXIT_TROUBLE;
     }
-    return code;
+    return !code && output_lost() ? EXIT_TROUBLE : code;
 }
 
 int main(int argc, char **argv)

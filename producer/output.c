@@ -155,19 +155,44 @@ json_t *output_piece(const struct follow_event *e)
                      "finish_reason", literal(p->finish_reason));
 }
 
-int output_line(json_t *json)
-{
-    int status =
-        json ? json_dumpf(json, stdout,
-                          JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(DOUBLE_DIGITS))
-             : -1;
+static bool lost;
 
-    if (!json)
-        fprintf(stderr, "pgpt: out of memory while writing JSON\n");
+static void lose(void)
+{
+    if (!lost)
+        fprintf(stderr, "pgpt: out of memory while writing JSON; the output is not whole\n");
+    lost = true;
+}
+
+bool output_lost(void)
+{
+    return lost;
+}
+
+void output_line(json_t *json)
+{
+    bool printed =
+        json && !json_dumpf(json, stdout,
+                            JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(DOUBLE_DIGITS));
+
     json_decref(json);
-    if (putchar('\n') == EOF || fflush(stdout))
-        status = -1;
-    return status;
+    if (printed)
+        putchar('\n');
+    else if (!ferror(stdout)) /* which the end of the command tells */
+        lose();
+    fflush(stdout);
+}
+
+void output_add(json_t *array, json_t *value)
+{
+    if (json_array_append_new(array, value))
+        lose();
+}
+
+void output_set(json_t *object, const char *key, json_t *value)
+{
+    if (json_object_set_new(object, key, value))
+        lose();
 }
 
 void output_duration(double us, char out[32])

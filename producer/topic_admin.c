@@ -115,7 +115,7 @@ void topic_admin_close(struct topic_admin *a)
 static rd_kafka_AdminOptions_t *admin_options(struct topic_admin *a, rd_kafka_admin_op_t operation)
 {
     rd_kafka_AdminOptions_t *options = rd_kafka_AdminOptions_new(a->connection.kafka, operation);
-    char reason[256];
+    char reason[256] = "";
 
     /* These fail for values out of range only. */
     (void)rd_kafka_AdminOptions_set_request_timeout(options, a->connection.options->timeout_ms,
@@ -144,19 +144,38 @@ static rd_kafka_event_t *answer(struct topic_admin *a, const char *what, enum cl
     return NULL;
 }
 
+static enum client_status refused(struct topic_admin *a, const char *what, const char *name,
+                                  rd_kafka_resp_err_t code, const char *told, struct error *error)
+{
+    char reason[CONNECTION_REASON_MAX];
+
+    connection_reason(&a->connection, code, reason);
+    error_set(error, "%s topic %s: %s%s%s", what, name, reason, told ? ": " : "", told ? told : "");
+    return CLIENT_FAILED;
+}
+
 /* A topic's own outcome. */
-static enum client_status topic_outcome(const rd_kafka_topic_result_t *result, const char *what,
+static enum client_status topic_outcome(struct topic_admin *a,
+                                        const rd_kafka_topic_result_t *result, const char *what,
                                         rd_kafka_resp_err_t harmless, struct error *error)
 {
     rd_kafka_resp_err_t code = rd_kafka_topic_result_error(result);
 
     if (!code || code == harmless)
         return CLIENT_OK;
-    error_set(error, "%s topic %s: %s", what, rd_kafka_topic_result_name(result),
-              rd_kafka_topic_result_error_string(result)
-                  ? rd_kafka_topic_result_error_string(result)
-                  : rd_kafka_err2str(code));
-    return CLIENT_FAILED;
+    return refused(a, what, rd_kafka_topic_result_name(result), code,
+                   rd_kafka_topic_result_error_string(result), error);
+}
+
+static enum client_status resource_outcome(struct topic_admin *a,
+                                           const rd_kafka_ConfigResource_t *resource,
+                                           const char *what, struct error *error)
+{
+    rd_kafka_resp_err_t code = rd_kafka_ConfigResource_error(resource);
+
+    return code ? refused(a, what, rd_kafka_ConfigResource_name(resource), code,
+                          rd_kafka_ConfigResource_error_string(resource), error)
+                : CLIENT_OK;
 }
 
 enum client_status topic_admin_create(struct topic_admin *a, enum topic topic, int32_t partitions,
@@ -168,7 +187,7 @@ enum client_status topic_admin_create(struct topic_admin *a, enum topic topic, i
     rd_kafka_NewTopic_t *new_topic;
     rd_kafka_event_t *event;
     enum client_status status;
-    char reason[256];
+    char reason[256] = "";
 
     new_topic = rd_kafka_NewTopic_new(connection_topic(&a->connection, topic),
                                       topic_table[topic].partitioned ? partitions : 1, replication,
@@ -188,7 +207,8 @@ enum client_status topic_admin_create(struct topic_admin *a, enum topic topic, i
         size_t results;
 
         /* Somebody else may have made it just now. */
-        status = topic_outcome(rd_kafka_CreateTopics_result_topics(
+        status = topic_outcome(a,
+                               rd_kafka_CreateTopics_result_topics(
                                    rd_kafka_event_CreateTopics_result(event), &results)[0],
                                "creating", RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS, error);
         rd_kafka_event_destroy(event);
@@ -203,7 +223,7 @@ enum client_status topic_admin_grow(struct topic_admin *a, enum topic topic, int
     rd_kafka_NewPartitions_t *more;
     rd_kafka_event_t *event;
     enum client_status status;
-    char reason[256];
+    char reason[256] = "";
 
     more = rd_kafka_NewPartitions_new(connection_topic(&a->connection, topic), (size_t)partitions,
                                       reason, sizeof reason);
@@ -219,7 +239,8 @@ enum client_status topic_admin_grow(struct topic_admin *a, enum topic topic, int
     if (event) {
         size_t results;
 
-        status = topic_outcome(rd_kafka_CreatePartitions_result_topics(
+        status = topic_outcome(a,
+                               rd_kafka_CreatePartitions_result_topics(
                                    rd_kafka_event_CreatePartitions_result(event), &results)[0],
                                "adding partitions to", RD_KAFKA_RESP_ERR_NO_ERROR, error);
         rd_kafka_event_destroy(event);
@@ -242,7 +263,7 @@ enum client_status topic_admin_alter(struct topic_admin *a, enum topic topic, in
         rd_kafka_error_t *failed = rd_kafka_ConfigResource_add_incremental_config(
             resource, wanted[i].name, RD_KAFKA_ALTER_CONFIG_OP_TYPE_SET, wanted[i].value);
 
-        if (failed) /* for empty names only */
+        if (failed) /* for empty names only, as CreateTopics' settings do */
             rd_kafka_error_destroy(failed);
     }
     rd_kafka_IncrementalAlterConfigs(a->connection.kafka, &resource, 1, options, a->queue);
@@ -251,14 +272,12 @@ enum client_status topic_admin_alter(struct topic_admin *a, enum topic topic, in
     event = answer(a, "setting topics", &status, error);
     if (event) {
         size_t results;
-        const rd_kafka_ConfigResource_t *result = rd_kafka_IncrementalAlterConfigs_result_resources(
-            rd_kafka_event_IncrementalAlterConfigs_result(event), &results)[0];
 
-        if (rd_kafka_ConfigResource_error(result)) {
-            error_set(error, "setting topic %s: %s", rd_kafka_ConfigResource_name(result),
-                      rd_kafka_ConfigResource_error_string(result));
-            status = CLIENT_FAILED;
-        }
+        status =
+            resource_outcome(a,
+                             rd_kafka_IncrementalAlterConfigs_result_resources(
+                                 rd_kafka_event_IncrementalAlterConfigs_result(event), &results)[0],
+                             "setting", error);
         rd_kafka_event_destroy(event);
     }
     return status;
@@ -343,13 +362,9 @@ static enum client_status read_settings(struct topic_admin *a, struct error *err
         const rd_kafka_ConfigEntry_t **entries =
             rd_kafka_ConfigResource_configs(results[i], &entry_count);
 
-        if (rd_kafka_ConfigResource_error(results[i])) {
-            error_set(error, "settings of topic %s: %s", rd_kafka_ConfigResource_name(results[i]),
-                      rd_kafka_ConfigResource_error_string(results[i]));
-            status = CLIENT_FAILED;
-        } else if (t >= 0) {
+        status = resource_outcome(a, results[i], "reading settings of", error);
+        if (!status && t >= 0)
             keep_settings(&a->topics[t], (enum topic)t, entries, entry_count);
-        }
     }
     rd_kafka_event_destroy(event);
     return status;

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-# A copy of the worker's library whose calls out can be made to fail: see worker/failing.h.
-if(TARGET pgpt_worker AND CMAKE_OBJCOPY)
+# Copies of the worker's and the client's libraries whose calls out can be made to fail: see worker/failing.h.
+if(TARGET pgpt_worker AND TARGET pgpt_cli AND CMAKE_OBJCOPY)
   set(failing_calls "${CMAKE_CURRENT_SOURCE_DIR}/worker/failing.c")
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${failing_calls}")
   file(STRINGS "${failing_calls}" failing_lines REGEX "^CALL\\(")
@@ -11,21 +11,27 @@ if(TARGET pgpt_worker AND CMAKE_OBJCOPY)
   endforeach()
   set(failing_list "${CMAKE_CURRENT_BINARY_DIR}/failing.txt")
   file(CONFIGURE OUTPUT "${failing_list}" CONTENT "${failing_names}" @ONLY)
-  set(failing_copy "${CMAKE_CURRENT_BINARY_DIR}/libpgpt_worker_failing.a")
-  add_custom_command(OUTPUT "${failing_copy}" DEPENDS pgpt_worker "${failing_list}"
-    COMMAND "${CMAKE_OBJCOPY}" --redefine-syms=${failing_list} $<TARGET_FILE:pgpt_worker> "${failing_copy}")
-  add_custom_target(failing_copy DEPENDS "${failing_copy}")
+  foreach(library pgpt_worker pgpt_client pgpt_cli)
+    set(failing_copy "${CMAKE_CURRENT_BINARY_DIR}/lib${library}_failing.a")
+    add_custom_command(OUTPUT "${failing_copy}" DEPENDS ${library} "${failing_list}"
+      COMMAND "${CMAKE_OBJCOPY}" --redefine-syms=${failing_list} $<TARGET_FILE:${library}> "${failing_copy}")
+    add_custom_target(${library}_failing DEPENDS "${failing_copy}")
+  endforeach()
   add_library(failing OBJECT worker/failing.c)
   target_link_libraries(failing PRIVATE pgpt_worker)
 
-  # pgpt_failing_test(name): tests/unit/test_<name>.c on that copy, which the linker meets before the library itself.
+  # pgpt_failing_test(name libraries...): tests/unit/test_<name>.c on copies of these, which the linker meets before the
+  # libraries themselves.
   function(pgpt_failing_test name)
-    pgpt_unit_test(${name} "${failing_copy}" pgpt_worker)
+    list(TRANSFORM ARGN REPLACE "(.+)" "${CMAKE_CURRENT_BINARY_DIR}/lib\\1_failing.a" OUTPUT_VARIABLE copies)
+    list(TRANSFORM ARGN APPEND _failing OUTPUT_VARIABLE made)
+    pgpt_unit_test(${name} ${copies} ${ARGN})
     target_sources(test_${name} PRIVATE $<TARGET_OBJECTS:failing>)
-    add_dependencies(test_${name} failing_copy)
+    add_dependencies(test_${name} ${made})
   endfunction()
 
   foreach(part no_memory failing_calls recorder intake pg_session)
-    pgpt_failing_test(${part})
+    pgpt_failing_test(${part} pgpt_worker)
   endforeach()
+  pgpt_failing_test(client_failing_calls pgpt_cli pgpt_client)
 endif()

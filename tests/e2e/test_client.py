@@ -130,6 +130,12 @@ def test_topics_grow_outputs_first(client):
     assert client.run("topics", "--create", "--partitions", 3).out.count("is 6, should be 3") == 5 # never fewer
 
 
+def test_topics_that_brokers_refuse(bare):
+    """There is one broker."""
+    told = bare.run("topics", "--create", "--replication", 3, code=1).err
+    assert f"creating topic {bare.topic('chunks')}: " in told and "--replication may be as high as the number of brokers" in told
+
+
 # ---- cancel ----
 
 def test_cancel_reaches_the_control_topic(client):

@@ -197,6 +197,22 @@ def test_a_missing_right_is_named(missing, words, secure_realm, certificates):
     assert secure_realm.result(job["job_id"])["status"] == "completed"
 
 
+def test_a_client_without_rights_says_which_it_needs(secure_realm, certificates):
+    """It may see the topics and no more: neither their settings, nor write or read them."""
+    kinds = ("requests", "control", "results", "chunks", "events", "index", "dlq")
+    allow(secure_realm, [(ResourceType.TOPIC, secure_realm.topic(kind), AclOperation.DESCRIBE) for kind in kinds])
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PGPT_")}
+    env |= {f"PGPT_TOPIC_{kind.upper()}": secure_realm.topic(kind) for kind in kinds}
+    env |= {"PGPT_BROKERS": secure_realm.cluster.kafka.secure, "PGPT_KAFKA_SECURITY_PROTOCOL": "sasl_ssl",
+            "PGPT_KAFKA_SSL_CA_LOCATION": f"{certificates}/authority.crt", "PGPT_KAFKA_SASL_MECHANISM": "PLAIN",
+            "PGPT_KAFKA_SASL_USERNAME": "worker", "PGPT_KAFKA_SASL_PASSWORD": PASSWORD}
+    for command, words in (("topics --check", f"topic {secure_realm.topic('chunks')}: "), ("submit x", "IDEMPOTENT_WRITE"),
+                           ("follow 6f1e0c2a-9a54-4c0e-8d0b-0d5b1c8f7a11", "READ on the groups pgpt-*")):
+        done = subprocess.run([str(BUILD / "pgpt"), *command.split()], env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1 and words in done.stderr and "(kafka-acls)" in done.stderr, f"{command}: {done}"
+        assert PASSWORD not in done.stderr
+
+
 def test_rights_taken_away_end_the_worker(secure_realm, certificates):
     """A member that its group refuses is broken for good as the Kafka client sees it: no worker that limps."""
     group = next(r for r in rights(secure_realm) if r[1] == secure_realm.group)

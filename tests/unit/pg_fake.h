@@ -25,7 +25,8 @@ struct pg_fake {
     int listening;
     pthread_t thread;
     _Atomic bool stopping;
-    _Atomic bool silent; /* reads and answers nothing more */
+    _Atomic bool silent;              /* reads and answers nothing more */
+    _Atomic char silent_at, leave_at; /* by a message of this type; 0 = none */
 };
 
 static bool pg_fake_read(struct pg_fake *f, int from, void *data, size_t size)
@@ -60,6 +61,12 @@ static bool pg_fake_say(struct pg_fake *f, int to, const char *bytes, size_t siz
 
 static bool pg_fake_answer(struct pg_fake *f, int client, char type, const char *body)
 {
+    if (type == atomic_load(&f->leave_at))
+        return false;
+    if (type == atomic_load(&f->silent_at)) {
+        atomic_store(&f->silent, true);
+        return true;
+    }
     switch (type) {
     case 'Q':
         return strncmp(body, "copy", 4) ? PG_FAKE_SAY(f, client, PG_FAKE_DONE PG_FAKE_READY)

@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "schema/codec.h"
+
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static const char *failing; /* the rest is under the lock */
 static int from, left, hits;
@@ -48,12 +50,19 @@ int failing_clear(void)
     return count;
 }
 
+/* The lock is held. */
+static bool is_meant(const char *name)
+{
+    return !strcmp(failing, name) ||
+           (!strcmp(failing, "memory") && strstr(" malloc calloc realloc strdup ", name));
+}
+
 static bool now(const char *name)
 {
     bool fails = false;
 
     pthread_mutex_lock(&lock);
-    if (failing && !strcmp(failing, name) && --from <= 0 && left > 0) {
+    if (failing && is_meant(name) && --from <= 0 && left > 0) {
         left--;
         hits++;
         fails = true;
@@ -110,6 +119,11 @@ CALL(rd_kafka_error_t *, rd_kafka_AdminOptions_set_isolation_level, (rd_kafka_Ad
 CALL(rd_kafka_headers_t *, rd_kafka_headers_new, (size_t n), (n), NULL)
 CALL(rd_kafka_resp_err_t, rd_kafka_header_add, (rd_kafka_headers_t *h, const char *n, ssize_t ns, const void *v, ssize_t vs), (h, n, ns, v, vs), answer)
 
+CALL(rd_kafka_NewTopic_t *, rd_kafka_NewTopic_new, (const char *t, int n, int r, char *e, size_t s), (t, n, r, e, s), NULL)
+CALL(rd_kafka_NewPartitions_t *, rd_kafka_NewPartitions_new, (const char *t, size_t n, char *e, size_t s), (t, n, e, s), NULL)
+
+CALL(enum codec_status, codec_decode, (struct codec *c, enum record_type t, const void *d, size_t n, struct arena *a, void *r, struct error *e), (c, t, d, n, a, r, e), (error_set(e, "a test lets it fail"), CODEC_NO_MEMORY))
+
 CALL(PGconn *, PQconnectdbParams, (const char *const *k, const char *const *v, int e), (k, v, e), NULL)
 CALL(int, PQsetnonblocking, (PGconn *c, int on), (c, on), -1)
 CALL(int, PQflush, (PGconn *c), (c), -1)
@@ -117,6 +131,7 @@ CALL(int, PQconsumeInput, (PGconn *c), (c), 0)
 CALL(int, PQsendPrepare, (PGconn *c, const char *n, const char *q, int p, const Oid *t), (c, n, q, p, t), 0)
 CALL(int, PQsendQuery, (PGconn *c, const char *q), (c, q), 0)
 CALL(int, PQsendQueryPrepared, (PGconn *c, const char *n, int p, const char *const *v, const int *l, const int *f, int r), (c, n, p, v, l, f, r), 0)
+CALL(int, PQsendQueryParams, (PGconn *c, const char *q, int p, const Oid *t, const char *const *v, const int *l, const int *f, int r), (c, q, p, t, v, l, f, r), 0)
 CALL(int, PQputCopyData, (PGconn *c, const char *d, int n), (c, d, n), refusal())
 CALL(int, PQputCopyEnd, (PGconn *c, const char *m), (c, m), refusal())
 CALL(PGresult *, PQgetResult, (PGconn *c), (c), NULL)

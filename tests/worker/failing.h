@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: MIT
  *
- * failing: calls of the worker that fail when a test says so: of librdkafka, libpq, the allocator
- * and for threads. tests/failing.cmake makes a copy of the worker's library whose references to
- * what failing.c lists go there; librdkafka, libpq and the tests themselves keep the real ones. For
- * what a mock cluster or a broken server cannot be made to answer. Any thread.
+ * failing: calls of the worker and of the client that fail when a test says so: of librdkafka,
+ * libpq, the allocator and for threads. tests/failing.cmake makes copies of their libraries whose
+ * references to what failing.c lists go there; librdkafka, libpq and the tests themselves keep the
+ * real ones. For what a mock cluster or a broken server cannot be made to answer. Any thread.
  */
 #ifndef PGPT_TESTS_FAILING_H
 #define PGPT_TESTS_FAILING_H
 
 #include <librdkafka/rdkafka.h>
 
-/* Of the calls of `name` (as it is spelled in the worker) that follow, `count` fail from the at-th
- * on; at 1 is the next. Forgets what was set before. */
+/* Of the calls of `name` (as it is spelled there; "memory" = malloc, calloc, realloc and strdup)
+ * that follow, `count` fail from the at-th on; at 1 is the next. Forgets what was set before. */
 void failing_set(const char *name, int at, int count);
 
 /* The same, with the code that a call of librdkafka answers; else it is _STATE. */
