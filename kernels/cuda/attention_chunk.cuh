@@ -146,15 +146,20 @@ static __device__ __forceinline__ void pairs_multiply(float *c, const uint4 &a, 
     format_bf16::mma(c, a, x, y);
 }
 
+/* What createpolicy gives for L2::evict_first. A step reads each key and value once, and all of
+ * them are more than L2 holds; weights and activations, which many blocks read, shall not leave for
+ * them. */
+#define CACHE_LEAVES_FIRST 0x12F0000000000000ull
+
 /* 16 bytes, OFFSET bytes behind `from`, if `in`, else what was there: without a branch, around
  * which the compiler would wait for what is under way, and without a register for each address. */
 template <int OFFSET>
 static __device__ __forceinline__ void cache_get16_if(uint4 *to, const void *from, bool in)
 {
     asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %5, 0;\n\t"
-                 "@p ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4 + %6];\n\t}"
+                 "@p ld.global.cg.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4 + %6], %7;\n\t}"
                  : "+r"(to->x), "+r"(to->y), "+r"(to->z), "+r"(to->w)
-                 : "l"(from), "r"((int)in), "n"(OFFSET)
+                 : "l"(from), "r"((int)in), "n"(OFFSET), "l"(CACHE_LEAVES_FIRST)
                  : "memory");
 }
 static __device__ __forceinline__ void shared_get16_if(uint4 *to, const void *from, bool in)
