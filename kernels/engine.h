@@ -125,7 +125,9 @@ int32_t engine_admit(struct engine *engine, int32_t n, const struct engine_reque
                      int32_t *slots, struct error *error) PGPT_MUST_CHECK;
 
 /* Runs up to k decode steps for all rows; stops earlier when no row runs any more. A slot whose
- * sequences have all finished keeps its rows until engine_release(). */
+ * sequences have all finished keeps its rows until engine_release(). Who asks for the same k again
+ * and again may be a call behind the device, which has begun the next one: its k is then the one
+ * that was asked for before, and who is admitted joins a call later. */
 int engine_step(struct engine *engine, int32_t k, struct engine_output *out,
                 struct error *error) PGPT_MUST_CHECK;
 

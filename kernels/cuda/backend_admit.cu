@@ -53,17 +53,31 @@ static void slot_fill(struct backend *backend, int32_t s, const struct engine_re
         row->slot = s;
         row->sequence = i;
         row->position = 0;
+        row->ahead = 0;
         row->max_new = request->max_new;
         row->full = start->flags & CUDA_ROW_FULL;
         row->running = false;
     }
 }
 
+static int32_t batch_next(const struct backend *backend)
+{
+    return (backend->batch_first + backend->batch_count) % MEMORY_BATCHES;
+}
+
+/* The next encoding's memory may be that of one whose rows joined before its end (it had to end
+ * before the call that they joined). */
+static int batch_wait(struct backend *backend, struct error *error)
+{
+    return backend_wait(backend, backend->batches[batch_next(backend)].done, 0.0, "encoding",
+                        error);
+}
+
 /* `count` requests of `tokens` source tokens together, side by side. */
 static void batch_pack(struct backend *backend, const struct engine_request *requests,
                        const int32_t *slots, int32_t count, int32_t tokens)
 {
-    int32_t index = (backend->batch_first + backend->batch_count) % MEMORY_BATCHES;
+    int32_t index = batch_next(backend);
     struct backend_batch *batch = &backend->batches[index];
     int32_t *host = backend->memory.batches[index].host;
     int32_t *host_tokens = host + 1, *positions = host_tokens + tokens, *rows = positions + tokens;
@@ -151,6 +165,8 @@ int32_t backend_admit(struct backend *backend, int32_t n, const struct engine_re
 
         if (backend->batch_count == MEMORY_BATCHES && backend_join_first(backend, &waited, error))
             return -1;
+        if (batch_wait(backend, error))
+            return -1;
         while (admitted + count < n) {
             const struct engine_request *request = &requests[admitted + count];
 
@@ -164,7 +180,8 @@ int32_t backend_admit(struct backend *backend, int32_t n, const struct engine_re
         batch_pack(backend, requests + admitted, slots + admitted, count, tokens);
         admitted += count;
         /* nothing decodes: the device encodes these while the next are packed */
-        status = backend->active_count ? cudaSuccess : backend_encode(backend);
+        status =
+            backend->active_count || backend->call_count ? cudaSuccess : backend_encode(backend);
         if (status != cudaSuccess)
             return backend_fail(backend, status, "enqueueing an encoding", error);
     }

@@ -104,6 +104,9 @@ static int streams_open(struct backend *backend, struct error *error)
     for (int i = 0; i < MEMORY_BATCHES; i++)
         CUDA_TRY(cudaEventCreateWithFlags(&backend->batches[i].done, cudaEventDisableTiming), error,
                  fail);
+    for (int i = 0; i < MEMORY_CALLS; i++)
+        CUDA_TRY(cudaEventCreateWithFlags(&backend->calls[i].done, cudaEventDisableTiming), error,
+                 fail);
     return 0;
 fail:
     return -1;
@@ -125,6 +128,11 @@ static int tables_open(struct backend *backend, struct error *error)
         backend->batches[i].slots = (int32_t *)calloc(rows, sizeof(int32_t));
         backend->batches[i].generations = (uint32_t *)calloc(rows, sizeof(uint32_t));
         if (!backend->batches[i].slots || !backend->batches[i].generations)
+            return error_set(error, "out of memory for %zu rows", rows);
+    }
+    for (int i = 0; i < MEMORY_CALLS; i++) {
+        backend->calls[i].rows = (struct call_row *)calloc(rows, sizeof(struct call_row));
+        if (!backend->calls[i].rows)
             return error_set(error, "out of memory for %zu rows", rows);
     }
     for (size_t i = 0; i < rows; i++)
@@ -267,6 +275,11 @@ static void cuda_close(struct backend *backend)
             (void)cudaEventDestroy(backend->batches[i].done);
         free(backend->batches[i].slots);
         free(backend->batches[i].generations);
+    }
+    for (int i = 0; i < MEMORY_CALLS; i++) {
+        if (backend->calls[i].done)
+            (void)cudaEventDestroy(backend->calls[i].done);
+        free(backend->calls[i].rows);
     }
     if (backend->stepped)
         (void)cudaEventDestroy(backend->stepped);

@@ -106,14 +106,18 @@ static size_t pinned_layout(struct backend_memory *memory, const struct backend_
     struct carver carver = {base, 0};
     size_t R = (size_t)sizes->max_rows, P = (size_t)sizes->max_new;
 
-    memory->host_lists = (int32_t *)carve(&carver, 2 + 3 * R, sizeof(int32_t));
-    memory->host_joins = (struct step_join *)carve(&carver, R, sizeof(struct step_join));
+    for (int i = 0; i < MEMORY_CALLS; i++) {
+        struct memory_call *call = &memory->calls[i];
+
+        call->lists = (int32_t *)carve(&carver, 2 + 3 * R, sizeof(int32_t));
+        call->joins = (struct step_join *)carve(&carver, R, sizeof(struct step_join));
+        call->out.position = (int32_t *)carve(&carver, R, sizeof(int32_t));
+        call->out.finished = (int32_t *)carve(&carver, R, sizeof(int32_t));
+        call->out.tokens = (int32_t *)carve(&carver, R * MEMORY_STEPS_MOST, sizeof(int32_t));
+        call->out.logprobs = (float *)carve(&carver, R * MEMORY_STEPS_MOST, sizeof(float));
+    }
     memory->host_groups =
         (struct cuda_beam_group *)carve(&carver, R, sizeof(struct cuda_beam_group));
-    memory->out.position = (int32_t *)carve(&carver, R, sizeof(int32_t));
-    memory->out.finished = (int32_t *)carve(&carver, R, sizeof(int32_t));
-    memory->out.tokens = (int32_t *)carve(&carver, R * MEMORY_STEPS_MOST, sizeof(int32_t));
-    memory->out.logprobs = (float *)carve(&carver, R * MEMORY_STEPS_MOST, sizeof(float));
     memory->beam_groups = (int32_t *)carve(&carver, R, sizeof(int32_t));
     memory->beam_lengths = (int32_t *)carve(&carver, R * BEAM_MAX, sizeof(int32_t));
     memory->beam_scores = (float *)carve(&carver, R * BEAM_MAX, sizeof(float));

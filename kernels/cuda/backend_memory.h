@@ -14,12 +14,20 @@ enum {
     MEMORY_BATCHES = 8,         /* encodings under way at once */
     MEMORY_BATCH_TOKENS = 8192, /* source tokens of one encoding; at least the longest source */
     MEMORY_STEPS_MOST = 64,     /* steps of one call */
+    MEMORY_CALLS = 2,           /* calls of steps under way at once */
 };
 
 /* One encoding's sources: the same layout on both sides; see memory_batch_pack(). */
 struct memory_batch {
     int32_t *host,
         *device; /* n, then tokens, positions, rows (each token_count), starts (count + 1) */
+};
+
+/* What host and device tell one another of one call of steps. */
+struct memory_call {
+    int32_t *lists;          /* n, group count, active, place, groups: as on the device */
+    struct step_join *joins; /* (max_rows) */
+    struct step_output out;
 };
 
 struct backend_memory {
@@ -42,14 +50,12 @@ struct backend_memory {
     int32_t batch_tokens;
 
     /* pinned */
-    int32_t *host_lists;          /* n, group count, active, place, groups: as on the device */
-    struct step_join *host_joins; /* (max_rows) */
+    struct memory_call calls[MEMORY_CALLS];
     struct cuda_beam_group *host_groups; /* (max_rows) as they join */
-    struct step_output out;
-    int32_t *beam_groups;  /* (max_rows) groups to read back */
-    int32_t *beam_lengths; /* (max_rows, BEAM_MAX) */
-    float *beam_scores;    /* (max_rows, BEAM_MAX) */
-    int32_t *beam_tokens;  /* (max_rows / 2 groups, BEAM_MAX, P) */
+    int32_t *beam_groups;                /* (max_rows) groups to read back */
+    int32_t *beam_lengths;               /* (max_rows, BEAM_MAX) */
+    float *beam_scores;                  /* (max_rows, BEAM_MAX) */
+    int32_t *beam_tokens;                /* (max_rows / 2 groups, BEAM_MAX, P) */
 };
 
 struct backend_memory_sizes {

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * backend_state: the CUDA back end's own state, shared by its files alone: backend_cuda.cu
- * (opening, slots), backend_admit.cu (admission and encodings), backend_step.cu (steps and their
- * results), backend_graph.cu (captured steps) and backend_trace.cu (a look inside). Used by the
+ * (opening, slots), backend_admit.cu (admission and encodings), backend_step.cu (who joins, and one
+ * call of steps), backend_call.cu (what the device is told of it and what it reports),
+ * backend_graph.cu (captured steps) and backend_trace.cu (a look inside). Used by the
  * engine's one calling thread.
  */
 #ifndef PGPT_KERNELS_CUDA_BACKEND_STATE_H
@@ -36,6 +37,7 @@ struct backend_row {
     int32_t slot;
     int32_t sequence;
     int32_t position; /* tokens the host has seen */
+    int32_t ahead;    /* steps that the device was told of and the host has not seen */
     int32_t max_new;
     bool full;
     bool running;
@@ -49,6 +51,21 @@ struct backend_batch {
     int32_t count, rows, tokens, longest;
     int32_t *slots;        /* (max_rows) */
     uint32_t *generations; /* (max_rows) of these slots when they were admitted */
+};
+
+/* A row of a call under way: whose it was then. */
+struct call_row {
+    int32_t row, slot;
+    uint32_t generation;
+};
+
+/* Steps that the device was told of. Its memory is backend_memory.calls at the same index. */
+struct backend_call {
+    int32_t k, count;
+    bool groups;           /* beam searches are among its rows */
+    struct call_row *rows; /* (count) in the order of its results */
+    cudaEvent_t done;
+    int64_t begun_us;
 };
 
 /* What the rows of a step ask for: a kind needs all that the kinds before it need. */
@@ -87,10 +104,16 @@ struct backend {
     struct backend_batch batches[MEMORY_BATCHES];
     int32_t batch_first, batch_count; /* a ring: encodings in the order they were begun */
 
-    int32_t *active; /* (active_count) rows that step */
+    int32_t *active; /* (active_count) rows that step in the next call */
     int32_t active_count, active_groups;
     bool active_changed;
-    int32_t join_count;        /* rows in memory.host_joins */
+    int32_t join_count; /* rows in the next call's joins */
+    /* A ring of the calls under way: the one that is waited for next and, so that the device need
+     * not wait for the host, one more. */
+    struct backend_call calls[MEMORY_CALLS];
+    int32_t call_first, call_count;
+    int32_t k_last;            /* that the caller asked for */
+    int64_t done_us;           /* when the last call was reported */
     struct engine_item *items; /* (max_rows + max_rows) */
     double step_us;            /* what a step took lately: how long a wait may sleep */
     int64_t wait_most_us;      /* longer than this nothing runs: it hangs */
@@ -129,6 +152,16 @@ cudaError_t backend_encode(struct backend *backend);
 int backend_join_first(struct backend *backend, int64_t *waited_us, struct error *error);
 int backend_step(struct backend *backend, int32_t k, struct engine_output *out,
                  struct error *error);
+
+/* Where the next call's memory is: index of backend.calls and of memory.calls. */
+int32_t backend_call_next(const struct backend *backend);
+/* Tells the device of up to k more steps of the active rows. Fewer than MEMORY_CALLS are under way.
+ */
+int backend_call_begin(struct backend *backend, int32_t k, struct error *error);
+/* Waits for the oldest call; its news, and the active list without those that have ended. */
+int backend_call_end(struct backend *backend, struct engine_output *out, struct error *error);
+/* Waits for calls, oldest first, as long as none of their rows is anybody's any more. */
+int backend_calls_forget(struct backend *backend, struct error *error);
 int backend_trace_run(struct backend *backend, const struct backend_trace *trace,
                       struct error *error);
 

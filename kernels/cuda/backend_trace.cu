@@ -62,9 +62,9 @@ static int trace_position(struct backend *backend, const struct backend_trace *t
         row.top_p = trace->warp->top_p;
         row.repetition_penalty = trace->warp->repetition_penalty;
     }
-    m->host_joins[0].row = row;
-    m->host_joins[0].index = 0;
-    CUDA_TRY(cudaMemcpy(m->rows.row, &m->host_joins[0].row, sizeof row, cudaMemcpyHostToDevice),
+    m->calls[0].joins[0].row = row;
+    m->calls[0].joins[0].index = 0;
+    CUDA_TRY(cudaMemcpy(m->rows.row, &m->calls[0].joins[0].row, sizeof row, cudaMemcpyHostToDevice),
              error, fail);
     CUDA_TRY(network_step(backend->network, &step, backend->pdl, false, backend->decode), error,
              fail);
@@ -117,11 +117,13 @@ int backend_trace_run(struct backend *backend, const struct backend_trace *trace
     if (backend->failed)
         return error_set(error, "%s", backend->failure);
     CUDA_TRY(cudaSetDevice(backend->device), error, fail);
-    m->host_lists[0] = 1;
-    m->host_lists[1] = 0;
-    m->host_lists[2] = 0;
-    CUDA_TRY(cudaMemcpy(m->n, m->host_lists, 3 * sizeof(int32_t), cudaMemcpyHostToDevice), error,
-             fail);
+    if (backend_calls_forget(backend, error))
+        return -1;
+    m->calls[0].lists[0] = 1;
+    m->calls[0].lists[1] = 0;
+    m->calls[0].lists[2] = 0;
+    CUDA_TRY(cudaMemcpy(m->n, m->calls[0].lists, 3 * sizeof(int32_t), cudaMemcpyHostToDevice),
+             error, fail);
     backend->active_changed = true;
     if (trace_encode(backend, trace, error))
         return -1;

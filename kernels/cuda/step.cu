@@ -16,24 +16,30 @@ enum {
 static __global__ void step_begin(const __grid_constant__ struct step_begin begin)
 {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    struct step_join join;
+    int32_t entry = 0;
 
+    /* the host's memory is far away, and what lies there is older than the kernel in front */
     if (i < begin.list_count)
-        begin.lists[i] = begin.host_lists[i];
+        entry = begin.host_lists[i];
+    if (i < begin.join_count)
+        join = begin.host_joins[i];
+    launch_wait();
+    if (i < begin.list_count)
+        begin.lists[i] = entry;
     if (i < begin.join_count) {
-        const struct step_join *join = begin.host_joins + i;
-
-        begin.rows.row[join->index] = join->row;
-        begin.collected[join->index] = 0;
+        begin.rows.row[join.index] = join.row;
+        begin.collected[join.index] = 0;
     }
 }
 
-cudaError_t step_begin_enqueue(const struct step_begin *begin, cudaStream_t stream)
+cudaError_t step_begin_enqueue(const struct step_begin *begin, bool pdl, cudaStream_t stream)
 {
     const int32_t most =
         begin->list_count > begin->join_count ? begin->list_count : begin->join_count;
 
     return launch(step_begin, dim3((most + BEGIN_THREADS - 1) / BEGIN_THREADS), BEGIN_THREADS, 0,
-                  false, stream, *begin);
+                  pdl, stream, *begin);
 }
 
 struct step_choose_args {
@@ -120,6 +126,8 @@ static __global__ void step_collect(struct cuda_rows rows, int32_t *collected,
     const int i = blockIdx.x * COLLECT_ROWS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
     int32_t index, from, position;
 
+    launch_next(); /* only step_begin() may start early behind this, which writes nothing till then
+                    */
     if (i >= n)
         return;
     index = active[i];

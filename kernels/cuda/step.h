@@ -35,7 +35,8 @@ struct step_begin {
     int32_t *lists;                     /* (list_count) */
     int32_t join_count, list_count;
 };
-cudaError_t step_begin_enqueue(const struct step_begin *begin, cudaStream_t stream);
+/* pdl: may start while the kernel before it drains. */
+cudaError_t step_begin_enqueue(const struct step_begin *begin, bool pdl, cudaStream_t stream);
 
 /* Chooses for rows that are not full, from the logits product's units (n, units) and special (n,2).
  */

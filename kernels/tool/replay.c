@@ -153,13 +153,14 @@ static void decoys_leave(struct replay *r, bool all)
 static int round_admit(struct replay *r)
 {
     int32_t room = r->schedule->batch ? r->schedule->batch - (r->admitted - r->finished) : r->n;
+    int32_t most = 4 + r->n / 64; /* so that many are many at once */
 
     if (!r->schedule->random)
         return admit(r, room);
     decoys_leave(r, false);
     if (random_below(r, 2) && decoy_admit(r))
         return -1;
-    return admit(r, random_below(r, room < 4 ? room + 1 : 5));
+    return admit(r, random_below(r, (room < most ? room : most) + 1));
 }
 
 static int rounds(struct replay *r)

@@ -92,13 +92,12 @@ static void compare(struct verify_row *row, const struct replay_output *alone,
 
 /* Every request many times at once, so that all rows are full: a device takes other kernels there.
  */
-static int crowd_verify(struct verify *v, const char *name, int32_t k,
+static int crowd_verify(struct verify *v, const char *name, const struct replay_schedule *schedule,
                         const struct engine_request *requests, const struct replay_output *alone,
                         struct error *error)
 {
     struct engine_request *crowd = calloc((size_t)COPIES * REQUESTS, sizeof *crowd);
     struct replay_output *outputs = calloc((size_t)COPIES * REQUESTS, sizeof *outputs);
-    struct replay_schedule schedule = {.k = k};
     struct verify_row *row = verify_row_add(v, name);
     int status = -1;
 
@@ -108,7 +107,7 @@ static int crowd_verify(struct verify *v, const char *name, int32_t k,
     }
     for (int32_t i = 0; i < COPIES; i++)
         memcpy(crowd + i * REQUESTS, requests, REQUESTS * sizeof *requests);
-    status = replay_run(v->engine, crowd, COPIES * REQUESTS, &schedule, outputs, error);
+    status = replay_run(v->engine, crowd, COPIES * REQUESTS, schedule, outputs, error);
     for (int32_t i = 0; !status && i < COPIES; i++)
         compare(row, alone, outputs + i * REQUESTS);
     replay_free(outputs, COPIES * REQUESTS);
@@ -118,13 +117,16 @@ out:
     return status;
 }
 
-/* A crowd of greedy requests alone, which ends little by little: a device takes other kernels for
- * such rows, and others again for each number of them. */
-static int plain_verify(struct verify *v, struct error *error)
+/* A crowd of requests without beams, so that a device may be told of the next call before the host
+ * has seen this one: all at once, which ends little by little (a device takes other kernels for
+ * greedy rows, and others again for each number of them), and with some that join, leave and are
+ * stopped all the time. */
+static int ahead_verify(struct verify *v, bool greedy, struct error *error)
 {
+    const struct replay_schedule once = {.k = 1, .batch = 1}, all = {.k = 4};
+    const struct replay_schedule joining = {.k = 1, .random = true, .seed = v->seed + 7};
     struct engine_request requests[REQUESTS];
     struct replay_output alone[REQUESTS];
-    struct replay_schedule schedule = {.k = 1, .batch = 1};
     int status;
 
     requests_make(v, requests);
@@ -135,11 +137,17 @@ static int plain_verify(struct verify *v, struct error *error)
         plain.source = requests[i].source;
         plain.source_len = requests[i].source_len;
         plain.max_new = requests[i].max_new;
-        requests[i] = plain;
+        if (greedy)
+            requests[i] = plain;
+        requests[i].num_beams = 1;
     }
-    status = replay_run(v->engine, requests, REQUESTS, &schedule, alone, error);
+    status = replay_run(v->engine, requests, REQUESTS, &once, alone, error);
     if (!status)
-        status = crowd_verify(v, "greedy crowd, k 4", 4, requests, alone, error);
+        status = crowd_verify(v, greedy ? "greedy crowd, k 4" : "no beams, crowd, k 4", &all,
+                              requests, alone, error);
+    if (!status)
+        status = crowd_verify(v, greedy ? "greedy, joining, k 1" : "no beams, joining, k 1",
+                              &joining, requests, alone, error);
     replay_free(alone, REQUESTS);
     return status;
 }
@@ -204,9 +212,13 @@ int verify_batches(struct verify *v, struct error *error)
     if (!status && !strcmp(v->options->device, "cpu")) {
         status = threads_verify(v, requests, alone, error);
     } else if (!status) {
-        status = crowd_verify(v, "crowd, k 16", 16, requests, alone, error);
+        const struct replay_schedule all = {.k = 16};
+
+        status = crowd_verify(v, "crowd, k 16", &all, requests, alone, error);
         if (!status)
-            status = plain_verify(v, error);
+            status = ahead_verify(v, true, error);
+        if (!status)
+            status = ahead_verify(v, false, error);
     }
     replay_free(alone, REQUESTS);
     return status;
