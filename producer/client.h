@@ -142,4 +142,8 @@ struct follow_event {
 enum follow_kind follow_next(struct follow *follow, int timeout_ms, struct follow_event *event,
                              struct error *error) PGPT_MUST_CHECK;
 
+/* The last connection error that came after since_us (clock_mono_us()), "" = none: why there may be
+ * no news. For the thread that calls follow_next(). */
+const char *follow_trouble(const struct follow *follow, int64_t since_us);
+
 #endif

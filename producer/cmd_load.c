@@ -390,6 +390,7 @@ static enum client_status load_run(struct load *l, struct error *error)
 static int load_report_all(struct load *l)
 {
     struct load_report *r = &l->report;
+    const char *trouble;
 
     r->rate = l->rate;
     r->arrivals = l->arrivals;
@@ -405,6 +406,8 @@ static int load_report_all(struct load *l)
         load_report_print(r);
     if (*l->first_refusal)
         cli_say(l->command, "the first job not accepted, %s", l->first_refusal);
+    if (r->unfinished && *(trouble = follow_trouble(l->follow, l->last_result_us)))
+        cli_say(l->command, "the last connection error: %s", trouble);
     if (cli_interrupted())
         return EXIT_INTERRUPTED;
     if (atomic_load(&l->reader_failed) || r->refused)

@@ -177,11 +177,16 @@ static void write_line(struct translate *t, struct line *line)
 static void expire(struct translate *t)
 {
     struct line *line = order_peek(&t->order, 0);
+    const char *trouble;
+    char reason[256];
 
     if (!line || line->slot->finished || clock_mono_us() - line->sent_us < t->cli->timeout_us)
         return;
     follow_forget(t->follow, line->job_id);
-    finish(line, "late", "no result within --timeout");
+    trouble = follow_trouble(t->follow, line->sent_us);
+    snprintf(reason, sizeof reason, "no result within --timeout%s%s",
+             *trouble ? "; the last connection error: " : "", trouble);
+    finish(line, "late", reason);
     t->code = t->code ? t->code : EXIT_NOT_FOUND;
 }
 

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "kernels/base/clock.h"
+
 static void on_log(const rd_kafka_t *kafka, int level, const char *facility, const char *text)
 {
     const struct connection *c = rd_kafka_opaque(kafka);
@@ -20,6 +22,7 @@ static void on_error(rd_kafka_t *kafka, int code, const char *reason, void *opaq
     /* That all of them are down follows from what each of them said. */
     if (code != RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN || !*c->trouble)
         snprintf(c->trouble, sizeof c->trouble, "%s", reason);
+    c->trouble_us = clock_mono_us();
 }
 
 static int set_pairs(rd_kafka_conf_t *conf, const char *const *pairs, const char *prefix,

@@ -14,8 +14,9 @@
 struct connection {
     rd_kafka_t *kafka;
     const struct client_options *options;
-    void *owner;       /* for the callbacks of the owner */
-    char trouble[512]; /* last connection error, "" = none; under librdkafka's own serialising */
+    void *owner;        /* for the callbacks of the owner */
+    char trouble[512];  /* last connection error, "" = none; under librdkafka's own serialising */
+    int64_t trouble_us; /* when, monotonic */
 };
 
 struct connection_settings {

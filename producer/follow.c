@@ -358,3 +358,8 @@ enum follow_kind follow_next(struct follow *f, int timeout_ms, struct follow_eve
         event->kind = kind;
     return kind;
 }
+
+const char *follow_trouble(const struct follow *f, int64_t since_us)
+{
+    return f->connection.trouble_us > since_us ? f->connection.trouble : "";
+}

@@ -93,7 +93,7 @@ static void show_result(struct viewer *v, const struct follow_event *event)
 
 /* What remains watched has not ended. */
 static void report_missing(struct viewer *v, struct follow *follow, const char *const *job_ids,
-                           size_t count)
+                           size_t count, const char *trouble)
 {
     double seconds = (double)v->cli->timeout_us / 1e6;
 
@@ -105,6 +105,8 @@ static void report_missing(struct viewer *v, struct follow *follow, const char *
                         : "job %s was not found, or has no result yet, after %g s (--timeout; "
                           "--since says how far back to look)",
                     job_ids[i], seconds);
+    if (*trouble)
+        cli_say(v->command, "the last connection error: %s", trouble);
     v->code = EXIT_NOT_FOUND;
 }
 
@@ -145,6 +147,6 @@ int viewer_run(struct cli *cli, const struct command *command, struct follow *fo
     /* The job whose result ended it is no longer counted, but its pieces are all out by then. */
     end_line(&v);
     if (follow_count(follow))
-        report_missing(&v, follow, job_ids, count);
+        report_missing(&v, follow, job_ids, count, follow_trouble(follow, heard_us));
     return v.code;
 }

@@ -158,6 +158,8 @@ static int pgpt(int argc, char **argv)
     return code;
 }
 
+static void (*meanwhile)(void); /* called once while an attempt is made; NULL = nothing */
+
 static struct outcome run_attempt(const struct attempt *a)
 {
     static const char lines[] = "one\n\ntwo\n";
@@ -171,6 +173,8 @@ static struct outcome run_attempt(const struct attempt *a)
     child = fork();
     if (!child)
         become_pgpt(a, in, out);
+    if (meanwhile)
+        meanwhile();
     assert_int_equal(waitpid(child, &status, 0), child);
     if (WIFEXITED(status))
         outcome.exit_code = WEXITSTATUS(status);
@@ -292,6 +296,48 @@ static void what_brokers_refuse_is_told_with_what_to_do(void **state)
     assert_int_equal(wrong, 0);
 }
 
+static int last_asked; /* then the brokers go down */
+
+static void brokers_go_down(void)
+{
+    bool asked = false;
+
+    for (int i = 0; i < 3000 && !asked; i++) {
+        size_t count;
+        rd_kafka_mock_request_t **requests = rd_kafka_mock_get_requests(cluster, &count);
+
+        for (size_t r = 0; r < count; r++)
+            asked = asked || rd_kafka_mock_request_api_key(requests[r]) == last_asked;
+        rd_kafka_mock_request_destroy_array(requests, count);
+        usleep(5000);
+    }
+    assert_true(asked);
+    rd_kafka_mock_broker_set_down(cluster, 1);
+}
+
+/* Nothing may come for other reasons: the last one that is known is told. */
+static void who_waits_in_vain_is_told_of_brokers_that_are_gone(void **state)
+{
+    static const struct attempt attempts[] = {
+        {NULL, 0, 0, "follow --timeout 1s 00000000-9a54-4c0e-8d0b-0d5b1c8f7a11", 4,
+         "the last connection error: ", "127.0.0.1:"},
+        {NULL, 0, 0, "translate --timeout 1s", 4, "the last connection error: ", "127.0.0.1:"},
+        {NULL, 0, 0, "load --rate 99 --count 1 --timeout 1s x", 4,
+         "the last connection error: ", "127.0.0.1:"}};
+
+    (void)state;
+    meanwhile = brokers_go_down;
+    for (size_t i = 0; i < sizeof attempts / sizeof *attempts; i++) {
+        last_asked = i ? API_PRODUCE : API_FETCH;
+        rd_kafka_mock_start_request_tracking(cluster);
+        attempt(&attempts[i]);
+        rd_kafka_mock_stop_request_tracking(cluster);
+        rd_kafka_mock_broker_set_up(cluster, 1);
+    }
+    meanwhile = NULL;
+    assert_int_equal(wrong, 0);
+}
+
 /* ---- topics: these brokers leave when they are asked to change one ---- */
 
 static void says(const char *words)
@@ -406,6 +452,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup(a_failing_call_is_told_with_what_to_do, begin),
         cmocka_unit_test_setup(a_topics_name_that_cannot_be_is_told_with_its_setting, begin),
         cmocka_unit_test_setup(what_brokers_refuse_is_told_with_what_to_do, begin),
+        cmocka_unit_test_setup(who_waits_in_vain_is_told_of_brokers_that_are_gone, begin),
         cmocka_unit_test_setup(topics_that_cannot_be_changed_are_told, begin),
         cmocka_unit_test_setup(a_database_that_fails_is_told, begin),
         cmocka_unit_test_setup(a_database_that_leaves_or_falls_silent_has_an_end, begin),
