@@ -98,7 +98,7 @@ static struct job *job_from(const rd_kafka_message_t *message,
     job->offset = message->offset;
     job->epoch = answer->epoch;
     job->attempt = answer->attempt;
-    job->run_alone = answer->run_alone;
+    job->run_alone = answer->runs == LEDGER_SINGLE;
     job->log.partition = message->partition;
     job->log.offset = message->offset;
     job->accepted_at_us = clock_wall_us();

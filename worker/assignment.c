@@ -129,14 +129,12 @@ done:
     return in_order;
 }
 
-/* The client may deliver what it has delivered before: its position can fall back by itself. A
- * suspect is asked for twice, when it is read and when its turn to run alone has come. */
+/* The client may deliver what it has delivered before: its position can fall back by itself. */
 static bool runs_already(const struct owned *owned, int64_t offset)
 {
     const struct ledger *l = &owned->ledger;
 
-    return offset < l->next && !ledger_is_finished(l, offset) && offset != owned->again &&
-           !ledger_runs_alone(l, offset);
+    return offset < l->next && !ledger_is_finished(l, offset) && offset != owned->again;
 }
 
 bool assignment_begin(struct assignment *a, int32_t partition, int64_t offset, int64_t ahead,
@@ -153,7 +151,7 @@ bool assignment_begin(struct assignment *a, int32_t partition, int64_t offset, i
         owned->again = owned->again == offset ? -1 : owned->again;
         out->epoch = atomic_load(&a->epochs[partition]);
         out->attempt = ledger_attempt(l, offset);
-        out->run_alone = ledger_runs_alone(l, offset);
+        out->runs = ledger_runs(l, offset);
         out->poison = l->alone_offset == offset && l->alone_deaths >= poison_deaths;
         out->unreadable = out->poison && l->alone_deaths / 2 >= poison_deaths;
     }
@@ -186,19 +184,30 @@ bool assignment_is_new(struct assignment *a, int32_t partition, const uint8_t id
     return is_new;
 }
 
-bool assignment_mark_alone(struct assignment *a, int32_t partition, int64_t offset,
+bool assignment_mark_alone(struct assignment *a, const struct assignment_mark *mark,
                            struct ledger *out)
 {
     struct owned *owned;
 
     pthread_mutex_lock(&a->lock);
-    owned = get(a, partition);
+    owned = get(a, mark->partition);
     if (owned) {
-        ledger_mark_alone(&owned->ledger, offset);
+        ledger_mark_alone(&owned->ledger, mark->first, mark->end, mark->runs);
         *out = owned->ledger;
     }
     pthread_mutex_unlock(&a->lock);
     return owned != NULL;
+}
+
+bool assignment_expects_suspects(struct assignment *a)
+{
+    bool expects = false;
+
+    pthread_mutex_lock(&a->lock);
+    for (int i = 0; i < ASSIGNMENT_PARTITIONS_MAX && !expects; i++)
+        expects = a->owned[i] && ledger_expects_suspects(&a->owned[i]->ledger);
+    pthread_mutex_unlock(&a->lock);
+    return expects;
 }
 
 bool assignment_has_room(struct assignment *a, int32_t partition, int64_t ahead)

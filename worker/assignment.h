@@ -56,9 +56,9 @@ struct assignment_admission {
     enum ledger_answer answer;
     uint32_t epoch;
     int32_t attempt;
-    bool run_alone;
-    bool poison;     /* it was running alone at the last of too many deaths */
-    bool unreadable; /* and since then, as many owners died before they could say so of it */
+    enum ledger_run runs; /* not LEDGER_FREE: only after assignment_mark_alone() */
+    bool poison;          /* it was running alone at the last of too many deaths */
+    bool unreadable;      /* and since then, as many owners died before they could say so of it */
 };
 /* False when the partition is not owned. A record that was begun before and has no outcome yet is
  * LEDGER_RUNNING: it must not run beside itself. */
@@ -69,9 +69,17 @@ void assignment_again(struct assignment *assignment, int32_t partition, int64_t 
 /* False = a duplicate. Without memory a job counts as new. */
 bool assignment_is_new(struct assignment *assignment, int32_t partition, const uint8_t id[16],
                        int64_t offset);
-/* The suspect at offset is about to run alone; `out` is the ledger to commit before it does. */
-bool assignment_mark_alone(struct assignment *assignment, int32_t partition, int64_t offset,
+/* The suspects of a partition that are about to run, all that are unfinished in [first, end). */
+struct assignment_mark {
+    int32_t partition;
+    int64_t first, end;
+    enum ledger_run runs;
+};
+/* `out` is the ledger to commit before they run. */
+bool assignment_mark_alone(struct assignment *assignment, const struct assignment_mark *mark,
                            struct ledger *out);
+/* True while suspects that do not run freely may still be read, of any partition. */
+bool assignment_expects_suspects(struct assignment *assignment);
 /* True when a partition that was too far ahead has room again. */
 bool assignment_has_room(struct assignment *assignment, int32_t partition, int64_t ahead);
 /* Records of an owned partition below its end that are not finished; 0 when it is not owned. */

@@ -16,17 +16,19 @@
 #include "worker/kafka_client.h"
 #include "worker/lag.h"
 #include "worker/partitions.h"
+#include "worker/suspects.h"
 #include "worker/takeover.h"
 #include "worker/topics.h"
 
 enum {
     POLL_MS = 20,
+    POLL_BUSY_MS = 2, /* while suspects wait or run */
     RECORD_RETRY_MS = 50,
     TAKEOVER_RETRY_US = 500000,
     TOPICS_CHECK_US = 30000000,
     TOPICS_RETRY_US = 2000000,
-    FULL_REST_US = 500,    /* between looks at a full worker */
-    FULL_PAUSE_US = 100000 /* full for so long without a job that left: pause */
+    REST_US = 500,         /* between looks at a worker that takes nothing now */
+    REST_PAUSE_US = 100000 /* for so long without change: pause */
 };
 
 struct intake {
@@ -43,28 +45,31 @@ struct intake {
     struct partitions partitions;
     int32_t output_partitions; /* least of the output topics, -1 = not known */
     int64_t takeover_at_us, topics_at_us;
-    int64_t full_since_us;     /* 0 = the worker is not full */
-    rd_kafka_message_t *alone; /* a suspect held back until nothing runs beside it */
-    bool alone_running;
+    int64_t full_since_us, waiting_since_us; /* 0 = the worker, the list beside a round is not */
+    struct suspects *suspects;
 };
 
 /* ---- pausing ---- */
 
 /* A pause throws away what the client has fetched, and a resumed partition waits for it anew:
- * longer than a fast device takes for all that the worker holds. So a full worker first only rests.
- */
-static void full_review(struct intake *in)
+ * longer than a fast device takes for all that the worker holds. So a worker that takes nothing now
+ * first only rests. */
+static void rest_review(struct intake *in, enum worker_pause reason, bool rests, int64_t *since_us)
 {
-    bool paused = in->partitions.all_reasons & PAUSE_FULL;
-    bool full = admission_is_full(in->pipeline->config, paused);
+    bool paused = in->partitions.all_reasons & reason;
     int64_t now = clock_mono_us();
 
-    if (!full)
-        in->full_since_us = 0;
-    else if (!in->full_since_us)
-        in->full_since_us = now;
-    partitions_reason_set_all(&in->partitions, PAUSE_FULL,
-                              full && (paused || now - in->full_since_us >= FULL_PAUSE_US));
+    if (!rests)
+        *since_us = 0;
+    else if (!*since_us)
+        *since_us = now;
+    partitions_reason_set_all(&in->partitions, reason,
+                              rests && (paused || now - *since_us >= REST_PAUSE_US));
+}
+
+static bool rests(const struct intake *in)
+{
+    return admission_is_full(in->pipeline->config, false) || suspects_is_full(in->suspects);
 }
 
 /* Reasons that come and go with the state of the worker. */
@@ -72,14 +77,21 @@ static void pauses_review(struct intake *in)
 {
     struct pipeline *p = in->pipeline;
 
-    full_review(in);
+    rest_review(in, PAUSE_FULL,
+                admission_is_full(p->config, in->partitions.all_reasons & PAUSE_FULL),
+                &in->full_since_us);
+    rest_review(in, PAUSE_ALONE, suspects_is_full(in->suspects), &in->waiting_since_us);
     partitions_reason_set_all(&in->partitions, PAUSE_DRAIN, atomic_load(&in->draining));
     partitions_reason_set_all(&in->partitions, PAUSE_CONTROL, !control_caught_up(p->control));
-    partitions_reason_set_all(&in->partitions, PAUSE_ALONE, in->alone || in->alone_running);
-    for (int32_t i = 0; i < in->partitions.end; i++)
-        if (in->partitions.assigned[i] && in->partitions.reasons[i] & PAUSE_FAR &&
+    for (int32_t i = 0; i < in->partitions.end; i++) {
+        unsigned reasons = in->partitions.assigned[i] ? in->partitions.reasons[i] : 0;
+
+        if (reasons & PAUSE_FAR &&
             assignment_has_room(p->assignment, i, p->config->ledger_max_ahead))
             partitions_reason_set(&in->partitions, i, PAUSE_FAR, false);
+        if (reasons & PAUSE_SUSPECTS && !suspects_has_enough(in->suspects, i, true))
+            partitions_reason_set(&in->partitions, i, PAUSE_SUSPECTS, false);
+    }
     partitions_pause(&in->partitions);
 }
 
@@ -140,14 +152,6 @@ static void on_assign(struct intake *in, const rd_kafka_topic_partition_list_t *
     in->topics_at_us = 0;
 }
 
-static void alone_forget(struct intake *in, int32_t partition)
-{
-    if (!in->alone || in->alone->partition != partition)
-        return;
-    rd_kafka_message_destroy(in->alone);
-    in->alone = NULL;
-}
-
 /* Ends the ownership of the list's partitions; in order: commits their ledgers without the mark. A
  * commit that is not answered in time harms nobody: the client tells the group that partitions are
  * given up when all its commits have their answers. */
@@ -173,7 +177,7 @@ static void give_up(struct intake *in, const rd_kafka_topic_partition_list_t *li
             closed[count++] = partition;
         }
         scheduler_drop_stale(p->scheduler, partition, 0);
-        alone_forget(in, partition);
+        suspects_forget(in->suspects, partition);
         partitions_remove(&in->partitions, partition);
     }
     if (count && takeover_commit(in->takeover, in->consumer, closed, ledgers, count, &error))
@@ -259,17 +263,16 @@ static void assignment_report(struct intake *in)
 
 /* ---- records ---- */
 
-static void admit(struct intake *in, rd_kafka_message_t *message,
+/* False = the same record again later. */
+static bool admit(struct intake *in, const rd_kafka_message_t *message,
                   const struct assignment_admission *answer)
 {
     switch (admission_run(in->admission, message, answer)) {
     case ADMISSION_OK:
         break;
     case ADMISSION_RETRY:
-        assignment_again(in->pipeline->assignment, message->partition, message->offset);
         nanosleep(&(struct timespec){0, RECORD_RETRY_MS * 1000000L}, NULL);
-        partitions_rewind(&in->partitions, message->partition, message->offset);
-        break;
+        return false;
     case ADMISSION_LIMIT:
         partitions_reason_set_all(&in->partitions, PAUSE_DLQ_LIMIT, true);
         health_block(in->pipeline->health, HEALTH_DLQ_LIMIT,
@@ -279,6 +282,39 @@ static void admit(struct intake *in, rd_kafka_message_t *message,
         partitions_pause(&in->partitions);
         break;
     }
+    return true;
+}
+
+/* It was begun and came to nothing: the client delivers it once more. */
+static void again(struct intake *in, const rd_kafka_message_t *message)
+{
+    assignment_again(in->pipeline->assignment, message->partition, message->offset);
+    partitions_rewind(&in->partitions, message->partition, message->offset);
+}
+
+/* It is read once more when there is room. */
+static void put_off(struct intake *in, const rd_kafka_message_t *message,
+                    enum partition_pause reason)
+{
+    partitions_reason_set(&in->partitions, message->partition, reason, true);
+    partitions_pause(&in->partitions);
+    partitions_rewind(&in->partitions, message->partition, message->offset);
+}
+
+/* Suspects, and what comes while they run, wait for their turn; not decoded before the commit that
+ * says that they run. */
+static bool keep(struct intake *in, rd_kafka_message_t *message,
+                 const struct assignment_admission *answer)
+{
+    if (suspects_keep(in->suspects, message, answer, clock_mono_us())) {
+        again(in, message);
+        return false;
+    }
+    if (suspects_has_enough(in->suspects, message->partition, false)) {
+        partitions_reason_set(&in->partitions, message->partition, PAUSE_SUSPECTS, true);
+        partitions_pause(&in->partitions);
+    }
+    return true;
 }
 
 /* Returns true when it keeps the message. */
@@ -287,55 +323,71 @@ static bool on_record(struct intake *in, rd_kafka_message_t *message)
     const struct config *config = in->pipeline->config;
     struct assignment_admission answer;
 
+    if (message->partition < in->partitions.end &&
+        in->partitions.reasons[message->partition] & PAUSE_SUSPECTS) {
+        put_off(in, message, PAUSE_SUSPECTS); /* it was fetched before the pause */
+        return false;
+    }
     if (!assignment_begin(in->pipeline->assignment, message->partition, message->offset,
                           config->ledger_max_ahead, (int32_t)config->poison_max_deaths, &answer))
         return false; /* not owned (yet): it is read again by its owner */
     if (answer.answer == LEDGER_DONE || answer.answer == LEDGER_RUNNING)
         return false; /* the client delivers it a second time */
     if (answer.answer == LEDGER_TOO_FAR) {
-        partitions_reason_set(&in->partitions, message->partition, PAUSE_FAR, true);
-        partitions_pause(&in->partitions);
-        partitions_rewind(&in->partitions, message->partition, message->offset);
+        put_off(in, message, PAUSE_FAR);
         return false;
     }
-    if (answer.run_alone) {
-        in->alone = message; /* not decoded before the commit that says it runs alone */
-        pauses_review(in);
-        return true;
-    }
-    admit(in, message, &answer);
+    if (!suspects_passes(in->suspects, &answer))
+        return keep(in, message, &answer);
+    if (!admit(in, message, &answer))
+        again(in, message);
     return false;
 }
 
-/* A suspect starts when the worker is empty and its mark is committed, and ends before the next. */
-static void alone_step(struct intake *in)
-{
-    const struct config *config = in->pipeline->config;
-    struct assignment_admission answer;
-    rd_kafka_message_t *message = in->alone;
-    struct ledger ledger;
-    struct error error;
+/* ---- suspects ---- */
 
-    if (job_alive() > 0)
-        return;
-    in->alone_running = false;
-    if (!message || atomic_load(&in->draining))
-        return;
-    in->alone = NULL;
-    if (assignment_begin(in->pipeline->assignment, message->partition, message->offset,
-                         config->ledger_max_ahead, (int32_t)config->poison_max_deaths, &answer) &&
-        assignment_mark_alone(in->pipeline->assignment, message->partition, message->offset,
-                              &ledger)) {
-        if (takeover_commit(in->takeover, in->consumer, &message->partition, &ledger, 1, &error)) {
-            log_write(LOG_WARN, "intake", NULL, "%s; trying again", error.message);
-            in->alone = message;
-            return;
-        }
-        FAULT_POINT("alone_marked");
-        in->alone_running = true;
-        admit(in, message, &answer);
+/* One commit for all partitions of the round; until it stands nothing of it is even decoded. */
+static int marks_commit(struct intake *in, const struct assignment_mark *marks, int count)
+{
+    struct ledger *ledgers = calloc((size_t)count, sizeof *ledgers);
+    int32_t partitions[SUSPECTS_GROUP_MAX];
+    struct error error;
+    int status = ledgers ? 0 : error_set(&error, "no memory to mark suspects");
+
+    for (int i = 0; i < count && !status; i++) {
+        partitions[i] = marks[i].partition;
+        if (!assignment_mark_alone(in->pipeline->assignment, &marks[i], &ledgers[i]))
+            status = error_set(&error, "partition %d is not owned any more", partitions[i]);
     }
-    rd_kafka_message_destroy(message);
+    if (!status)
+        status = takeover_commit(in->takeover, in->consumer, partitions, ledgers, count, &error);
+    if (status)
+        log_write(LOG_WARN, "intake", NULL, "%s; trying again", error.message);
+    free(ledgers);
+    return status;
+}
+
+/* Marks the next round when the worker is empty, and admits what may be admitted. */
+static void suspects_step(struct intake *in, int64_t now)
+{
+    struct assignment_mark marks[SUSPECTS_GROUP_MAX];
+    const struct config *config = in->pipeline->config;
+    const struct suspect *suspect;
+    int count;
+
+    if (!suspects_is_busy(in->suspects) || in->partitions.all_reasons & ~(unsigned)PAUSE_ALONE)
+        return;
+    count = suspects_review(in->suspects, job_alive(),
+                            assignment_expects_suspects(in->pipeline->assignment), now, marks);
+    if (count && marks_commit(in, marks, count))
+        return;
+    if (count) {
+        FAULT_POINT("alone_marked");
+        suspects_start(in->suspects);
+    }
+    while (!(in->partitions.all_reasons & PAUSE_DLQ_LIMIT) && !admission_is_full(config, false) &&
+           (suspect = suspects_next(in->suspects)) && admit(in, suspect->message, &suspect->answer))
+        suspects_admitted(in->suspects);
 }
 
 static void on_error(struct intake *in, const rd_kafka_message_t *message)
@@ -355,7 +407,6 @@ static void on_error(struct intake *in, const rd_kafka_message_t *message)
 static void *intake_main(void *argument)
 {
     struct intake *in = argument;
-    const struct config *config = in->pipeline->config;
     char reason[8];
 
     pthread_setname_np(pthread_self(), "intake");
@@ -363,32 +414,33 @@ static void *intake_main(void *argument)
            !health_failed(in->pipeline->health, reason, sizeof reason)) {
         int64_t now = clock_mono_us();
         rd_kafka_message_t *message;
+        int poll_ms;
 
         health_beat(in->pipeline->health, HEALTH_BEAT_INTAKE, now);
         topics_review(in, now);
         takeover_step(in, now);
         partitions_seek_again(&in->partitions, now);
-        alone_step(in);
+        suspects_step(in, now);
         pauses_review(in);
         assignment_report(in);
         lag_review(in->lag, in->partitions.assigned, in->partitions.end, now);
+        poll_ms = suspects_is_busy(in->suspects) ? POLL_BUSY_MS : POLL_MS;
         /* The reviews are not free; the bound on jobs is looked at for each record. */
-        for (int n = 0; n < 256 && !in->partitions.all_reasons && !admission_is_full(config, false);
-             n++) {
-            message = rd_kafka_consumer_poll(in->consumer, n ? 0 : POLL_MS);
+        for (int n = 0; n < 256 && !in->partitions.all_reasons && !rests(in); n++) {
+            message = rd_kafka_consumer_poll(in->consumer, n ? 0 : poll_ms);
             if (!message)
                 break;
             if (message->err)
                 on_error(in, message);
             else if (on_record(in, message))
-                break;
+                continue;
             rd_kafka_message_destroy(message);
         }
-        if (!in->partitions.all_reasons && admission_is_full(config, false)) {
-            nanosleep(&(struct timespec){0, FULL_REST_US * 1000}, NULL);
+        if (!in->partitions.all_reasons && rests(in)) {
+            nanosleep(&(struct timespec){0, REST_US * 1000}, NULL);
         } else if (in->partitions
                        .all_reasons) { /* everything is paused: still poll, for rebalances */
-            message = rd_kafka_consumer_poll(in->consumer, POLL_MS);
+            message = rd_kafka_consumer_poll(in->consumer, poll_ms);
             if (message && message->err)
                 on_error(in, message);
             else if (message) /* it was fetched before the pause: deliver it again later */
@@ -419,7 +471,8 @@ struct intake *intake_create(struct pipeline *pipeline, struct error *error)
     in->output_partitions = -1;
     in->partitions.config = pipeline->config;
     in->admission = admission_create(pipeline, error);
-    in->takeover = in->admission ? takeover_create(pipeline, &in->draining, error) : NULL;
+    in->suspects = in->admission ? suspects_create(error) : NULL;
+    in->takeover = in->suspects ? takeover_create(pipeline, &in->draining, error) : NULL;
     if (!in->takeover) {
         intake_destroy(in);
         return NULL;
@@ -510,12 +563,11 @@ void intake_destroy(struct intake *in)
 {
     if (!in)
         return;
-    if (in->alone)
-        rd_kafka_message_destroy(in->alone);
     lag_destroy(in->lag);
     engines_destroy(in->engines);
     if (in->consumer && !in->ran) /* an assignment that nobody takes would never let it go */
         rd_kafka_consumer_close(in->consumer);
+    suspects_destroy(in->suspects); /* closing may still give partitions up */
     takeover_destroy(in->takeover);
     if (in->consumer) { /* is closed, unless it must not give anything up */
         assignment_set_consumer(in->pipeline->assignment, NULL);

@@ -31,17 +31,39 @@ bool ledger_is_finished(const struct ledger *l, int64_t offset)
     return (l->bits[offset % LEDGER_SPAN / 64] & mask_of(offset)) != 0;
 }
 
+static bool unfinished_within(const struct ledger *l, int64_t first, int64_t end)
+{
+    for (int64_t o = first > l->base ? first : l->base; o < end; o++)
+        if (!ledger_is_finished(l, o))
+            return true;
+    return false;
+}
+
+static void alone_clear(struct ledger *l)
+{
+    l->runs = LEDGER_FREE;
+    l->alone_offset = -1;
+    l->alone_end = 0;
+    l->alone_deaths = 0;
+}
+
+/* What was marked runs no more; the deaths of a single one stay with it. */
+static void alone_stop(struct ledger *l)
+{
+    if (l->runs == LEDGER_GROUP)
+        alone_clear(l);
+    l->runs = LEDGER_FREE;
+}
+
 /* No unfinished offset below suspect_end is left: the dead owners are forgotten. */
 static void suspects_review(struct ledger *l)
 {
-    if (l->alone_offset >= 0 && ledger_is_finished(l, l->alone_offset)) {
-        l->alone_offset = -1;
-        l->alone_deaths = 0;
-        l->alone_running = false;
-    }
-    for (int64_t o = l->base; o < l->suspect_end; o++)
-        if (!ledger_is_finished(l, o))
-            return;
+    if (l->alone_offset >= 0 && !unfinished_within(l, l->alone_offset, l->alone_end))
+        alone_clear(l);
+    if (l->single_end <= l->base)
+        l->single_end = 0;
+    if (unfinished_within(l, l->base, l->suspect_end))
+        return;
     l->suspect_end = 0;
     l->takeovers = 0;
 }
@@ -99,24 +121,32 @@ int64_t ledger_ahead(const struct ledger *l)
     return l->highest_finished < 0 ? 0 : l->highest_finished - l->base;
 }
 
+static void suspects_add(struct ledger *l, int64_t log_end)
+{
+    int64_t last = l->highest_finished < l->base ? l->base - 1 : l->highest_finished;
+    int64_t end = last + 1 + l->bound;
+
+    if (end > log_end) /* what comes later was never in its hands */
+        end = log_end;
+    if (l->suspect_end < end)
+        l->suspect_end = end;
+}
+
 bool ledger_take_over(struct ledger *l, int32_t bound, int64_t log_end)
 {
     bool unclean = l->open;
 
     if (unclean) {
-        int64_t last = l->highest_finished < l->base ? l->base - 1 : l->highest_finished;
-        int64_t end = last + 1 + l->bound;
-
         l->takeovers += l->takeovers < LEDGER_COUNT_MAX;
-        if (end > log_end) /* what comes later was never in its hands */
-            end = log_end;
-        if (l->suspect_end < end)
-            l->suspect_end = end;
-        if (l->alone_running && l->alone_deaths < LEDGER_COUNT_MAX)
+        if (l->runs == LEDGER_FREE)
+            suspects_add(l, log_end);
+        else if (l->single_end < l->alone_end)
+            l->single_end = l->alone_end;
+        if (l->runs == LEDGER_SINGLE && l->alone_deaths < LEDGER_COUNT_MAX)
             l->alone_deaths++;
     }
     l->open = true;
-    l->alone_running = false;
+    alone_stop(l);
     l->bound = bound;
     suspects_review(l);
     return unclean;
@@ -124,15 +154,17 @@ bool ledger_take_over(struct ledger *l, int32_t bound, int64_t log_end)
 
 void ledger_give_up(struct ledger *l)
 {
-    l->open = l->alone_running = false;
+    l->open = false;
+    alone_stop(l);
 }
 
-void ledger_mark_alone(struct ledger *l, int64_t offset)
+void ledger_mark_alone(struct ledger *l, int64_t first, int64_t end, enum ledger_run runs)
 {
-    if (l->alone_offset != offset)
+    if (l->alone_offset != first || runs == LEDGER_GROUP)
         l->alone_deaths = 0;
-    l->alone_offset = offset;
-    l->alone_running = true;
+    l->alone_offset = first;
+    l->alone_end = end;
+    l->runs = runs;
 }
 
 int32_t ledger_attempt(const struct ledger *l, int64_t offset)
@@ -140,7 +172,14 @@ int32_t ledger_attempt(const struct ledger *l, int64_t offset)
     return offset < l->suspect_end ? l->takeovers + 1 : 1;
 }
 
-bool ledger_runs_alone(const struct ledger *l, int64_t offset)
+enum ledger_run ledger_runs(const struct ledger *l, int64_t offset)
 {
-    return offset < l->suspect_end && l->takeovers >= 2;
+    if (offset >= l->suspect_end || l->takeovers < 2)
+        return LEDGER_FREE;
+    return offset < l->single_end ? LEDGER_SINGLE : LEDGER_GROUP;
+}
+
+bool ledger_expects_suspects(const struct ledger *l)
+{
+    return ledger_runs(l, l->next) != LEDGER_FREE;
 }

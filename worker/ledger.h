@@ -21,20 +21,28 @@ enum {
     LEDGER_COUNT_MAX = 1000000 /* where the counts of deaths stand still */
 };
 
+/* How an offset may run. */
+enum ledger_run {
+    LEDGER_FREE,   /* beside anything */
+    LEDGER_SINGLE, /* a suspect, with nothing beside it in the worker */
+    LEDGER_GROUP   /* a suspect, with nothing but other suspects of a marked group beside it */
+};
+
 struct ledger {
     int64_t base;                    /* committed as the partition's offset */
     int64_t next;                    /* first offset that was never read here, >= base */
     int64_t highest_finished;        /* -1 = none above base */
     uint64_t bits[LEDGER_SPAN / 64]; /* offset o at bit o % LEDGER_SPAN; base's own bit is clear */
 
-    /* Attempts: see worker/assignment.h for the story. */
+    /* Attempts: DESIGN.md, "Deaths, suspects, poison". */
     bool open;            /* an owner is at work, or died without saying goodbye */
     int32_t takeovers;    /* unclean ones since no suspects were left */
     int32_t bound;        /* most unfinished jobs the owner may have read of this partition */
     int64_t suspect_end;  /* unfinished offsets below may have killed an owner; 0 = none */
-    int64_t alone_offset; /* the suspect that was last to run with nothing beside it, or -1 */
-    int32_t alone_deaths; /* owners that died while it ran alone */
-    bool alone_running;   /* this owner has started it; an owner's death before that counts not */
+    int64_t single_end;   /* ... and those below this one in a group; 0 = none */
+    enum ledger_run runs; /* what the owner has marked and not finished; LEDGER_FREE = nothing */
+    int64_t alone_offset, alone_end; /* the marked offsets, or the last single one; -1, 0 = none */
+    int32_t alone_deaths;            /* owners that died while alone_offset was the single one */
     char engine_id[LEDGER_ENGINE_ID_SIZE]; /* of the owner, see worker/engines.h; "" = not said */
 };
 
@@ -62,15 +70,21 @@ int64_t ledger_ahead(const struct ledger *ledger);
 
 /* An owner takes the partition: marks it open; a partition found open was left by a death. Counts
  * it, and makes suspects of the unfinished offsets its owner may have started: those below
- * log_end, the partition's end now, and within its bound. True = unclean. */
+ * log_end, the partition's end now, and within its bound. Where suspects were marked to run it had
+ * started nothing but these: no new ones; those of a group run singly from now on, and a single one
+ * has a death more. True = unclean. */
 bool ledger_take_over(struct ledger *ledger, int32_t bound, int64_t log_end);
 /* The owner says goodbye: nothing of the partition runs any more. */
 void ledger_give_up(struct ledger *ledger);
-/* The suspect at offset is about to run alone. */
-void ledger_mark_alone(struct ledger *ledger, int64_t offset);
+/* The unfinished suspects in [first, end) are about to run, in a group or as the single one. They
+ * are the lowest of the partition, and nothing else of it may start before they are finished. */
+void ledger_mark_alone(struct ledger *ledger, int64_t first, int64_t end, enum ledger_run runs);
 /* attempt of a job: 1, or takeovers + 1 for a suspect. */
 int32_t ledger_attempt(const struct ledger *ledger, int64_t offset);
-/* From the second unclean takeover on, suspects run alone. */
-bool ledger_runs_alone(const struct ledger *ledger, int64_t offset);
+/* From the second unclean takeover on suspects run in groups; those of a group in which an owner
+ * died, singly. */
+enum ledger_run ledger_runs(const struct ledger *ledger, int64_t offset);
+/* Suspects that do not run freely may still be read in this ownership. */
+bool ledger_expects_suspects(const struct ledger *ledger);
 
 #endif

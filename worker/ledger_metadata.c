@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define OFFSET_MAX (INT64_MAX / 2)
+
 static const char alphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 /* Bits of 8 offsets from base + 8 * index. */
@@ -44,10 +46,16 @@ static size_t bits_write(const struct ledger *l, char *out)
 
 size_t ledger_metadata_write(const struct ledger *l, char out[LEDGER_METADATA_MAX])
 {
-    int head = snprintf(out, LEDGER_METADATA_MAX, "1;%d;%d;%d;%lld;%lld;%d;",
-                        l->open + (l->open && l->alone_running), l->takeovers, l->bound,
+    bool plain = !l->single_end && l->runs != LEDGER_GROUP;
+    int head = snprintf(out, LEDGER_METADATA_MAX, "%d;%d;%d;%d;%lld;%lld;%d;", plain ? 1 : 2,
+                        l->open ? 1 + (int)l->runs : 0, l->takeovers, l->bound,
                         (long long)l->suspect_end, (long long)l->alone_offset, l->alone_deaths);
-    size_t size = (size_t)head + bits_write(l, out + head);
+    size_t size;
+
+    if (!plain)
+        head += snprintf(out + head, LEDGER_METADATA_MAX - (size_t)head, "%lld;%lld;",
+                         (long long)l->alone_end, (long long)l->single_end);
+    size = (size_t)head + bits_write(l, out + head);
 
     return size + (size_t)snprintf(out + size, LEDGER_METADATA_MAX - size, "%s%s",
                                    *l->engine_id ? ";" : "", l->engine_id);
@@ -128,21 +136,43 @@ static int tail_read(const char *at, const char *end, int64_t base, struct ledge
     return bits_read(at, bits_end, base, l) || engine_id_read(bits_end, end, l) ? -1 : 0;
 }
 
+/* What was marked is kept while something of it may be unfinished. */
+static void alone_restore(struct ledger *l, enum ledger_run runs, int64_t alone, int64_t group_end,
+                          int32_t deaths)
+{
+    int64_t end = runs == LEDGER_GROUP ? group_end : alone + 1;
+
+    if (alone < 0 || end <= l->base || end <= alone)
+        return;
+    l->runs = runs;
+    l->alone_offset = alone;
+    l->alone_end = end;
+    if (runs == LEDGER_GROUP)
+        return;
+    l->alone_deaths = deaths;
+    if (deaths && l->single_end < end) /* they were counted for a single one */
+        l->single_end = end;
+}
+
 int ledger_metadata_read(const char *text, size_t size, int64_t base, struct ledger *l,
                          struct error *error)
 {
     const char *at = text, *end = text + size;
     int64_t version, open, takeovers, bound, suspect_end, alone, deaths;
+    int64_t alone_end = 0, single_end = 0;
 
     ledger_init(l, base, 0);
     if (size == 0)
         return 0;
-    if (number_read(&at, end, 1, 1, &version) || number_read(&at, end, 0, 2, &open) ||
+    if (number_read(&at, end, 1, 2, &version) || number_read(&at, end, 0, 1 + version, &open) ||
         number_read(&at, end, 0, LEDGER_COUNT_MAX, &takeovers) ||
         number_read(&at, end, 0, INT_MAX, &bound) ||
-        number_read(&at, end, 0, INT64_MAX / 2, &suspect_end) ||
-        number_read(&at, end, -1, INT64_MAX / 2, &alone) ||
-        number_read(&at, end, 0, LEDGER_COUNT_MAX, &deaths) || tail_read(at, end, base, l)) {
+        number_read(&at, end, 0, OFFSET_MAX, &suspect_end) ||
+        number_read(&at, end, -1, OFFSET_MAX, &alone) ||
+        number_read(&at, end, 0, LEDGER_COUNT_MAX, &deaths) ||
+        (version == 2 && (number_read(&at, end, 0, OFFSET_MAX, &alone_end) ||
+                          number_read(&at, end, 0, OFFSET_MAX, &single_end))) ||
+        tail_read(at, end, base, l)) {
         ledger_init(l, base, 0);
         return error_set(error,
                          "the commit metadata at offset %lld is not a worker's (%.*s...); "
@@ -154,8 +184,8 @@ int ledger_metadata_read(const char *text, size_t size, int64_t base, struct led
     l->takeovers = (int32_t)takeovers;
     l->bound = (int32_t)bound;
     l->suspect_end = suspect_end > base ? suspect_end : 0;
-    l->alone_offset = alone >= base ? alone : -1;
-    l->alone_deaths = l->alone_offset >= 0 ? (int32_t)deaths : 0;
-    l->alone_running = open == 2 && l->alone_offset >= 0;
+    l->single_end = single_end > base ? single_end : 0;
+    alone_restore(l, open > 1 ? (enum ledger_run)(open - 1) : LEDGER_FREE, alone, alone_end,
+                  (int32_t)deaths);
     return 0;
 }

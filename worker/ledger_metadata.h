@@ -4,9 +4,12 @@
  * broker's limit), without NUL. The reader is total: any text gives a ledger or an error.
  *
  *   1;open;takeovers;bound;suspect_end;alone_offset;alone_deaths;<base64 of the bits from base on>
+ *   2;open;takeovers;bound;suspect_end;alone_offset;alone_deaths;alone_end;single_end;<the same>
  *   and, where the owner has said it, ;<its engine_id>
  *
- * open is 0, 1, or 2 while a suspect runs alone.
+ * open is 0, 1, 2 while a suspect runs as the single one, or 3 while a group of them runs. The
+ * second form is written only for what the first cannot say: workers of an older build read that
+ * one alone, and would take finished offsets for unfinished.
  */
 #ifndef PGPT_WORKER_LEDGER_METADATA_H
 #define PGPT_WORKER_LEDGER_METADATA_H

@@ -19,12 +19,13 @@ enum partition_pause {                      /* why one of them is paused */
                        PAUSE_UNTAKEN = 1,   /* assigned, its ledger is not read yet */
                        PAUSE_FAR = 2,       /* too far ahead of its oldest unfinished offset */
                        PAUSE_NO_OUTPUT = 4, /* output topics have no partition of this number */
-                       PAUSE_SEEK = 8       /* the client has not taken the new position yet */
+                       PAUSE_SEEK = 8,      /* the client has not taken the new position yet */
+                       PAUSE_SUSPECTS = 16  /* so many of its suspects wait already */
 };
 
 enum worker_pause {                      /* why all of them are */
                     PAUSE_FULL = 1,      /* the worker is full */
-                    PAUSE_ALONE = 2,     /* a suspect is about to run, or runs, alone */
+                    PAUSE_ALONE = 2,     /* suspects run, and enough was read beside them */
                     PAUSE_DRAIN = 4,     /* the worker ends */
                     PAUSE_DLQ_LIMIT = 8, /* too many dead letters */
                     PAUSE_CONTROL = 16   /* control records are not read to their end yet */

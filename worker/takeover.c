@@ -411,11 +411,16 @@ static bool mark_is_ours(const struct takeover *t, int32_t partition, const stru
 
 static void death_log(int32_t partition, const struct ledger *ledger)
 {
+    char single[64] = "";
+
+    if (ledger->single_end)
+        snprintf(single, sizeof single, ", those below %lld run one at a time",
+                 (long long)ledger->single_end);
     if (ledger->suspect_end)
         log_write(LOG_WARN, "intake", NULL,
                   "partition %d was left by a worker that died (takeover %d); unfinished offsets "
-                  "below %lld are suspects",
-                  partition, ledger->takeovers, (long long)ledger->suspect_end);
+                  "below %lld are suspects%s",
+                  partition, ledger->takeovers, (long long)ledger->suspect_end, single);
     else
         log_write(LOG_WARN, "intake", NULL,
                   "partition %d was left by a worker that died; it had nothing unfinished",

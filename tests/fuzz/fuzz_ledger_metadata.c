@@ -23,7 +23,8 @@ static void same(const struct ledger *a, const struct ledger *b)
     require(!memcmp(a->bits, b->bits, sizeof a->bits));
     require(a->open == b->open && a->takeovers == b->takeovers && a->bound == b->bound);
     require(a->suspect_end == b->suspect_end && a->alone_offset == b->alone_offset);
-    require(a->alone_deaths == b->alone_deaths && a->alone_running == b->alone_running);
+    require(a->alone_deaths == b->alone_deaths && a->runs == b->runs);
+    require(a->alone_end == b->alone_end && a->single_end == b->single_end);
     require(!strcmp(a->engine_id, b->engine_id));
 }
 

@@ -388,7 +388,7 @@ static void a_replay_header_that_is_no_number_is_ignored(void **state)
 static void poison_is_answered_and_dead_lettered(void **state)
 {
     static const struct assignment_admission poison = {
-        .answer = LEDGER_ADMIT, .epoch = 1, .attempt = 6, .run_alone = true, .poison = true};
+        .answer = LEDGER_ADMIT, .epoch = 1, .attempt = 6, .runs = LEDGER_SINGLE, .poison = true};
 
     (void)state;
     assert_int_equal(admit_request(ID, NULL, &poison), ADMISSION_OK);
@@ -405,7 +405,7 @@ static void unreadable_poison_is_not_decoded(void **state)
 {
     static const struct assignment_admission poison = {.answer = LEDGER_ADMIT,
                                                        .attempt = 9,
-                                                       .run_alone = true,
+                                                       .runs = LEDGER_SINGLE,
                                                        .poison = true,
                                                        .unreadable = true};
 

@@ -340,7 +340,7 @@ static void only_owned_partitions_are_read(void **state)
         assert_true(assignment_begin(a, 0, o, 64, 3, &answer));
         assert_int_equal(answer.answer, LEDGER_ADMIT);
         assert_int_equal(answer.attempt, 1);
-        assert_false(answer.run_alone);
+        assert_int_equal(answer.runs, LEDGER_FREE);
     }
     assert_true(assignment_begin(a, 0, 64, 64, 3, &answer));
     assert_int_equal(answer.answer, LEDGER_TOO_FAR);
@@ -380,6 +380,7 @@ static void room_comes_back_with_hysteresis(void **state)
 /* Deaths alone, each found by the next owner through what was committed. */
 static void poison_after_the_last_death_alone(void **state)
 {
+    const struct assignment_mark mark = {0, 0, 1, LEDGER_SINGLE};
     struct ledger ledger, marked;
     struct assignment_admission answer;
 
@@ -393,17 +394,51 @@ static void poison_after_the_last_death_alone(void **state)
 
         take(a, 0, &ledger);
         assert_true(assignment_begin(a, 0, 0, 64, 3, &answer));
-        assert_true(answer.run_alone);
+        assert_int_equal(answer.runs, deaths ? LEDGER_SINGLE : LEDGER_GROUP);
         assert_int_equal(answer.attempt, 3 + deaths);
         assert_int_equal(answer.poison, deaths >= 3);
         assert_int_equal(answer.unreadable, deaths >= 6);
         assert_true(assignment_begin(a, 0, 1, 64, 3, &answer));
         assert_false(answer.poison); /* its neighbour is not */
-        assert_true(assignment_mark_alone(a, 0, 0, &marked));
+        assert_true(assignment_begin(a, 0, 0, 64, 3, &answer));
+        assert_int_equal(answer.answer, LEDGER_RUNNING); /* it waits for its turn */
+        assert_true(assignment_mark_alone(a, &mark, &marked));
         assignment_destroy(a); /* it dies */
         ledger = marked;
         assert_true(ledger_take_over(&ledger, 16, 100));
     }
+}
+
+/* Suspects of any partition are waited for until they are read; marks are of owned ones. */
+static void suspects_are_expected_until_they_are_read(void **state)
+{
+    const struct assignment_mark group = {2, 0, 2, LEDGER_GROUP}, other = {3, 0, 1, LEDGER_GROUP};
+    struct assignment *a = create();
+    struct assignment_admission answer;
+    struct ledger ledger;
+
+    (void)state;
+    take(a, 0, NULL);
+    assert_false(assignment_expects_suspects(a));
+    ledger_init(&ledger, 0, 16);
+    ledger.open = true;
+    for (int deaths = 0; deaths < 2; deaths++) {
+        assert_false(assignment_expects_suspects(a));
+        ledger_take_over(&ledger, 16, 2);
+    }
+    take(a, 2, &ledger);
+    for (int64_t o = 0; o < 2; o++) {
+        assert_true(assignment_expects_suspects(a));
+        assert_true(assignment_begin(a, 2, o, 64, 3, &answer));
+        assert_int_equal(answer.answer, LEDGER_ADMIT);
+        assert_int_equal(answer.runs, LEDGER_GROUP);
+    }
+    assert_false(assignment_expects_suspects(a));
+    assert_false(assignment_mark_alone(a, &other, &ledger));
+    assert_true(assignment_mark_alone(a, &group, &ledger));
+    assert_int_equal(ledger.runs, LEDGER_GROUP);
+    assert_int_equal(ledger.alone_end, 2);
+    assignment_destroy(a);
 }
 
 static void duplicates_of_a_committed_job(void **state)
@@ -552,6 +587,7 @@ int main(void)
         cmocka_unit_test(only_owned_partitions_are_read),
         cmocka_unit_test(room_comes_back_with_hysteresis),
         cmocka_unit_test(poison_after_the_last_death_alone),
+        cmocka_unit_test(suspects_are_expected_until_they_are_read),
         cmocka_unit_test(duplicates_of_a_committed_job),
         cmocka_unit_test(revokes_and_transactions_side_by_side),
     };

@@ -6,7 +6,9 @@
  * step:
  *   - no record's result is published twice,
  *   - no committed offset or ledger passes a record without a result,
- *   - a worker never dead-letters a job for deaths in which it did not run alone.
+ *   - a worker never dead-letters a job for deaths in which it did not run alone,
+ *   - what a dead owner had begun is suspect to the next one, and a group that an owner died in
+ *     comes back in single ones.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -26,7 +28,9 @@ struct partition {
     int results[RECORDS]; /* committed results */
     int deaths[RECORDS];  /* of owners while it ran alone: the truth */
     bool poisoned[RECORDS];
-    int64_t committed; /* -1 = nothing yet */
+    bool doubtful[RECORDS]; /* an owner died that had begun it */
+    bool grouped[RECORDS];  /* ... in a group */
+    int64_t committed;      /* -1 = nothing yet */
     char metadata[LEDGER_METADATA_MAX];
     size_t metadata_size;
     int owner;    /* -1 = nobody */
@@ -37,9 +41,9 @@ static struct partition log_of[PARTITIONS];
 struct worker {
     struct assignment *assignment;
     struct job_list running, ready;
-    bool alone; /* what runs, runs alone */
-    int32_t alone_partition;
-    int64_t alone_offset;
+    enum ledger_run round; /* how what runs was marked */
+    bool member[PARTITIONS][RECORDS];
+    bool begun[PARTITIONS][RECORDS]; /* since it owns the partition */
 };
 static struct worker workers[WORKERS];
 
@@ -47,8 +51,19 @@ static rd_kafka_t *consumer;
 static struct error error;
 static uint64_t seed;
 static bool quiet; /* no faults any more */
-static int counts[8];
-enum { COMMITS, ABORTS, LOST_ANSWERS, REVOKES, LOSSES, CRASHES, ALONE, POISON };
+static int counts[10];
+enum {
+    COMMITS,
+    ABORTS,
+    LOST_ANSWERS,
+    REVOKES,
+    LOSSES,
+    CRASHES,
+    ALONE,
+    POISON,
+    GROUPS,
+    GROUP_DEATHS
+};
 
 #define CHECK(condition)                                                                           \
     do {                                                                                           \
@@ -104,7 +119,9 @@ static void worker_start(struct worker *w)
     assignment_set_consumer(w->assignment, consumer);
     job_list_init(&w->running);
     job_list_init(&w->ready);
-    w->alone = false;
+    w->round = LEDGER_FREE;
+    memset(w->member, 0, sizeof w->member);
+    memset(w->begun, 0, sizeof w->begun);
 }
 
 static void take(int i, int32_t p)
@@ -114,6 +131,11 @@ static void take(int i, int32_t p)
 
     broker_read(p, &ledger);
     ledger_take_over(&ledger, BOUND, RECORDS);
+    for (int64_t o = 0; o < RECORDS; o++) {
+        CHECK(!log_of[p].doubtful[o] || log_of[p].results[o] || ledger_attempt(&ledger, o) > 1);
+        CHECK(!log_of[p].grouped[o] || log_of[p].results[o] ||
+              ledger_runs(&ledger, o) == LEDGER_SINGLE);
+    }
     broker_commit(p, &ledger);
     assert_int_equal(assignment_take(workers[i].assignment, p, &ledger, d), 0);
     log_of[p].owner = i;
@@ -125,52 +147,128 @@ static bool idle(const struct worker *w)
     return !w->running.head && !w->ready.head;
 }
 
-/* The suspect starts alone: its mark is committed first, as intake does. */
-static bool start_alone(struct worker *w, int32_t p, int64_t offset)
+/* The partition's next record, RECORDS = none. */
+static int64_t next_record(int32_t p)
 {
+    int64_t offset = log_of[p].read;
+
+    while (offset < RECORDS && !log_of[p].record[offset])
+        offset++;
+    return offset;
+}
+
+/* Begins it; false when it is not to run: finished, or too far ahead. */
+static bool begin(struct worker *w, int32_t p, int64_t offset, struct assignment_admission *answer)
+{
+    struct partition *l = &log_of[p];
+
+    CHECK(assignment_begin(w->assignment, p, offset, AHEAD, DEATHS_MAX, answer));
+    CHECK(answer->answer != LEDGER_RUNNING);
+    if (answer->answer == LEDGER_TOO_FAR)
+        return false;
+    l->read = offset + 1;
+    if (answer->answer == LEDGER_DONE) {
+        CHECK(l->results[offset] == 1);
+        return false;
+    }
+    CHECK(l->results[offset] == 0); /* no finished job runs again */
+    CHECK(answer->poison == (l->deaths[offset] >= DEATHS_MAX));
+    return true;
+}
+
+static void run(struct worker *w, int32_t p, int64_t offset,
+                const struct assignment_admission *answer)
+{
+    struct partition *l = &log_of[p];
+
+    if (answer->poison && !l->poisoned[offset])
+        counts[POISON]++;
+    l->poisoned[offset] = answer->poison;
+    w->begun[p][offset] = true;
+    w->member[p][offset] = answer->runs != LEDGER_FREE;
+    job_list_push(&w->running, fixture_job(p, offset, answer->epoch, (uint64_t)offset));
+}
+
+static void mark(struct worker *w, int32_t p, int64_t first, int64_t end, enum ledger_run runs)
+{
+    const struct assignment_mark mark = {p, first, end, runs};
     struct ledger marked;
 
-    if (!idle(w))
-        return false;
-    CHECK(assignment_mark_alone(w->assignment, p, offset, &marked));
+    CHECK(assignment_mark_alone(w->assignment, &mark, &marked));
     broker_commit(p, &marked);
-    w->alone = true;
-    w->alone_partition = p;
-    w->alone_offset = offset;
-    counts[ALONE]++;
-    return true;
+    w->round = runs;
+}
+
+/* Begins up to `wanted` suspects of a partition for a group; finished ones are passed over. */
+static int gather(struct worker *w, int32_t p, int wanted, int64_t offsets[],
+                  struct assignment_admission answers[])
+{
+    struct ledger now;
+    int count = 0;
+
+    broker_read(p, &now);
+    for (int64_t o = next_record(p); o < RECORDS && count < wanted; o = next_record(p)) {
+        if (!ledger_is_finished(&now, o) && ledger_runs(&now, o) != LEDGER_GROUP)
+            break;
+        if (begin(w, p, o, &answers[count]))
+            offsets[count++] = o;
+        else if (answers[count].answer == LEDGER_TOO_FAR)
+            break;
+    }
+    return count;
+}
+
+/* A group of the worker's partitions: all are marked before one of it runs, as intake does. */
+static void group(int i)
+{
+    enum { MOST = 8 };
+    struct assignment_admission answers[PARTITIONS][MOST];
+    int64_t offsets[PARTITIONS][MOST];
+    int members[PARTITIONS] = {0}, left = 1 + (int)fixture_random(MOST);
+
+    for (int32_t p = 0; p < PARTITIONS; p++)
+        if (log_of[p].owner == i && fixture_random(4)) {
+            members[p] = gather(&workers[i], p, left, offsets[p], answers[p]);
+            left -= members[p];
+        }
+    for (int32_t p = 0; p < PARTITIONS; p++)
+        if (members[p])
+            mark(&workers[i], p, offsets[p][0], offsets[p][members[p] - 1] + 1, LEDGER_GROUP);
+    for (int32_t p = 0; p < PARTITIONS; p++)
+        for (int n = 0; n < members[p]; n++)
+            run(&workers[i], p, offsets[p][n], &answers[p][n]);
+    counts[GROUPS]++;
 }
 
 static void read_one(int i)
 {
     struct worker *w = &workers[i];
     int32_t p = (int32_t)fixture_random(PARTITIONS);
-    struct partition *l = &log_of[p];
+    int64_t offset = next_record(p);
     struct assignment_admission answer;
-    int64_t offset = l->read;
+    struct ledger now;
 
-    while (offset < RECORDS && !l->record[offset])
-        offset++;
-    if (l->owner != i || offset == RECORDS || (w->alone && !idle(w)) || w->running.count >= BOUND)
+    if (log_of[p].owner != i || offset == RECORDS || (w->round && !idle(w)) ||
+        w->running.count >= BOUND)
         return;
-    w->alone = false;
-    CHECK(assignment_begin(w->assignment, p, offset, AHEAD, DEATHS_MAX, &answer));
-    if (answer.answer == LEDGER_TOO_FAR)
-        return;
-    if (answer.answer == LEDGER_DONE) {
-        CHECK(l->results[offset] == 1);
-        l->read = offset + 1;
-        return;
+    w->round = LEDGER_FREE;
+    broker_read(p, &now);
+    if (!ledger_is_finished(&now, offset) && ledger_runs(&now, offset) != LEDGER_FREE) {
+        if (!idle(w))
+            return;
+        if (ledger_runs(&now, offset) == LEDGER_GROUP) {
+            group(i);
+            return;
+        }
     }
-    CHECK(l->results[offset] == 0); /* no finished job runs again */
-    CHECK(answer.poison == (l->deaths[offset] >= DEATHS_MAX));
-    if (answer.run_alone && !start_alone(w, p, offset))
+    if (!begin(w, p, offset, &answer))
         return;
-    if (answer.poison && !l->poisoned[offset])
-        counts[POISON]++;
-    l->poisoned[offset] = answer.poison;
-    l->read = offset + 1;
-    job_list_push(&w->running, fixture_job(p, offset, answer.epoch, (uint64_t)offset));
+    CHECK(answer.runs != LEDGER_GROUP);
+    if (answer.runs == LEDGER_SINGLE) {
+        mark(w, p, offset, offset + 1, LEDGER_SINGLE);
+        counts[ALONE]++;
+    }
+    run(w, p, offset, &answer);
 }
 
 static void finish_some(int i)
@@ -260,26 +358,39 @@ static void transaction(int i)
     job_list_splice(&w->ready, &jobs);
 }
 
-/* What ran alone in the partition was cut off: to the next owner that is a death. */
+/* The partition is gone without a word: to the next owner that is a death. */
 static void cut_off(struct worker *w, int32_t p)
 {
-    if (w->alone && w->alone_partition == p && !log_of[p].results[w->alone_offset])
-        log_of[p].deaths[w->alone_offset]++;
+    bool in_group = false;
+
+    for (int64_t o = 0; o < RECORDS; o++) {
+        struct partition *l = &log_of[p];
+        bool left = w->begun[p][o] && !l->results[o];
+
+        if (!left)
+            continue;
+        l->doubtful[o] = true;
+        l->deaths[o] += w->member[p][o] && w->round == LEDGER_SINGLE;
+        if (w->member[p][o] && w->round == LEDGER_GROUP)
+            in_group = l->grouped[o] = true;
+    }
+    counts[GROUP_DEATHS] += in_group;
 }
 
 /* The partition goes: in order with its ledger committed and closed, or lost. */
 static void loses(int i, int32_t p, bool in_order)
 {
+    struct worker *w = &workers[i];
     struct ledger ledger;
 
-    if (assignment_give_up(workers[i].assignment, p, 0, &ledger) && in_order) {
+    if (assignment_give_up(w->assignment, p, 0, &ledger) && in_order) {
         ledger_give_up(&ledger);
         broker_commit(p, &ledger);
     } else {
-        cut_off(&workers[i], p);
+        cut_off(w, p);
     }
-    if (workers[i].alone_partition == p)
-        workers[i].alone = false;
+    memset(w->begun[p], 0, sizeof w->begun[p]);
+    memset(w->member[p], 0, sizeof w->member[p]);
     log_of[p].owner = -1;
     counts[in_order ? REVOKES : LOSSES]++;
 }
@@ -288,14 +399,14 @@ static void crash(int i)
 {
     struct worker *w = &workers[i];
 
-    if (w->alone)
-        cut_off(w, w->alone_partition);
+    for (int32_t p = 0; p < PARTITIONS; p++)
+        if (log_of[p].owner == i) {
+            cut_off(w, p);
+            log_of[p].owner = -1;
+        }
     fixture_jobs_destroy(&w->running);
     fixture_jobs_destroy(&w->ready);
     assignment_destroy(w->assignment);
-    for (int32_t p = 0; p < PARTITIONS; p++)
-        if (log_of[p].owner == i)
-            log_of[p].owner = -1;
     worker_start(w);
     counts[CRASHES]++;
 }
@@ -384,9 +495,9 @@ static void every_history_is_exactly_once(void **state)
         if (!counts[i])
             fail_msg("the histories never did number %zu", i);
     print_message("%d commits, %d aborts, %d answers lost, %d revokes, %d losses, %d crashes, "
-                  "%d alone, %d poison\n",
+                  "%d alone, %d poison, %d groups, %d deaths in one\n",
                   counts[0], counts[1], counts[2], counts[3], counts[4], counts[5], counts[6],
-                  counts[7]);
+                  counts[7], counts[8], counts[9]);
 }
 
 static int group_setup(void **state)

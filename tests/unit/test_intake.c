@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <pthread.h>
+
 #include "tests/unit/worker_fixture.h"
 
 #include "tests/unit/kafka_fixture.h"
@@ -28,8 +30,12 @@ static struct error error;
 /* ---- doubles ---- */
 
 static struct {
-    _Atomic int seen[KAFKA_FIXTURE_PARTITIONS][64]; /* times that a record was admitted */
+    _Atomic int seen[KAFKA_FIXTURE_PARTITIONS][256]; /* times that a record was admitted */
     _Atomic int total, retries, limit;
+    _Atomic int runs[3]; /* how they were to run */
+    _Atomic bool hold;   /* what is admitted stays in the worker */
+    pthread_mutex_t lock;
+    struct job_list held;
 } world;
 
 struct admission *admission_create(struct pipeline *pipeline, struct error *e)
@@ -54,10 +60,15 @@ enum admission_status admission_run(struct admission *admission, const rd_kafka_
                                     const struct assignment_admission *answer)
 {
     (void)admission;
-    (void)answer;
     if (atomic_fetch_sub(&world.retries, 1) > 0)
         return ADMISSION_RETRY;
-    assert_in_range(message->offset, 0, 63);
+    assert_in_range(message->offset, 0, 255);
+    if (atomic_load(&world.hold)) {
+        pthread_mutex_lock(&world.lock);
+        job_list_push(&world.held, job_create(1));
+        pthread_mutex_unlock(&world.lock);
+    }
+    world.runs[answer->runs]++;
     world.seen[message->partition][message->offset]++;
     world.total++;
     return atomic_load(&world.limit) ? ADMISSION_LIMIT : ADMISSION_OK;
@@ -76,6 +87,8 @@ static int setup(void **state)
     (void)state;
     kafka_fixture_open(&k);
     memset(&world, 0, sizeof world);
+    pthread_mutex_init(&world.lock, NULL);
+    job_list_init(&world.held);
     k.pipeline.scheduler = scheduler_create(64, 1000, &error);
     intake = intake_create(&k.pipeline, &error);
     assert_non_null(intake);
@@ -284,6 +297,167 @@ static void giving_up_needs_no_memory(void **state)
     assert_false(failed());
 }
 
+/* ---- suspects ---- */
+
+/* Owners of partitions died that had begun all that is there, and one in a group of [0,
+ * single_end).
+ */
+static void left_by_deaths(int32_t partitions, int records, int64_t single_end)
+{
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(4);
+
+    for (int32_t p = 0; p < partitions; p++) {
+        rd_kafka_topic_partition_t *entry =
+            rd_kafka_topic_partition_list_add(list, k.config->topic_requests, p);
+        struct ledger ledger;
+        char *text = malloc(LEDGER_METADATA_MAX);
+
+        for (int i = 0; i < records; i++)
+            request_send(p);
+        ledger_init(&ledger, 0, 1000);
+        ledger.open = true;
+        ledger.takeovers = 1;
+        ledger.single_end = single_end;
+        entry->offset = 0;
+        entry->metadata_size = ledger_metadata_write(&ledger, text);
+        entry->metadata = text;
+    }
+    assert_int_equal(rd_kafka_commit(k.consumer, list, 0), 0);
+    rd_kafka_topic_partition_list_destroy(list);
+}
+
+static void committed_ledger(int32_t partition, struct ledger *ledger)
+{
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
+    rd_kafka_topic_partition_t *entry =
+        rd_kafka_topic_partition_list_add(list, k.config->topic_requests, partition);
+
+    assert_int_equal(rd_kafka_committed(k.consumer, list, 5000), 0);
+    assert_int_equal(
+        ledger_metadata_read(entry->metadata, entry->metadata_size, entry->offset, ledger, &error),
+        0);
+    rd_kafka_topic_partition_list_destroy(list);
+}
+
+static void let_go(void)
+{
+    pthread_mutex_lock(&world.lock);
+    fixture_jobs_destroy(&world.held);
+    pthread_mutex_unlock(&world.lock);
+}
+
+static void assert_nothing_more(int total)
+{
+    usleep(400000);
+    assert_int_equal(atomic_load(&world.total), total);
+}
+
+/* Of two partitions in one group, each marked before; nothing beside it, and the rest behind it:
+ * what was read meanwhile and what was not. */
+static void suspects_run_in_one_group(void **state)
+{
+    struct ledger ledger;
+
+    (void)state;
+    left_by_deaths(2, 3, 0);
+    world.hold = true;
+    start();
+    wait_total(6);
+    assert_int_equal(world.runs[LEDGER_GROUP], 6);
+    for (int32_t p = 0; p < 2; p++) {
+        committed_ledger(p, &ledger);
+        assert_int_equal(ledger.takeovers, 2);
+        assert_int_equal(ledger.runs, LEDGER_GROUP);
+        assert_int_equal(ledger.alone_offset, 0);
+        assert_int_equal(ledger.alone_end, 3);
+    }
+    for (int i = 0; i < 70; i++)
+        request_send(2);
+    assert_nothing_more(6);
+    assert_true(metrics_value(METRIC_PARTITIONS_PAUSED) == KAFKA_FIXTURE_PARTITIONS);
+    world.hold = false;
+    let_go();
+    wait_total(76);
+    each_seen_once(0, 3);
+    each_seen_once(1, 3);
+    each_seen_once(2, 70);
+    assert_int_equal(world.runs[LEDGER_FREE], 70);
+    assert_false(failed());
+}
+
+static void single_ones_run_one_at_a_time(void **state)
+{
+    struct ledger ledger;
+
+    (void)state;
+    left_by_deaths(1, 5, 2);
+    world.hold = true;
+    start();
+    for (int n = 1; n <= 2; n++) {
+        wait_total(n);
+        committed_ledger(0, &ledger);
+        assert_int_equal(ledger.runs, LEDGER_SINGLE);
+        assert_int_equal(ledger.alone_offset, n - 1);
+        assert_nothing_more(n);
+        assert_int_equal(world.runs[LEDGER_SINGLE], n);
+        let_go();
+    }
+    wait_total(5);
+    assert_int_equal(world.runs[LEDGER_GROUP], 3);
+    each_seen_once(0, 5);
+    let_go();
+}
+
+/* A mark that is not committed, and records that cannot be admitted yet. */
+static void a_group_whose_start_fails_is_tried_again(void **state)
+{
+    (void)state;
+    left_by_deaths(2, 3, 0);
+    failing_set("rd_kafka_commit_queue", 2, 2); /* the first takes the partitions over */
+    world.retries = 3;
+    start();
+    wait_total(6);
+    wait_hits(2);
+    each_seen_once(0, 3);
+    each_seen_once(1, 3);
+    assert_int_equal(world.runs[LEDGER_GROUP], 6);
+    assert_false(failed());
+}
+
+/* More than are read ahead of one partition: it pauses, others go on, nothing is left out. */
+static void many_suspects_are_read_in_steps(void **state)
+{
+    (void)state;
+    left_by_deaths(2, 160, 0);
+    for (int i = 0; i < 20; i++)
+        request_send(3);
+    start();
+    wait_total(340);
+    each_seen_once(0, 160);
+    each_seen_once(1, 160);
+    each_seen_once(3, 20);
+    assert_int_equal(world.runs[LEDGER_GROUP] + world.runs[LEDGER_SINGLE], 320);
+}
+
+/* Suspects that wait for the worker to get empty when it is told to end: the next owner's. */
+static void waiting_suspects_are_given_up(void **state)
+{
+    struct job *job = job_create(1);
+    struct ledger ledger;
+
+    (void)state;
+    left_by_deaths(2, 3, 0);
+    start();
+    assert_nothing_more(0);
+    intake_stop(intake);
+    committed_ledger(0, &ledger);
+    assert_int_equal(ledger.takeovers, 2);
+    assert_int_equal(ledger.base, 0);
+    assert_false(ledger.open);
+    assert_int_equal(world.total, 0);
+    job_destroy(job);
+}
+
 static void assignment_fails(void)
 {
     failing_set("rd_kafka_incremental_assign", 1, 1);
@@ -332,6 +506,11 @@ int main(int argc, char **argv)
         TEST(an_intake_with_wrong_settings_is_not_started),
         TEST(partitions_are_kept_until_the_last_commit_is_answered),
         TEST(giving_up_needs_no_memory),
+        TEST(suspects_run_in_one_group),
+        TEST(single_ones_run_one_at_a_time),
+        TEST(a_group_whose_start_fails_is_tried_again),
+        TEST(many_suspects_are_read_in_steps),
+        TEST(waiting_suspects_are_given_up),
         cmocka_unit_test(an_assignment_that_fails_ends_the_worker),
         cmocka_unit_test(giving_up_that_fails_ends_the_worker),
     };

@@ -153,6 +153,11 @@ static void a_wide_hole_closes_by_itself(void **state)
 
 /* ---- takeovers ---- */
 
+static void mark_single(struct ledger *l, int64_t offset)
+{
+    ledger_mark_alone(l, offset, offset + 1, LEDGER_SINGLE);
+}
+
 static void only_a_death_makes_suspects(void **state)
 {
     struct ledger l;
@@ -175,11 +180,16 @@ static void only_a_death_makes_suspects(void **state)
     assert_int_equal(ledger_attempt(&l, 10), 2);
     assert_int_equal(ledger_attempt(&l, 16), 2);
     assert_int_equal(ledger_attempt(&l, 17), 1);
-    assert_false(ledger_runs_alone(&l, 10)); /* from the second on */
+    assert_int_equal(ledger_runs(&l, 10), LEDGER_FREE); /* from the second on */
+    assert_false(ledger_expects_suspects(&l));
     assert_true(ledger_take_over(&l, 5, 100));
-    assert_true(ledger_runs_alone(&l, 10));
-    assert_false(ledger_runs_alone(&l, 12 + 9));
+    assert_int_equal(ledger_runs(&l, 10), LEDGER_GROUP);
+    assert_int_equal(ledger_runs(&l, 12 + 8), LEDGER_GROUP);
+    assert_int_equal(ledger_runs(&l, 12 + 9), LEDGER_FREE);
     assert_int_equal(ledger_attempt(&l, 10), 3);
+    assert_true(ledger_expects_suspects(&l));
+    ledger_begin(&l, 12 + 8, 64);
+    assert_false(ledger_expects_suspects(&l));
 }
 
 /* The dead owner cannot have read what was not written. */
@@ -218,7 +228,7 @@ static void without_suspects_the_count_returns_to_nothing(void **state)
     }
     assert_int_equal(l.takeovers, 0);
     assert_int_equal(l.suspect_end, 0);
-    assert_false(ledger_runs_alone(&l, 2));
+    assert_int_equal(ledger_runs(&l, 2), LEDGER_FREE);
 }
 
 /* An owner that died before it ran the suspect says nothing against it. */
@@ -232,27 +242,128 @@ static void only_deaths_alone_count_against_a_suspect(void **state)
     for (int i = 0; i < 20; i++)
         assert_true(ledger_take_over(&l, 4, 100));
     assert_int_equal(l.alone_deaths, 0);
-    ledger_mark_alone(&l, 0);
+    mark_single(&l, 0);
     assert_true(ledger_take_over(&l, 4, 100));
     assert_int_equal(l.alone_deaths, 1);
+    assert_int_equal(ledger_runs(&l, 0), LEDGER_SINGLE);
+    assert_int_equal(ledger_runs(&l, 1), LEDGER_GROUP);
     for (int i = 0; i < 20; i++) /* deaths before it runs again */
         assert_true(ledger_take_over(&l, 4, 100));
     assert_int_equal(l.alone_deaths, 1);
-    ledger_mark_alone(&l, 0);
+    mark_single(&l, 0);
     assert_int_equal(l.alone_deaths, 1);
     ledger_give_up(&l); /* drained while it ran */
     assert_false(ledger_take_over(&l, 4, 100));
     assert_int_equal(l.alone_deaths, 1);
-    ledger_mark_alone(&l, 0);
+    mark_single(&l, 0);
     assert_true(ledger_take_over(&l, 4, 100));
     assert_int_equal(l.alone_deaths, 2);
-    ledger_mark_alone(&l, 1); /* another one: its count is its own */
+    mark_single(&l, 1); /* another one: its count is its own */
     assert_int_equal(l.alone_deaths, 0);
     ledger_begin(&l, 0, 64);
     ledger_begin(&l, 1, 64);
     ledger_finish(&l, 1);
     assert_int_equal(l.alone_offset, -1);
-    assert_false(l.alone_running);
+    assert_int_equal(l.runs, LEDGER_FREE);
+}
+
+/* Two deaths, ten offsets read by the dead owner of each. */
+static void begin_groups(struct ledger *l)
+{
+    ledger_init(l, 0, 10);
+    l->open = true;
+    assert_true(ledger_take_over(l, 10, 100));
+    assert_true(ledger_take_over(l, 10, 100));
+    for (int64_t o = 0; o < 10; o++)
+        ledger_begin(l, o, 64);
+}
+
+/* It blames nobody, however many were left of it; they run singly from then on, no others. */
+static void a_death_of_a_group_makes_its_members_single(void **state)
+{
+    struct ledger l;
+
+    (void)state;
+    for (int left = 1; left <= 4; left++) {
+        begin_groups(&l);
+        ledger_mark_alone(&l, 0, 4, LEDGER_GROUP);
+        for (int64_t o = 0; o < 4 - left; o++)
+            ledger_finish(&l, o);
+        assert_true(ledger_take_over(&l, 10, 100));
+        assert_int_equal(l.alone_deaths, 0);
+        assert_int_equal(l.alone_offset, -1);
+        for (int64_t o = 4 - left; o < 10; o++)
+            assert_int_equal(ledger_runs(&l, o), o < 4 ? LEDGER_SINGLE : LEDGER_GROUP);
+        for (int64_t o = 4 - left; o < 4; o++) { /* none of them is guilty */
+            mark_single(&l, o);
+            ledger_finish(&l, o);
+        }
+        assert_int_equal(l.single_end, 0);
+        assert_int_equal(l.takeovers, 3);
+        assert_int_equal(ledger_runs(&l, 4), LEDGER_GROUP);
+    }
+}
+
+/* Two deaths in company, one in a group, three alone. */
+static void the_guilty_one_of_a_group_is_found(void **state)
+{
+    struct ledger l;
+    int deaths = 2;
+
+    (void)state;
+    begin_groups(&l);
+    ledger_mark_alone(&l, 0, 10, LEDGER_GROUP);
+    assert_true(ledger_take_over(&l, 10, 100));
+    for (deaths++; l.alone_deaths < 3; deaths++) {
+        for (int64_t o = l.base; o < 7; o++) {
+            assert_int_equal(ledger_runs(&l, o), LEDGER_SINGLE);
+            mark_single(&l, o);
+            ledger_finish(&l, o);
+        }
+        mark_single(&l, 7); /* the killer */
+        assert_true(ledger_take_over(&l, 10, 100));
+    }
+    assert_int_equal(l.alone_offset, 7);
+    assert_int_equal(deaths, 6);
+}
+
+/* Its owner had nothing else of the partition in its hands; before the mark and after the end it
+ * may have. */
+static void a_death_of_a_round_makes_no_suspects(void **state)
+{
+    struct ledger l;
+
+    (void)state;
+    for (enum ledger_run runs = LEDGER_SINGLE; runs <= LEDGER_GROUP; runs++) {
+        begin_groups(&l);
+        ledger_mark_alone(&l, 0, runs == LEDGER_SINGLE ? 1 : 5, runs);
+        if (runs == LEDGER_GROUP)
+            ledger_finish(&l, 4);
+        assert_true(ledger_take_over(&l, 10, 100));
+        assert_int_equal(l.suspect_end, 10);
+        assert_true(ledger_take_over(&l, 10, 100)); /* this owner had not begun its round */
+        assert_int_equal(l.suspect_end, runs == LEDGER_SINGLE ? 10 : 15);
+        ledger_mark_alone(&l, 0, 4, LEDGER_GROUP);
+        for (int64_t o = 0; o < 5; o++)
+            ledger_finish(&l, o);
+        assert_int_equal(l.runs, LEDGER_FREE); /* it is over: others may have been begun */
+        assert_true(ledger_take_over(&l, 10, 100));
+        assert_int_equal(l.suspect_end, 15);
+        assert_int_equal(l.single_end, 0);
+    }
+}
+
+static void a_group_that_is_drained_is_forgotten(void **state)
+{
+    struct ledger l;
+
+    (void)state;
+    begin_groups(&l);
+    ledger_mark_alone(&l, 0, 4, LEDGER_GROUP);
+    ledger_give_up(&l);
+    assert_false(ledger_take_over(&l, 10, 100));
+    assert_int_equal(l.alone_offset, -1);
+    assert_int_equal(ledger_runs(&l, 0), LEDGER_GROUP);
 }
 
 int main(void)
@@ -265,6 +376,10 @@ int main(void)
         cmocka_unit_test(records_after_the_death_are_no_suspects),
         cmocka_unit_test(without_suspects_the_count_returns_to_nothing),
         cmocka_unit_test(only_deaths_alone_count_against_a_suspect),
+        cmocka_unit_test(a_death_of_a_group_makes_its_members_single),
+        cmocka_unit_test(the_guilty_one_of_a_group_is_found),
+        cmocka_unit_test(a_death_of_a_round_makes_no_suspects),
+        cmocka_unit_test(a_group_that_is_drained_is_forgotten),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -38,7 +38,11 @@ static void random_ledger(struct ledger *l)
     for (uint64_t i = fixture_random(4); i > 0; i--) {
         ledger_take_over(l, (int32_t)fixture_random(5000), base + width);
         if (fixture_random(2))
-            ledger_mark_alone(l, l->base);
+            ledger_mark_alone(l, l->base, l->base + 1, LEDGER_SINGLE);
+        else if (fixture_random(2))
+            ledger_mark_alone(l, l->base, l->base + 1 + (int64_t)fixture_random(32), LEDGER_GROUP);
+        for (uint64_t n = fixture_random(3); n > 0; n--)
+            ledger_finish(l, l->base);
     }
     if (fixture_random(2))
         ledger_give_up(l);
@@ -58,8 +62,10 @@ static void assert_same(const struct ledger *a, const struct ledger *b)
     assert_int_equal(a->bound, b->bound);
     assert_int_equal(a->suspect_end, b->suspect_end);
     assert_int_equal(a->alone_offset, b->alone_offset);
+    assert_int_equal(a->alone_end, b->alone_end);
     assert_int_equal(a->alone_deaths, b->alone_deaths);
-    assert_int_equal(a->alone_running, b->alone_running);
+    assert_int_equal(a->runs, b->runs);
+    assert_int_equal(a->single_end, b->single_end);
     assert_string_equal(a->engine_id, b->engine_id);
 }
 
@@ -95,9 +101,11 @@ static void the_longest_fits(void **state)
     for (int64_t o = base + 1; o < base + LEDGER_SPAN; o++)
         ledger_finish(&written, o);
     written.takeovers = written.alone_deaths = LEDGER_COUNT_MAX;
-    written.suspect_end = INT64_MAX / 2;
+    written.suspect_end = written.single_end = INT64_MAX / 2;
     written.alone_offset = base;
-    written.open = written.alone_running = true;
+    written.alone_end = base + 1;
+    written.open = true;
+    written.runs = LEDGER_SINGLE;
     memset(written.engine_id, 'f', sizeof written.engine_id - 1);
     memset(text, 'x', sizeof text);
     size = ledger_metadata_write(&written, text);
@@ -106,6 +114,40 @@ static void the_longest_fits(void **state)
     assert_int_equal(strlen(text), size);
     assert_int_equal(read_exactly(text, size, base, &found), 0);
     assert_same(&written, &found);
+}
+
+/* Older workers read the first form alone: it is left only where it cannot say what holds. */
+static void the_second_form_is_for_groups(void **state)
+{
+    char text[LEDGER_METADATA_MAX];
+    struct ledger l;
+
+    (void)state;
+    assert_int_equal(read_exactly("1;2;2;9;20;7;1;", 15, 7, &l), 0);
+    assert_int_equal(l.runs, LEDGER_SINGLE);
+    assert_int_equal(l.alone_end, 8);
+    assert_int_equal(l.single_end, 8); /* a death was counted: it stays a single one */
+    assert_int_equal(ledger_runs(&l, 8), LEDGER_GROUP);
+    assert_int_equal(read_exactly("1;2;2;9;20;7;0;", 15, 7, &l), 0);
+    assert_int_equal(l.single_end, 0);
+    ledger_metadata_write(&l, text);
+    assert_string_equal(text, "1;2;2;9;20;7;0;");
+    ledger_mark_alone(&l, 7, 12, LEDGER_GROUP);
+    ledger_metadata_write(&l, text);
+    assert_string_equal(text, "2;3;2;9;20;7;0;12;0;");
+    ledger_take_over(&l, 9, 30);
+    ledger_metadata_write(&l, text);
+    assert_string_equal(text, "2;1;3;9;20;-1;0;0;12;");
+    for (int64_t o = 7; o < 12; o++)
+        ledger_finish(&l, o);
+    ledger_metadata_write(&l, text);
+    assert_string_equal(text, "1;1;3;9;20;-1;0;");
+    /* Of the group only what is not finished matters. */
+    assert_int_equal(read_exactly("2;3;2;9;20;5;0;12;0;", 20, 7, &l), 0);
+    assert_int_equal(l.runs, LEDGER_GROUP);
+    assert_int_equal(read_exactly("2;3;2;9;20;5;0;7;0;", 19, 7, &l), 0);
+    assert_int_equal(l.runs, LEDGER_FREE);
+    assert_int_equal(l.alone_offset, -1);
 }
 
 static void no_metadata_is_a_fresh_closed_ledger(void **state)
@@ -175,6 +217,8 @@ static void random_bytes_have_an_answer(void **state)
                                         : (char)fixture_random(256);
         if (size > 14 && fixture_random(2))
             memcpy(text, "1;1;0;9;0;-1;0;", 15);
+        else if (size > 18 && fixture_random(2))
+            memcpy(text, "2;3;4;9;40;6;0;9;8;", 19);
         check_any(text, size);
     }
 }
@@ -192,8 +236,12 @@ static void wrong_texts_are_refused(void **state)
 {
     (void)state;
     assert_refused("1");
-    assert_refused("2;1;0;9;0;-1;0;");                    /* another version */
+    assert_refused("3;1;0;9;0;-1;0;0;0;");                /* another version */
     assert_refused("1;3;0;9;0;-1;0;");                    /* open is 0, 1 or 2 */
+    assert_refused("2;4;0;9;0;-1;0;0;0;");                /* ... or 3 */
+    assert_refused("2;1;0;9;0;-1;0;");                    /* two numbers are missing, */
+    assert_refused("2;1;0;9;0;-1;0;0;");                  /* one is, */
+    assert_refused("2;1;0;9;0;-1;0;0;-1;");               /* one is negative */
     assert_refused("1;1;-1;9;0;-1;0;");                   /* a negative count */
     assert_refused("1;1;99999999999;9;0;-1;0;");          /* beyond its type */
     assert_refused("1;1;0;9;99999999999999999999;-1;0;"); /* beyond 64 bits */
@@ -214,6 +262,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(random_ledgers_come_back_the_same),
         cmocka_unit_test(the_longest_fits),
+        cmocka_unit_test(the_second_form_is_for_groups),
         cmocka_unit_test(no_metadata_is_a_fresh_closed_ledger),
         cmocka_unit_test(every_truncation_has_an_answer),
         cmocka_unit_test(random_bytes_have_an_answer),
