@@ -55,7 +55,7 @@ static void slot_fill(struct backend *backend, int32_t s, const struct engine_re
         row->position = 0;
         row->ahead = 0;
         row->max_new = request->max_new;
-        row->full = start->flags & CUDA_ROW_FULL;
+        row->flags = start->flags;
         row->running = false;
     }
 }

@@ -223,24 +223,28 @@ static int results_read(struct backend *backend, int32_t index, struct engine_ou
 }
 
 /* keys: positions that an attention of all rows looks at, sources included, at the call's start. */
-static void steps_plan(const struct backend *backend, int32_t *k, bool *full, int64_t *keys)
+static void steps_plan(const struct backend *backend, int32_t *k, enum backend_rows *kind,
+                       int64_t *keys)
 {
-    int32_t left = 0;
+    int32_t left = 0, flags = 0;
 
-    *full = false;
     *keys = 0;
     for (int32_t i = 0; i < backend->active_count; i++) {
         const struct backend_row *row = &backend->rows[backend->active[i]];
 
         if (row->max_new - row->position - row->ahead > left)
             left = row->max_new - row->position - row->ahead;
-        *full = *full || row->full;
+        flags |= row->flags;
         *keys += row->position + row->ahead + backend->slots[row->slot].start.source_len;
     }
     if (*k > left)
         *k = left;
     if (*k > MEMORY_STEPS_MOST)
         *k = MEMORY_STEPS_MOST;
+    *kind = !(flags & CUDA_ROW_FULL)                     ? ROWS_PLAIN
+            : (flags & CUDA_ROW_FULL) == CUDA_ROW_SAMPLE ? ROWS_SAMPLED
+            : flags & CUDA_ROW_BEAM                      ? ROWS_BEAMS
+                                                         : ROWS_FULL;
 }
 
 /* Notes who steps in the call, and takes those off the active list that will have ended by it. */
@@ -276,20 +280,16 @@ int backend_call_begin(struct backend *backend, int32_t k, struct error *error)
     struct backend_call *call = &backend->calls[index];
     cudaError_t status;
     int64_t keys;
-    bool full;
+    enum backend_rows kind;
 
-    steps_plan(backend, &k, &full, &keys);
+    steps_plan(backend, &k, &kind, &keys);
     call->begun_us = clock_mono_us();
     call->k = k;
     call->count = backend->active_count;
     status = changes_upload(backend);
     call->groups = backend->active_groups > 0;
     if (status == cudaSuccess)
-        status = backend_graphs_run(backend, call->count,
-                                    call->groups ? ROWS_BEAMS
-                                    : full       ? ROWS_FULL
-                                                 : ROWS_PLAIN,
-                                    k, keys);
+        status = backend_graphs_run(backend, call->count, kind, k, keys);
     if (status == cudaSuccess)
         status = backend_encode(backend); /* newcomers, while the device is busy */
     if (status == cudaSuccess)

@@ -84,6 +84,8 @@ static int rules_open(struct backend *backend, const struct model_config *config
     backend->rules.forced_bos = rules->forced_bos_token;
     backend->rules.forced_eos = rules->forced_eos_token;
     backend->rules.mask = (const float *)(device + tables->bytes);
+    backend->rules.banned = rules->banned;
+    backend->rules.suppressed = rules->suppressed;
     result = 0;
 out:
     rules_destroy(tables);

@@ -83,7 +83,7 @@ int backend_graphs_open(struct backend *backend, struct error *error)
     graphs->n_most[graphs->bucket_count++] = most;
     for (int32_t b = 0; b < graphs->bucket_count; b++)
         for (int kind = 0; kind < ROWS_KINDS; kind++)
-            for (int l = 0; l < GRAPH_LENGTHS; l++)
+            for (int l = 0; l < GRAPH_LENGTHS && kind != ROWS_SAMPLED; l++)
                 if (graph_capture(backend, graphs->n_most[b], (enum backend_rows)kind,
                                   graph_lengths[l], &graphs->exec[b][kind][l], error))
                     return -1;
@@ -109,10 +109,11 @@ cudaError_t backend_graphs_run(struct backend *backend, int32_t n, enum backend_
     int32_t b = 0;
 
     backend->running = "fused kernel";
-    if (kind == ROWS_PLAIN && n <= backend->fused.rows) {
+    if (kind <= ROWS_SAMPLED && n <= backend->fused.rows) {
         struct network_step step = backend_step_of(backend, n, false);
 
-        return fused_enqueue(backend->network, &step, n, steps, &backend->fused, backend->decode);
+        return fused_enqueue(backend->network, &step, n, steps, kind == ROWS_SAMPLED,
+                             &backend->fused, backend->decode);
     }
     backend->running = "fused kernel of many rows";
     if (kind == ROWS_PLAIN && fused_rows_suits(backend->fused_rows_clusters, n, keys)) {
@@ -123,6 +124,8 @@ cudaError_t backend_graphs_run(struct backend *backend, int32_t n, enum backend_
     }
     backend->running =
         kind == ROWS_PLAIN ? "launched steps" : "launched steps, whole rows of logits";
+    if (kind == ROWS_SAMPLED)
+        kind = ROWS_FULL; /* which have graphs for them */
     while (graphs->n_most[b] < n)
         b++;
     for (int l = 0; l < GRAPH_LENGTHS; l++)

@@ -39,7 +39,7 @@ struct backend_row {
     int32_t position; /* tokens the host has seen */
     int32_t ahead;    /* steps that the device was told of and the host has not seen */
     int32_t max_new;
-    bool full;
+    int32_t flags; /* enum cuda_row_flags */
     bool running;
 };
 
@@ -68,8 +68,9 @@ struct backend_call {
     int64_t begun_us;
 };
 
-/* What the rows of a step ask for: a kind needs all that the kinds before it need. */
-enum backend_rows { ROWS_PLAIN, ROWS_FULL, ROWS_BEAMS, ROWS_KINDS };
+/* What the rows of a step ask for: a kind needs all that the kinds before it need. ROWS_SAMPLED:
+ * some draw their tokens, by no other rule than plain rows have. */
+enum backend_rows { ROWS_PLAIN, ROWS_SAMPLED, ROWS_FULL, ROWS_BEAMS, ROWS_KINDS };
 
 /* A captured run of `steps` steps for at most n_most rows. */
 enum { GRAPH_BUCKETS = 32, GRAPH_LENGTHS = 3 };

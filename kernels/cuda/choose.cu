@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/choose_few.cuh"
+#include "kernels/cuda/choose_greatest.cuh"
 #include "kernels/cuda/choose_plain.cuh"
 #include "kernels/cuda/choose_row.cuh"
 #include "kernels/cuda/launch.cuh"
@@ -65,7 +66,7 @@ static __device__ void choose_kept_unit(struct block *b, const struct choose_row
 
     for (int u = first; u < first + part && u < units; u++)
         sum += shared->sums[u];
-    before = few_scan(sum, b->lane);
+    before = block_scan(sum, b->lane);
     target = sampling_target(c.row.seed, (uint32_t)c.row.sequence, (uint32_t)c.at.length,
                              __shfl_sync(BLOCK_ALL, before, 31));
     if (target >= before || target < before - sum)
@@ -112,7 +113,7 @@ static __device__ int32_t choose_kept_draw(struct block *b, const struct choose_
             shared->weights[block_kept::token(i) & 31] =
                 scores.key[i] >= threshold ? scores.weight[i] : 0;
     __syncwarp();
-    sum = few_scan(block_weight_long(shared->weights[b->lane]), b->lane);
+    sum = block_scan(block_weight_long(shared->weights[b->lane]), b->lane);
     hit = __ballot_sync(BLOCK_ALL, sum > shared->rest);
     return b->lane == __ffs(hit) - 1 ? (int32_t)shared->unit * 32 + b->lane : -1;
 }
@@ -126,70 +127,37 @@ static __device__ int32_t choose_kept_best(struct block *b, const struct choose_
     return threadIdx.x == 0 ? (int32_t)best.token : -1;
 }
 
-/* The short way's last part: top-k, top-p and the draw over few->found. The lane that finds the
- * token returns it, all others -1. total(): called by the second warp, for work of its own. */
+/* What the row's draw goes by. */
+static __device__ __forceinline__ struct few_draw choose_few_of(const struct choose_row &c)
+{
+    struct few_draw draw;
+
+    draw.random = philox_draw(c.row.seed, (uint32_t)c.row.sequence, (uint32_t)c.at.length);
+    draw.top_k = c.row.top_k;
+    draw.top_p = c.row.top_p;
+    draw.temperature = c.row.temperature;
+    return draw;
+}
+
+/* The short way's last part: the lane that finds the token returns it, all others -1. total():
+ * called by the second warp, for work of its own. */
 template <typename Total>
-static __device__ __forceinline__ int32_t choose_few_draw(struct block *b,
-                                                          const struct choose_row &c,
-                                                          struct few_shared *few, Total total)
+static __device__ __forceinline__ int32_t choose_few_draw(struct block *b, struct few_shared *few,
+                                                          const struct few_draw &draw, Total total)
 {
     int32_t token = -1;
-    uint32_t count = few->count;
 
-    few_sort(few, count);
-    if (b->warp == 0) {
-        few_weigh(few, count, (uint32_t)c.row.top_k, c.row.top_p, c.row.temperature, b->lane);
-        token = few_draw(few, count, c.row.seed, (uint32_t)c.row.sequence, (uint32_t)c.at.length,
-                         b->lane);
-    }
+    if (b->warp == 0)
+        token = few_choose(few, draw, b->lane);
     if (b->warp == 1)
         total();
     __syncthreads();
     return token;
 }
 
-/* Scores a little below the floor's, whose quotients by the temperature may round to the same. */
-static __device__ __forceinline__ float choose_few_guard(uint32_t floor)
-{
-    float value = block_value(floor);
-
-    return value - fabsf(value) * 1e-6f - 1e-30f;
-}
-
-/* v: the thread's processed scores. False: nothing was found, take the long way. */
-static __device__ __forceinline__ bool choose_kept_few(struct block *b, const struct choose_row &c,
-                                                       struct few_shared *few, const float v[8])
-{
-    int k = c.row.top_k;
-    float most = v[0], guard;
-    uint32_t mine, floor, n = 0;
-
-#pragma unroll
-    for (int i = 1; i < 8; i++)
-        most = fmaxf(most, v[i]);
-    mine = sampling_key(most);
-    if (!block_floor(mine, block_greatest_key(b, mine), k, k + k / 4 + 16, &floor))
-        return false;
-    guard = choose_few_guard(floor);
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-        n += v[i] >= guard;
-    if (n) {
-        uint32_t at = atomicAdd(&few->count, n);
-
-#pragma unroll
-        for (int i = 0; i < 8; i++)
-            if (v[i] >= guard)
-                few_put(few, at++, sampling_key(v[i]), block_kept::token(i));
-    }
-    __syncthreads();
-    return few->count <= FEW_MOST;
-}
-
 static __device__ __forceinline__ bool choose_few_allowed(const struct choose_row &c)
 {
-    return c.row.top_k > 0 && c.row.top_k <= FEW_TOP_K && c.row.top_k < c.rules.vocabulary &&
-           c.row.temperature > 1e-6f; /* quotients stay finite */
+    return few_allowed(c.row.top_k, c.row.temperature, c.rules.vocabulary);
 }
 
 /* The key from which scores may be drawn. lowest: nothing below it weighs anything. */
@@ -198,13 +166,8 @@ static __device__ uint32_t choose_threshold(struct block *b, const struct choose
                                             const Scores &scores, uint32_t lowest,
                                             uint32_t greatest)
 {
-    uint32_t threshold = lowest;
-
-    if (c.row.top_k > 0 && c.row.top_k < c.rules.vocabulary)
-        threshold = block_top_k(b, scores, (uint32_t)c.row.top_k, threshold, greatest);
-    if (c.row.top_p < 1.0f)
-        threshold = block_top_p(b, scores, c.row.top_p, threshold, greatest);
-    return threshold;
+    return block_threshold(b, scores, c.rules.vocabulary, c.row.top_k, c.row.top_p, lowest,
+                           greatest);
 }
 
 template <typename Scores>
@@ -244,6 +207,7 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS)
     struct block_kept scores;
     struct block_best best;
     struct choose_row c;
+    struct few_draw draw;
     struct logsum sum;
     bool sample, found = false;
     int32_t r, token;
@@ -271,11 +235,21 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS)
     if ((threadIdx.x & 3) == 0)
         shared.units[threadIdx.x >> 2] = sum;
     if (sample && !a.probabilities && choose_few_allowed(c)) {
+        float width = FEW_WIDTH;
+
         choose_kept_rules(&b, c, v);
-        found = choose_kept_few(&b, c, &few, v);
+        draw = choose_few_of(c);
+        found = few_find<1>(&b, &few, v, draw, &width, [&](int i) {
+            float score = v[0];
+
+#pragma unroll
+            for (int j = 1; j < 8; j++)
+                score = i == j ? v[j] : score;
+            return score;
+        });
     }
     if (found) {
-        token = choose_few_draw(&b, c, &few, [&] { choose_kept_total(&b, c); });
+        token = choose_few_draw(&b, &few, draw, [&] { choose_kept_total(&b, c); });
     } else {
         choose_load(logits, V, threadIdx.x >> 2, v); /* not kept: that would cost registers */
         choose_kept_rules(&b, c, v);
@@ -302,7 +276,7 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS)
         }
     }
     if (token >= 0 && !a.probabilities)
-        choose_advance(a.rows, c, token, choose_logprob(shared.total, logits[token]));
+        choose_advance(a.rows, c, token, logsum_logprob(shared.total, logits[token]));
 }
 
 /* The best score; *mine: the key of the thread's own. */
@@ -325,65 +299,27 @@ static __device__ struct block_best choose_read_best(struct block *b, const floa
 }
 
 /* False: nothing was found, take the long way. */
-static __device__ bool choose_read_few(const struct choose_row &c, struct few_shared *few,
+static __device__ bool choose_read_few(struct block *b, const struct choose_row &c,
+                                       struct few_shared *few, const struct few_draw &draw,
                                        const float *scores, uint32_t mine, uint32_t greatest)
 {
-    int k = c.row.top_k;
+    int k = draw.top_k;
     uint32_t floor;
     float guard;
 
     if (!block_floor(mine, greatest, k, k + k / 4 + 16, &floor))
         return false;
-    guard = choose_few_guard(floor);
+    guard = few_guard(block_value(floor));
 #pragma unroll 4
     for (int32_t t = threadIdx.x; t < c.rules.vocabulary; t += blockDim.x)
         if (scores[t] >= guard)
-            few_put(few, atomicAdd(&few->count, 1u), sampling_key(scores[t]), (uint32_t)t);
+            few_put(few, atomicAdd(&few->count, 1u), scores[t], (uint32_t)t);
     __syncthreads();
-    return few->count <= FEW_MOST;
-}
-
-/* The draw in the order of ids: each round a 32nd of the range is left, by the sums of the warps.
- */
-static __device__ int32_t choose_read_draw(struct block *b, const struct choose_row &c,
-                                           const struct block_read &scores, uint32_t threshold)
-{
-    int32_t from = 0, to = c.rules.vocabulary;
-    uint64_t target = 0, mine;
-    bool first = true;
-
-    for (;;) {
-        int32_t part = (to - from + BLOCK_WARPS - 1) / BLOCK_WARPS;
-        int32_t start = from + b->warp * part, stop = start + part < to ? start + part : to;
-        uint32_t hit;
-        uint4 all;
-
-        mine = 0;
-        for (int32_t t = start + b->lane; t < stop; t += 32) {
-            float s = scores.score[t];
-
-            if (sampling_key(s) >= threshold)
-                mine +=
-                    block_weight_long(block_weight(__fdiv_rn(s, scores.temperature), scores.max));
-        }
-        for (int mask = 16; mask; mask >>= 1)
-            mine += __shfl_xor_sync(BLOCK_ALL, mine, mask);
-        all = block_gather(b, make_uint4((uint32_t)mine, (uint32_t)(mine >> 32), 0, 0));
-        mine = (uint64_t)all.y << 32 | all.x;
-        mine = few_scan(mine, b->lane);
-        if (first)
-            target = sampling_target(c.row.seed, (uint32_t)c.row.sequence, (uint32_t)c.at.length,
-                                     __shfl_sync(BLOCK_ALL, mine, 31));
-        first = false;
-        hit = __ballot_sync(BLOCK_ALL, mine > target);
-        hit = hit ? __ffs(hit) - 1 : 0;
-        if (hit)
-            target -= __shfl_sync(BLOCK_ALL, mine, hit - 1);
-        from += (int32_t)hit * part;
-        to = from + part < to ? from + part : to;
-        if (part <= 1)
-            return from;
-    }
+    if (few->count > FEW_MOST)
+        return false;
+    few_order(b, few, few->count);
+    few_compare(b, few, few->count, block_value(greatest), draw);
+    return true;
 }
 
 static __global__ void __launch_bounds__(CHOOSE_READ_THREADS, 1)
@@ -397,6 +333,7 @@ static __global__ void __launch_bounds__(CHOOSE_READ_THREADS, 1)
     struct block_read scores;
     struct block_best best;
     struct choose_row c;
+    struct few_draw draw;
     bool sample, writer = threadIdx.x == 0;
     struct logsum sum;
     int32_t token;
@@ -433,9 +370,10 @@ static __global__ void __launch_bounds__(CHOOSE_READ_THREADS, 1)
         best = choose_read_best(&b, logits, V, sample, &mine);
         scores.max = __fdiv_rn(block_value(best.key), scores.temperature);
         token = (int32_t)best.token;
+        draw = choose_few_of(c);
         if (sample && !a.probabilities && choose_few_allowed(c) &&
-            choose_read_few(c, &few, logits, mine, best.key)) {
-            token = choose_few_draw(&b, c, &few, [] {});
+            choose_read_few(&b, c, &few, draw, logits, mine, best.key)) {
+            token = choose_few_draw(&b, &few, draw, [] {});
             writer = token >= 0;
         } else if (sample && isfinite(scores.max)) {
             uint32_t threshold =
@@ -445,7 +383,7 @@ static __global__ void __launch_bounds__(CHOOSE_READ_THREADS, 1)
                 choose_write_probabilities(&b, scores, threshold, V, a.probabilities);
                 return;
             }
-            token = choose_read_draw(&b, c, scores, threshold);
+            token = block_draw(&b, scores, threshold, draw.random);
         } else {
             choose_write_certain(best.token, V, a.probabilities);
         }
@@ -455,7 +393,7 @@ static __global__ void __launch_bounds__(CHOOSE_READ_THREADS, 1)
                 logit = c.raw[i];
     }
     if (writer && !a.probabilities)
-        choose_advance(a.rows, c, token, choose_logprob(sum, logit));
+        choose_advance(a.rows, c, token, logsum_logprob(sum, logit));
 }
 
 static cudaError_t choose_launch(struct choose_full_args args, int32_t n_most, bool pdl,

@@ -5,6 +5,7 @@
  */
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/choose.h"
+#include "kernels/cuda/choose_greatest.cuh"
 #include "kernels/cuda/choose_row.cuh"
 #include "kernels/cuda/launch.cuh"
 

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
  * choose_block: what a block of threads does with one row of scores: exact sums and maxima over the
- * block, and the thresholds of top-k and top-p. A threshold is bracketed by bisection until few
- * scores lie between; those go into a list that one warp resolves exactly. Scores are
+ * block, the thresholds of top-k and top-p, and the draw. A threshold is bracketed by bisection
+ * until few scores lie between; those go into a list that one warp resolves exactly. Scores are
  * sampling_key()s, weights are whole numbers, so nothing here depends on the number of threads.
- * Every function is called by all threads of the block.
+ * Every function is called by all threads of the block. A file that defines BLOCK_GROUP before it
+ * includes this has groups of so many threads do it, a row each: "the block" is then such a group,
+ * with a barrier of its own.
  */
 #ifndef PGPT_KERNELS_CUDA_CHOOSE_BLOCK_CUH
 #define PGPT_KERNELS_CUDA_CHOOSE_BLOCK_CUH
@@ -16,16 +18,14 @@
 #include "kernels/search/sampling.h"
 
 enum {
-    BLOCK_WARPS = 32,  /* most warps */
-    BLOCK_UNITS = 256, /* units of 32 columns that a block of 1024 threads holds at once */
-    BLOCK_LIST = 32,   /* scores left when a bisection ends */
-    BLOCK_FLOOR_ROUNDS = 16,
+    BLOCK_WARPS = 32,       /* most warps */
+    BLOCK_UNITS = 256,      /* units of 32 columns that a block of 1024 threads holds at once */
+    BLOCK_LIST = 32,        /* scores left when a bisection ends */
     BLOCK_FLOAT_ROUNDS = 20 /* halvings between values; then between keys, at most 32 more */
 };
 #define BLOCK_ALL 0xffffffffu /* every lane */
 /* e^-23 2^32 < 1: scores this far below the largest weigh nothing. */
 #define BLOCK_WEIGHTLESS 23.0f
-#define BLOCK_NEAR 32.0f /* where a search for a few greatest scores starts */
 
 struct block_list {
     uint32_t key[BLOCK_LIST];
@@ -50,7 +50,52 @@ struct block_shared {
 struct block {
     struct block_shared *shared;
     int lane, warp, warps, turn;
+    int barrier; /* of a group: its number */
 };
+
+#ifdef BLOCK_GROUP
+static __device__ __forceinline__ int block_thread(void)
+{
+    return threadIdx.x % BLOCK_GROUP;
+}
+static __device__ __forceinline__ int block_threads(void)
+{
+    return BLOCK_GROUP;
+}
+static __device__ __forceinline__ void block_sync(const struct block *b)
+{
+    asm volatile("bar.sync %0, %1;" ::"r"(b->barrier), "n"(BLOCK_GROUP) : "memory");
+}
+/* Of how many threads it is true. */
+static __device__ __forceinline__ int block_sync_count(const struct block *b, bool mine)
+{
+    int count;
+
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %3, 0;\n\t"
+                 "bar.red.popc.u32 %0, %1, %2, p;\n\t}"
+                 : "=r"(count)
+                 : "r"(b->barrier), "n"(BLOCK_GROUP), "r"((int)mine)
+                 : "memory");
+    return count;
+}
+#else
+static __device__ __forceinline__ int block_thread(void)
+{
+    return threadIdx.x;
+}
+static __device__ __forceinline__ int block_threads(void)
+{
+    return blockDim.x;
+}
+static __device__ __forceinline__ void block_sync(const struct block *)
+{
+    __syncthreads();
+}
+static __device__ __forceinline__ int block_sync_count(const struct block *, bool mine)
+{
+    return __syncthreads_count(mine);
+}
+#endif
 
 /* Two sums over the block: a up to 2^32, b up to 2^53. */
 struct block_sums {
@@ -65,16 +110,18 @@ struct block_best {
 };
 
 /* The caller synchronises before it uses the lists. */
-static __device__ __forceinline__ struct block block_start(struct block_shared *shared)
+static __device__ __forceinline__ struct block block_start(struct block_shared *shared,
+                                                           int barrier = 0)
 {
     struct block b;
 
     b.shared = shared;
     b.lane = threadIdx.x & 31;
-    b.warp = threadIdx.x >> 5;
-    b.warps = blockDim.x >> 5;
+    b.warp = block_thread() >> 5;
+    b.warps = block_threads() >> 5;
     b.turn = 0;
-    if (threadIdx.x == 0) {
+    b.barrier = barrier;
+    if (block_thread() == 0) {
         shared->top_k.count = 0;
         shared->top_p.count = 0;
     }
@@ -90,7 +137,7 @@ static __device__ __forceinline__ uint4 block_gather(struct block *b, uint4 mine
     b->turn ^= 1;
     if (b->lane == 0)
         places[b->warp] = mine;
-    __syncthreads();
+    block_sync(b);
     return b->lane < b->warps ? places[b->lane] : make_uint4(0, 0, 0, 0);
 }
 
@@ -184,39 +231,6 @@ static __device__ __forceinline__ uint32_t block_middle(uint32_t low, uint32_t h
     return low + (high - low) / 2;
 }
 
-/* A floor that the greatest scores of `least` to `most` threads reach; false when none is found.
- * mine: key of the thread's greatest score. All threads. */
-static __device__ __forceinline__ bool block_floor(uint32_t mine, uint32_t greatest, int least,
-                                                   int most, uint32_t *floor)
-{
-    float top = block_value(greatest), low = top, high = top, width = 4.0f;
-    bool bracketed = false;
-
-    if (!isfinite(top))
-        return false;
-#pragma unroll 1
-    for (int round = 0; round < BLOCK_FLOOR_ROUNDS; round++) {
-        float middle = bracketed ? 0.5f * low + 0.5f * high : top - width;
-        int n;
-
-        if (bracketed && !(middle > low && middle < high))
-            return false;
-        n = __syncthreads_count(mine >= sampling_key(middle));
-
-        *floor = sampling_key(middle);
-        if (n >= least && n <= most)
-            return true;
-        if (n > most) {
-            low = middle;
-            bracketed = true;
-        } else {
-            high = middle;
-            width *= 4.0f;
-        }
-    }
-    return false;
-}
-
 /* Scores that stay in registers: thread t holds 8 columns of unit t / 4 (see logsum.cuh). Columns
  * past the vocabulary have key 0, below every score's, and no weight. */
 struct block_kept {
@@ -252,7 +266,7 @@ struct block_read {
     template <typename F> __device__ __forceinline__ void each(F f) const
     {
 #pragma unroll 4
-        for (int32_t t = threadIdx.x; t < V; t += blockDim.x) {
+        for (int32_t t = block_thread(); t < V; t += block_threads()) {
             float s = score[t];
 
             f(sampling_key(s), (uint32_t)t,
@@ -280,8 +294,9 @@ struct block_read {
 
 /* The scores from low to below high, at most BLOCK_LIST of them, into the list. */
 template <typename Scores, typename Other>
-static __device__ __forceinline__ void block_fill(const Scores &scores, struct block_list *list,
-                                                  uint32_t low, uint32_t high, Other other)
+static __device__ __forceinline__ void block_fill(struct block *b, const Scores &scores,
+                                                  struct block_list *list, uint32_t low,
+                                                  uint32_t high, Other other)
 {
     scores.each([&](uint32_t key, uint32_t token, auto weight) {
         if (key >= low && key < high) {
@@ -291,7 +306,7 @@ static __device__ __forceinline__ void block_fill(const Scores &scores, struct b
             list->other[at % BLOCK_LIST] = other(token, weight);
         }
     });
-    __syncthreads();
+    block_sync(b);
 }
 
 /* Top-k: tokens with at least the key returned stay. lowest: nothing below it matters. */
@@ -333,7 +348,7 @@ static __device__ uint32_t block_top_k(struct block *b, const Scores &scores, ui
     }
     if (high - low <= 1)
         return low;
-    block_fill(scores, list, low, high, [](uint32_t, auto) { return 0u; });
+    block_fill(b, scores, list, low, high, [](uint32_t, auto) { return 0u; });
     if (b->warp == 0) { /* the (k - n_high)-th greatest of the list */
         uint32_t mine = b->lane < (int)list->count ? list->key[b->lane] : 0;
         uint32_t above = n_high, from = n_high;
@@ -345,7 +360,7 @@ static __device__ uint32_t block_top_k(struct block *b, const Scores &scores, ui
         if (mine && above < k && k <= from)
             list->result = mine;
     }
-    __syncthreads();
+    block_sync(b);
     return list->result;
 }
 
@@ -393,7 +408,7 @@ static __device__ uint32_t block_top_p(struct block *b, const Scores &scores, fl
     }
     if (high - low <= 1)
         return low;
-    block_fill(scores, list, low, high, [](uint32_t, auto weight) { return weight(); });
+    block_fill(b, scores, list, low, high, [](uint32_t, auto weight) { return weight(); });
     if (b->warp == 0) { /* the lowest whose weights up to it exceed the limit */
         uint32_t mine = b->lane < (int)list->count ? list->key[b->lane] : 0;
 
@@ -403,93 +418,76 @@ static __device__ uint32_t block_top_p(struct block *b, const Scores &scores, fl
         if (b->lane == 0)
             list->result = mine;
     }
-    __syncthreads();
+    block_sync(b);
     return list->result;
 }
 
-/* Every score from `low` on and below a bound on tokens, at low itself, into the list. */
+/* The key from which scores may be drawn. lowest: nothing below it weighs anything. */
 template <typename Scores>
-static __device__ __forceinline__ void
-block_list_tokens(const Scores &scores, struct block_list *list, uint32_t low, uint32_t bound)
+static __device__ uint32_t block_threshold(struct block *b, const Scores &scores, int32_t V,
+                                           int32_t top_k, float top_p, uint32_t lowest,
+                                           uint32_t greatest)
 {
-    scores.each([&](uint32_t key, uint32_t token, auto) {
-        if (key > low || (key == low && token < bound)) {
-            uint32_t at = atomicAdd(&list->count, 1u);
+    uint32_t threshold = lowest;
 
-            if (at < BLOCK_LIST) {
-                list->key[at] = key;
-                list->other[at] = token;
-            }
-        }
-    });
-    __syncthreads();
+    if (top_k > 0 && top_k < V)
+        threshold = block_top_k(b, scores, (uint32_t)top_k, threshold, greatest);
+    if (top_p < 1.0f)
+        threshold = block_top_p(b, scores, top_p, threshold, greatest);
+    return threshold;
 }
 
-/* The `want` greatest scores, of equal ones the lower tokens, into the list top_k with their
- * tokens; up to BLOCK_LIST come out, in no order, fewer than `want` only when there are no more.
- * mine: the thread's greatest. */
-template <typename Scores>
-static __device__ void block_greatest(struct block *b, const Scores &scores, uint32_t want,
-                                      uint32_t V, uint32_t greatest, uint32_t mine)
+static __device__ __forceinline__ uint64_t block_scan(uint64_t mine, int lane)
 {
-    const uint32_t never = sampling_key(-INFINITY);
-    struct block_list *list = &b->shared->top_k;
-    uint32_t low = sampling_key(block_value(greatest) - BLOCK_NEAR), high = greatest + 1;
-    uint32_t n_low = 0, n_high = 0, bound = V;
-    struct block_sums both;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+        uint64_t other = __shfl_up_sync(BLOCK_ALL, mine, step);
 
-    if (block_floor(mine, greatest, (int)want, (int)want + 8, &both.a)) {
-        block_list_tokens(scores, list, both.a, V);
-        if (list->count <= BLOCK_LIST)
-            return;
-        __syncthreads();
-        if (threadIdx.x == 0)
-            list->count = 0;
+        mine += lane >= step ? other : 0;
     }
-    scores.each([&](uint32_t key, uint32_t, auto) {
-        n_low += key >= low;
-        n_high += key > never;
-    });
-    both = block_add(b, n_low, n_high);
-    n_low = both.a;
-    n_high = 0;
-    if (both.b < want) { /* the rest of them are -inf */
-        low = never;
-        high = never + 1;
-        n_low = V;
-        n_high = (uint32_t)both.b;
-    } else if (n_low < want) {
-        high = low;
-        low = never + 1;
-        n_high = n_low;
-        n_low = (uint32_t)both.b;
-    }
-    for (int round = 0; n_low > BLOCK_LIST && high - low > 1;
-         round++) { /* n_high < want <= n_low */
-        uint32_t middle = block_middle(low, high, round), n = 0;
+    return mine;
+}
 
-        scores.each([&](uint32_t key, uint32_t, auto) { n += key >= middle; });
-        n = block_count(b, n);
-        if (n >= want) {
-            low = middle;
-            n_low = n;
-        } else {
-            high = middle;
-            n_high = n;
+/* The draw in the order of ids, by 64 random bits: each round a part of the range is left, by the
+ * sums of the warps. */
+static __device__ int32_t block_draw(struct block *b, const struct block_read &scores,
+                                     uint32_t threshold, uint64_t random)
+{
+    int32_t from = 0, to = scores.V;
+    uint64_t target = 0, mine;
+    bool first = true;
+
+    for (;;) {
+        int32_t part = (to - from + b->warps - 1) / b->warps;
+        int32_t start = from + b->warp * part, stop = start + part < to ? start + part : to;
+        uint32_t hit;
+        uint4 all;
+
+        mine = 0;
+        for (int32_t t = start + b->lane; t < stop; t += 32) {
+            float s = scores.score[t];
+
+            if (sampling_key(s) >= threshold)
+                mine +=
+                    block_weight_long(block_weight(__fdiv_rn(s, scores.temperature), scores.max));
         }
+        for (int mask = 16; mask; mask >>= 1)
+            mine += __shfl_xor_sync(BLOCK_ALL, mine, mask);
+        all = block_gather(b, make_uint4((uint32_t)mine, (uint32_t)(mine >> 32), 0, 0));
+        mine = (uint64_t)all.y << 32 | all.x;
+        mine = block_scan(mine, b->lane);
+        if (first)
+            target = sampling_scale(random, __shfl_sync(BLOCK_ALL, mine, 31));
+        first = false;
+        hit = __ballot_sync(BLOCK_ALL, mine > target);
+        hit = hit ? __ffs(hit) - 1 : 0;
+        if (hit)
+            target -= __shfl_sync(BLOCK_ALL, mine, hit - 1);
+        from += (int32_t)hit * part;
+        to = from + part < to ? from + part : to;
+        if (part <= 1)
+            return from;
     }
-    if (n_low > BLOCK_LIST) /* many equal ones: as many tokens as are missing */
-        for (uint32_t from = 0; bound - from > 1;) {
-            uint32_t middle = from + (bound - from) / 2, n = 0;
-
-            scores.each(
-                [&](uint32_t key, uint32_t token, auto) { n += key == low && token < middle; });
-            if (n_high + block_count(b, n) >= want)
-                bound = middle;
-            else
-                from = middle;
-        }
-    block_list_tokens(scores, list, low, bound);
 }
 
 #endif

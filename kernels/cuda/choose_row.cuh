@@ -109,27 +109,6 @@ static __device__ __forceinline__ void choose_load(const float *logits, int32_t 
     }
 }
 
-/* One warp: a row's sums from its units (count). */
-static __device__ __forceinline__ struct logsum choose_merge_units(const struct logsum *units,
-                                                                   int32_t count, int lane)
-{
-    struct logsum total = {-INFINITY, 0.0f};
-
-    for (int32_t u = lane; u < count; u += 32)
-        total.max = fmaxf(total.max, units[u].max);
-    total.max = logsum_warp_max(total.max);
-    for (int32_t u = lane; u < count; u += 32)
-        total.sum = __fadd_rn(total.sum, logsum_scaled(units[u], total.max));
-    total.sum = logsum_warp_add(total.sum);
-    return total;
-}
-
-/* ln p of a token by its logit. */
-static __device__ __forceinline__ float choose_logprob(struct logsum sum, float logit)
-{
-    return __fsub_rn(__fsub_rn(logit, sum.max), logf(sum.sum));
-}
-
 /* ---- rows that stay in registers --------------------------------------------------------------
  */
 
@@ -192,8 +171,7 @@ static __device__ __forceinline__ void choose_kept_rules(struct block *b,
 /* One warp: max and sum of the row, from its units, into shared->total. */
 static __device__ void choose_kept_total(struct block *b, const struct choose_row &c)
 {
-    struct logsum total =
-        choose_merge_units(b->shared->units, rules_words(c.rules.vocabulary), b->lane);
+    struct logsum total = logsum_units(b->shared->units, rules_words(c.rules.vocabulary), b->lane);
 
     if (b->lane == 0)
         b->shared->total = total;

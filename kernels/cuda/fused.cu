@@ -46,8 +46,9 @@ static __device__ __forceinline__ struct fused_place place_find(const struct fus
 
 /* How long letters are, and how many of each have come, modulo 2. */
 struct fused_letters {
-    uint32_t head_bytes, query_bytes, o_bytes, y_bytes, h_bytes, unit_bytes;
-    uint32_t head, query, o, y, h, unit;
+    uint32_t head_bytes, query_bytes, o_bytes, y_bytes, h_bytes, unit_bytes, logits_bytes;
+    uint32_t token_bytes;
+    uint32_t head, query, o, y, h, unit, logits, token;
 };
 
 template <class S>
@@ -64,6 +65,8 @@ static __device__ __forceinline__ struct fused_letters letters_of(const struct f
     l.y_bytes = rows * D * 4;
     l.h_bytes = rows * S::FFN * ELEMENT;
     l.unit_bytes = rows * (product_units(p.rules.vocabulary) * 16 + forced * 4);
+    l.logits_bytes = product_units(p.rules.vocabulary) * PRODUCT_UNIT * 4; /* of one row */
+    l.token_bytes = rows * 4;
     return l;
 }
 
@@ -77,6 +80,8 @@ static __device__ __forceinline__ void letters_open(S *s, const struct fused_let
     mailbox_open(&s->y_box, l.y_bytes);
     mailbox_open(&s->h_box, l.h_bytes);
     mailbox_open(&s->unit_box, l.unit_bytes);
+    mailbox_open(&s->logits_box, l.logits_bytes);
+    mailbox_open(&s->token_box, l.token_bytes);
     for (int i = 0; i < fused_ring<S>::SLOTS; i++) {
         ring_open(&s->full[i]);
         ring_open_shared(&s->empty[i], WARPS);
@@ -210,7 +215,7 @@ template <class F, enum fused_end END, class S>
 static __device__ __forceinline__ void work(S *s, const struct fused_params &p,
                                             struct fused_letters *l, struct fused_place *at)
 {
-    const int steps = END == FUSED_TOKENS ? p.steps : 1, own = rows_alone(*at) ? 0 : at->warp;
+    const int steps = END == FUSED_STEP ? 1 : p.steps, own = rows_alone(*at) ? 0 : at->warp;
     const int units = product_units(p.rules.vocabulary);
     const int logit_tiles = 2 * ((units - at->rank + S::BLOCKS - 1) / S::BLOCKS);
     struct fused_ahead<F> ahead;
@@ -246,11 +251,21 @@ static __device__ __forceinline__ void work(S *s, const struct fused_params &p,
         logits_run<F, END>(s, p, &ahead, at, logit_tiles);
         if (END == FUSED_STEP)
             return;
-        if (step + 1 < steps)
-            product_take<F, D>(s, ahead.wide, ROUND_TILES, *at);
-        mailbox_receive(&s->unit_box, l->unit_bytes, &l->unit);
-        if (own < at->rows)
-            row_embed<F>(s, p, row_choose(s, p, *at), *at);
+        auto take = [&] {
+            if (step + 1 < steps)
+                product_take<F, D>(s, ahead.wide, ROUND_TILES, *at);
+        };
+
+        if constexpr (END == FUSED_SAMPLED) {
+            row_draw(s, p, step, l->logits_bytes, &l->logits, *at, take);
+            if (own < at->rows)
+                row_embed<F>(s, p, row_drawn(s, p, l->token_bytes, &l->token, *at), *at);
+        } else {
+            take();
+            mailbox_receive(&s->unit_box, l->unit_bytes, &l->unit);
+            if (own < at->rows)
+                row_embed<F>(s, p, row_choose(s, p, *at), *at);
+        }
         at->now ^= 1;
         at->self_longest++;
         if (rows_alone(*at))
@@ -294,6 +309,8 @@ static __global__ void __launch_bounds__(THREADS, 1)
         launch_wait();
         launch_next();
         rows_begin(s, p, at);
+        if (END == FUSED_SAMPLED)
+            row_ask(s, p, at);
         workers_sync();
         work<F, END>(s, p, &letters, &at);
     }
@@ -330,10 +347,12 @@ static struct fused_variant variant_of(const struct model_config *config, enum f
 {
     const struct fused_variant none = {NULL, 0};
 
+    if (end != FUSED_STEP && (config->decoder_ffn != 256 || config->vocabulary > FUSED_VOCABULARY))
+        return none;
     if (end == FUSED_TOKENS)
-        return config->decoder_ffn == 256 && config->vocabulary <= FUSED_VOCABULARY
-                   ? variant_get<F, CL, 256, FUSED_TOKENS>()
-                   : none;
+        return variant_get<F, CL, 256, FUSED_TOKENS>();
+    if (end == FUSED_SAMPLED)
+        return variant_get<F, CL, 256, FUSED_SAMPLED>();
     return config->decoder_ffn == 256    ? variant_get<F, CL, 256, FUSED_STEP>()
            : config->decoder_ffn == 2048 ? variant_get<F, CL, 2048, FUSED_STEP>()
                                          : none;
@@ -416,7 +435,12 @@ cudaError_t fused_prepare(const struct network *network, int capability,
         config->decoder_heads != HEADS || config->decoder_layers > FUSED_LAYERS)
         return cudaSuccess;
     for (int shape = 0; shape < FUSED_SHAPES; shape++) {
+        int32_t sampled;
+
         CUDA_PASS(cluster_limit(network, FUSED_TOKENS, shape, &limits->clusters[shape]));
+        CUDA_PASS(cluster_limit(network, FUSED_SAMPLED, shape, &sampled));
+        if (sampled < limits->clusters[shape])
+            limits->clusters[shape] = sampled;
         CUDA_PASS(cluster_limit(network, FUSED_STEP, shape, &limits->step_clusters[shape]));
     }
     limits->rows = rows_most(limits->clusters);
@@ -443,14 +467,16 @@ static cudaError_t params_launch(const struct network *network, const struct fus
 }
 
 cudaError_t fused_enqueue(const struct network *network, const struct network_step *step, int32_t n,
-                          int32_t steps, const struct fused_limits *limits, cudaStream_t stream)
+                          int32_t steps, bool sampled, const struct fused_limits *limits,
+                          cudaStream_t stream)
 {
     struct fused_params p;
 
     fused_params_fill(network, step, &p);
     p.n = step->n;
     p.steps = steps;
-    return params_launch(network, p, FUSED_TOKENS, limits->clusters, n, false, stream);
+    return params_launch(network, p, sampled ? FUSED_SAMPLED : FUSED_TOKENS, limits->clusters, n,
+                         false, stream);
 }
 
 cudaError_t fused_step_enqueue(const struct network *network, const struct network_step *step,

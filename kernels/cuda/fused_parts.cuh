@@ -9,6 +9,8 @@
 #include "kernels/cuda/choose_plain.cuh"
 #include "kernels/cuda/fused_shared.cuh"
 
+enum { DRAW_BARRIER = 2 }; /* and the next; 1 is workers_sync()'s */
+
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
 
 /* A row alone in its cluster is worked on by all warps alike, each of which keeps what its products
@@ -210,15 +212,28 @@ static __device__ __forceinline__ void unit_keep(const struct fused_params &p, i
     }
 }
 
+/* Which block chooses for a row that may be sampled; -1: which row this block chooses for. */
+template <class S> static __device__ __forceinline__ int row_chooser(int row)
+{
+    return row * (S::BLOCKS / ROWS);
+}
+template <class S>
+static __device__ __forceinline__ int row_chosen_here(const struct fused_place &at)
+{
+    constexpr int EACH = S::BLOCKS / ROWS;
+
+    return at.rank % EACH == 0 && at.rank / EACH < at.rows ? at.rank / EACH : -1;
+}
+
 /* Units of logits of this block, its first-th and more, six at most, a warp each: summaries to
- * every block, or into memory. */
+ * every block, or into memory; or the logits to whoever chooses for the row. */
 template <enum fused_end END, class S>
 static __device__ __forceinline__ void units_send(S *s, const struct fused_params &p, int first,
                                                   const struct fused_place &at)
 {
     const int row = at.lane >> 2, q = at.lane & 3, own = first + at.warp;
     const int units = product_units(p.rules.vocabulary), unit = at.rank + own * S::BLOCKS;
-    alignas(8) float v[8], add[8];
+    alignas(16) float v[8], add[8];
     float4 summary;
 
     if (at.warp >= SUM_TILES / 2 || unit >= units)
@@ -235,6 +250,14 @@ static __device__ __forceinline__ void units_send(S *s, const struct fused_param
         v[t] = __fadd_rn(((sum[0].x + sum[1].x) + sum[2].x) + sum[3].x, bias.x);
         v[t + 1] = __fadd_rn(((sum[0].y + sum[1].y) + sum[2].y) + sum[3].y, bias.y);
         *(float2 *)&add[t] = *(const float2 *)&s->unit_rules[own][column];
+    }
+    if (END == FUSED_SAMPLED) {
+        if (row < at.rows)
+#pragma unroll
+            for (int t = 0; t < 8; t += 4)
+                cluster_send16(&s->logits[unit * PRODUCT_UNIT + q * 8 + t], &s->logits_box,
+                               row_chooser<S>(row), *(const uint4 *)&v[t]);
+        return;
     }
     if (END == FUSED_STEP) {
         if (row < at.rows)
@@ -261,6 +284,101 @@ static __device__ __forceinline__ void units_send(S *s, const struct fused_param
     }
 }
 
+/* A row has its next token, of which this thread tells the world. */
+template <class S>
+static __device__ __forceinline__ void row_tell(const S *s, const struct fused_params &p, int row,
+                                                const struct fused_row &next, float logprob)
+{
+    struct cuda_row *out = p.rows.row + s->row[row];
+    const size_t to = (size_t)s->row[row] * p.rows.P + next.position - 1;
+
+    p.rows.tokens[to] = next.token;
+    p.rows.logprobs[to] = logprob;
+    out->token = next.token;
+    out->position = next.position;
+    out->finished = next.finished;
+}
+
+/* A row behind the token that was chosen. */
+template <class S>
+static __device__ __forceinline__ struct fused_row
+row_after(const S *s, const struct fused_params &p, int row, struct fused_row before, int32_t token)
+{
+    const int32_t position = before.position + 1;
+    struct fused_row next = {token, position,
+                             token == p.rules.eos_token || position >= s->max_new[row]};
+
+    return before.finished ? before : next;
+}
+
+/* What there is to know of the row that this block chooses for, if there is one. A barrier follows.
+ */
+template <class S>
+static __device__ __forceinline__ void row_ask(S *s, const struct fused_params &p,
+                                               const struct fused_place &at)
+{
+    const int row = row_chosen_here<S>(at);
+
+    static_assert(UNITS * PRODUCT_UNIT <= DRAW_VOCABULARY, "a thread's share of a row");
+    if (row < 0)
+        return;
+    draw_ask(&s->asked, p.rules, p.rows.row + p.active[at.row0 + row], p.steps);
+    if (threadIdx.x == 0)
+        s->drawn.width = FEW_WIDTH;
+}
+
+/* The row that this block chooses for, if there is one: its token to every block. meanwhile(): what
+ * all warps have to do before they need tokens. */
+template <class S, typename Meanwhile>
+static __device__ __forceinline__ void row_draw(S *s, const struct fused_params &p, int32_t step,
+                                                uint32_t bytes, uint32_t *phase,
+                                                const struct fused_place &at, Meanwhile meanwhile)
+{
+    const int row = row_chosen_here<S>(at);
+
+    static_assert(sizeof(struct draw_scratch) <= sizeof s->partial, "the choice works there");
+    static_assert(sizeof s->y >= UNITS * PRODUCT_UNIT * 4, "scores of the long way");
+    if (row < 0) {
+        meanwhile();
+        return;
+    }
+    const struct fused_row before = s->state[at.now][row];
+    const struct draw_row known =
+        draw_begin(&s->asked, p.rules, step, before.position, s->min_new[row], s->max_new[row]);
+    auto tell = [&](int32_t token) {
+        if (at.lane < S::BLOCKS)
+            cluster_send4(&s->token[row], &s->token_box, at.lane, (uint32_t)token);
+    };
+
+    mailbox_receive(&s->logits_box, bytes, phase);
+    if (before.finished) {
+        if (at.warp == 0)
+            tell(before.token);
+        meanwhile();
+        return;
+    }
+    draw_run((struct draw_scratch *)&s->partial, &s->drawn, DRAW_BARRIER, s->logits, &s->y[0][0],
+             p.rules, known, tell, meanwhile, [&](int32_t token, float logprob) {
+                 row_tell(s, p, row, row_after(s, p, row, before, token), logprob);
+             });
+}
+
+/* The warp's row behind the token that some block drew. */
+template <class S>
+static __device__ __forceinline__ struct fused_row row_drawn(S *s, const struct fused_params &p,
+                                                             uint32_t bytes, uint32_t *phase,
+                                                             const struct fused_place &at)
+{
+    const int row = rows_alone(at) ? 0 : at.warp;
+
+    mailbox_receive(&s->token_box, bytes, phase);
+    const struct fused_row next = row_after(s, p, row, s->state[at.now][row], s->token[row]);
+
+    if (at.lane == 0)
+        s->state[at.now ^ 1][row] = next;
+    return next;
+}
+
 /* The warp's row after its next token, which block 0 tells the world. */
 template <class S>
 static __device__ __forceinline__ struct fused_row row_choose(S *s, const struct fused_params &p,
@@ -270,28 +388,18 @@ static __device__ __forceinline__ struct fused_row row_choose(S *s, const struct
     struct fused_row next = s->state[at.now][row];
 
     if (!next.finished) {
-        const int32_t position = next.position;
         struct plain_units look;
         float raw;
+        const int32_t token = plain_token(p.rules, plain_look(&look, s->unit[row], units, at.lane),
+                                          s->special[row][0], s->special[row][1], next.position,
+                                          s->max_new[row], &raw);
 
-        next.token =
-            plain_token(p.rules, plain_look(&look, s->unit[row], units, at.lane),
-                        s->special[row][0], s->special[row][1], position, s->max_new[row], &raw);
-        next.position = position + 1;
-        next.finished = next.token == p.rules.eos_token || position + 1 >= s->max_new[row];
+        next = row_after(s, p, row, next, token);
         if (at.rank == 0 && at.warp == row) {
             const float logprob = raw - plain_logsum(&look);
 
-            if (at.lane == 0) {
-                struct cuda_row *out = p.rows.row + s->row[row];
-                const size_t to = (size_t)s->row[row] * p.rows.P + position;
-
-                p.rows.tokens[to] = next.token;
-                p.rows.logprobs[to] = logprob;
-                out->token = next.token;
-                out->position = next.position;
-                out->finished = next.finished;
-            }
+            if (at.lane == 0)
+                row_tell(s, p, row, next, logprob);
         }
     }
     if (at.lane == 0)

@@ -57,7 +57,7 @@ static __device__ __forceinline__ void weights_send(S *s, const struct fused_par
     };
 
 #pragma unroll 1
-    for (int step = 0; step < (END == FUSED_TOKENS ? p.steps : 1); step++) {
+    for (int step = 0; step < (END == FUSED_STEP ? 1 : p.steps); step++) {
 #pragma unroll 1
         for (int l = 0; l < p.layers; l++) {
             const struct fused_layer &layer = p.layer[l];

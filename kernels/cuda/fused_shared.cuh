@@ -10,6 +10,7 @@
 
 #include "kernels/cuda/attention_chunk.cuh"
 #include "kernels/cuda/fused.h"
+#include "kernels/cuda/fused_choose.cuh"
 #include "kernels/cuda/fused_model.cuh"
 #include "kernels/cuda/product_output.cuh"
 #include "kernels/cuda/weights_ring.cuh"
@@ -33,8 +34,9 @@ enum {
 
 /* What a launch leaves. */
 enum fused_end {
-    FUSED_TOKENS, /* of plain rows, step after step */
-    FUSED_STEP,   /* one step's logits and their units, or the last layer's output */
+    FUSED_TOKENS,  /* of plain rows, step after step */
+    FUSED_SAMPLED, /* the same of rows that may be sampled */
+    FUSED_STEP,    /* one step's logits and their units, or the last layer's output */
 };
 
 struct fused_params {
@@ -76,7 +78,8 @@ template <int CL, int FFN> struct fused_constants {
  * no use for, and letters have the rows of the cluster alone. In a layer they come in the order
  * head o y query o y h y; behind the last layer comes unit. All but head and query, which stay
  * within the blocks of a head, go from every block to every block (o from those that attend to
- * rows).
+ * rows). Where rows may be sampled, logits go in place of unit, each row's to the one block that
+ * chooses its token, and token follows, from these to every block.
  *
  * Nothing is overwritten that somebody still reads, and no letter arrives before the one before it
  * is complete, though no fence or barrier says so to a tool that looks at stores alone (racecheck
@@ -91,6 +94,10 @@ template <int CL, int FFN> struct fused_constants {
  *   head, thus of every block: each belongs to a head whose rows somebody attends to.
  * - unit lies where the parts of an attention did, which its sender has y to show for, and which
  *   the block writes again behind the barrier of the product that follows its choice.
+ * - logits lie there too, and come when unit would. Who chooses a row works in y and partial: the
+ *   block's own share has come with the letter, so partial has been read, and y was before; the
+ *   next y is not sent before this block has sent its columns of q, nor does it multiply before the
+ *   row is chosen.
  * - Bytes that come before the receiver has announced their letter count below zero meanwhile; the
  *   phase cannot end before the announcement, which is its only arrival.
  * - partial is read in front of what is sent of it, and the letter comes with the block's own share
@@ -120,18 +127,25 @@ template <class T, int CL, int FORWARD> struct fused_shared {
     alignas(16) T value[ROWS][HEAD];
     union {
         alignas(16) struct attention_kept parts[WARPS];
-        alignas(16) float4 unit[FORWARD > D ? 1 : ROWS][UNITS]; /* wide ones have no FUSED_TOKENS */
+        /* wide ones have no FUSED_TOKENS */
+        alignas(16) float4 unit[FORWARD > D ? 1 : ROWS][UNITS];
+        alignas(16) float logits[FORWARD > D ? 4 : UNITS *PRODUCT_UNIT]; /* draw_at() */
     };
     float special[ROWS][2];
     /* what this block adds to its units of logits: -inf past the vocabulary; what the rules add */
     alignas(16) float unit_bias[UNITS / CL][PRODUCT_UNIT];
     alignas(16) float unit_rules[UNITS / CL][PRODUCT_UNIT];
-    struct cluster_mailbox head_box, query_box, o_box, y_box, h_box, unit_box;
+    struct cluster_mailbox head_box, query_box, o_box, y_box, h_box, unit_box, logits_box;
+    struct cluster_mailbox token_box;
     alignas(16) struct fused_constants<CL, FORWARD> layer[2]; /* even ones and odd ones */
     uint64_t full[SLOTS_MOST], empty[SLOTS_MOST], layer_full[2], layer_empty[2];
     struct fused_row state[2][ROWS]; /* by steps, in turn */
     int32_t row[ROWS];               /* of the caches */
     int32_t min_new[ROWS], max_new[ROWS], source_len[ROWS], cross[ROWS], beam[ROWS];
+    int32_t token[ROWS]; /* that sampled rows' choices gave */
+    /* of the row that this block chooses for */
+    alignas(8) struct draw_asked asked;
+    struct draw_kept drawn;
 };
 
 template <class S> struct fused_ring {

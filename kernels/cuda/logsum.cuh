@@ -68,4 +68,25 @@ static __device__ __forceinline__ float logsum_warp_add(float mine)
     return mine;
 }
 
+/* One warp: a row's sums from its units (count). */
+static __device__ __forceinline__ struct logsum logsum_units(const struct logsum *units,
+                                                             int32_t count, int lane)
+{
+    struct logsum total = {-INFINITY, 0.0f};
+
+    for (int32_t u = lane; u < count; u += 32)
+        total.max = fmaxf(total.max, units[u].max);
+    total.max = logsum_warp_max(total.max);
+    for (int32_t u = lane; u < count; u += 32)
+        total.sum = __fadd_rn(total.sum, logsum_scaled(units[u], total.max));
+    total.sum = logsum_warp_add(total.sum);
+    return total;
+}
+
+/* ln p of a token by its logit, as full rows have it. */
+static __device__ __forceinline__ float logsum_logprob(struct logsum sum, float logit)
+{
+    return __fsub_rn(__fsub_rn(logit, sum.max), logf(sum.sum));
+}
+
 #endif

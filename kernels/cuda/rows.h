@@ -61,12 +61,14 @@ struct cuda_rows {
     int32_t max_rows;
 };
 
-/* What the model says of a plain row's choice; full rows go by search/rules.h. */
+/* What the model says of a plain row's choice; full rows go by search/rules.h, but for those that
+ * are drawn in a fused kernel. */
 struct cuda_rules {
     int32_t vocabulary;
     int32_t start_token, eos_token;
     int32_t forced_bos, forced_eos; /* -1 = none */
     const float *mask; /* (V) 0, or -inf: suppressed tokens and forbidden single tokens */
+    const uint32_t *banned, *suppressed; /* bitmaps of these, and of suppressed ones; or NULL */
 };
 
 #endif

@@ -53,16 +53,21 @@ PGPT_DEVICE static inline uint64_t sampling_limit(float top_p, uint64_t total)
     return limit < total ? limit : total - 1;
 }
 
-/* total >= 1. */
-PGPT_DEVICE static inline uint64_t sampling_target(uint64_t seed, uint32_t sequence,
-                                                   uint32_t position, uint64_t total)
+/* floor(r total / 2^64); r: 64 random bits, total >= 1. */
+PGPT_DEVICE static inline uint64_t sampling_scale(uint64_t r, uint64_t total)
 {
-    uint64_t r = philox_draw(seed, sequence, position);
     uint64_t low = (r & 0xffffffffu) * (total & 0xffffffffu);
     uint64_t mid1 = (r >> 32) * (total & 0xffffffffu) + (low >> 32);
     uint64_t mid2 = (r & 0xffffffffu) * (total >> 32) + (mid1 & 0xffffffffu);
 
     return (r >> 32) * (total >> 32) + (mid1 >> 32) + (mid2 >> 32);
+}
+
+/* total >= 1. */
+PGPT_DEVICE static inline uint64_t sampling_target(uint64_t seed, uint32_t sequence,
+                                                   uint32_t position, uint64_t total)
+{
+    return sampling_scale(philox_draw(seed, sequence, position), total);
 }
 
 #endif

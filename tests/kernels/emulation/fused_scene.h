@@ -8,6 +8,7 @@
 #ifndef PGPT_TESTS_KERNELS_EMULATION_FUSED_SCENE_H
 #define PGPT_TESTS_KERNELS_EMULATION_FUSED_SCENE_H
 
+#include "kernels/search/rules.h"
 #include "tests/kernels/emulation/fused_plain.h"
 
 enum { LAYERS = 2, KEYS = 80, ROWS_MAX = 32, V = 1000, STEPS = 2 };
@@ -48,6 +49,7 @@ template <class T> struct scene {
     scene(void)
     {
         float *mask = (float *)calloc(V, sizeof(float));
+        uint32_t *banned = (uint32_t *)calloc((V + 31) / 32, sizeof(uint32_t));
 
         random_state = 7;
         memset((void *)this, 0, sizeof *this);
@@ -75,12 +77,15 @@ template <class T> struct scene {
         p.layers = LAYERS;
         p.self = cache();
         p.cross = cache();
-        for (int i = 0; i < V; i += 7)
+        for (int i = 0; i < V; i += 7) {
             mask[i] = -INFINITY;
+            rules_add(banned, i);
+        }
         p.rules.vocabulary = V;
         p.rules.eos_token = 0;
         p.rules.forced_bos = 5;
         p.rules.mask = mask;
+        p.rules.banned = banned;
         p.rows.P = KEYS;
         p.rows.max_rows = ROWS_MAX;
         p.rows.tokens = (int32_t *)calloc(ROWS_MAX * KEYS, sizeof(int32_t));
@@ -96,6 +101,12 @@ template <class T> struct scene {
             r->source_len = 1 + (i * 31 + 33) % 70;
             r->cross = (i + 5) % ROWS_MAX;
             r->finished = i == 4;
+            r->flags = i % 3 == 2 ? CUDA_ROW_SAMPLE : 0; /* as far as the kernel takes such rows */
+            r->seed = 5;
+            r->sequence = i;
+            r->top_k = i % 2 ? 50 : 0;
+            r->top_p = 0.95f;
+            r->temperature = 0.9f;
         }
     }
 };

@@ -55,8 +55,8 @@ struct simt_place simt_block, simt_grid;
 int simt_thread, simt_threads, simt_cluster;
 enum simt_copies simt_copies;
 struct simt_barrier simt_all[SIMT_BLOCKS], simt_workers[SIMT_BLOCKS], simt_everybody,
-    simt_warps[SIMT_WARPS], simt_groups[SIMT_WARPS / 4], simt_group_steps[SIMT_WARPS / 4],
-    simt_lanes[SIMT_WARPS][32];
+    simt_named[SIMT_BLOCKS][16], simt_warps[SIMT_WARPS], simt_groups[SIMT_WARPS / 4],
+    simt_group_steps[SIMT_WARPS / 4], simt_lanes[SIMT_WARPS][32];
 static struct fiber fibers[THREADS_MAX];
 static ucontext_t outside;
 static std::vector<struct sent> on_way;
@@ -329,6 +329,7 @@ static void block_run(void)
     memset(simt_memory, GARBAGE, SHARED);
     memset(simt_all, 0, sizeof simt_all);
     memset(simt_workers, 0, sizeof simt_workers);
+    memset(simt_named, 0, sizeof simt_named);
     simt_everybody = {};
     memset(simt_warps, 0, sizeof simt_warps);
     memset(simt_lanes, 0, sizeof simt_lanes);

@@ -32,6 +32,7 @@
 #undef __shared__
 #undef __forceinline__
 #undef __launch_bounds__
+#undef __noinline__
 #undef __cluster_dims__
 #undef __align__
 #undef __grid_constant__
@@ -39,6 +40,7 @@
 #define __global__
 #define __shared__ static
 #define __forceinline__ inline
+#define __noinline__
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
 #define __grid_constant__
@@ -67,8 +69,8 @@ extern int simt_cluster; /* blocks that run together */
 extern enum simt_copies simt_copies;
 extern char *simt_memory; /* of all blocks, 256 KiB each */
 extern struct simt_barrier simt_all[SIMT_BLOCKS], simt_workers[SIMT_BLOCKS], simt_everybody,
-    simt_warps[SIMT_WARPS], simt_groups[SIMT_WARPS / 4], simt_group_steps[SIMT_WARPS / 4],
-    simt_lanes[SIMT_WARPS][32];
+    simt_named[SIMT_BLOCKS][16], simt_warps[SIMT_WARPS], simt_groups[SIMT_WARPS / 4],
+    simt_group_steps[SIMT_WARPS / 4], simt_lanes[SIMT_WARPS][32];
 
 static inline int simt_rank(void)
 {
@@ -124,6 +126,26 @@ static inline void simt_workers_wait(int count)
     simt_copies_between();
     simt_wait(&simt_workers[simt_rank()], count);
 }
+/* Those that meet at a barrier with a number. */
+static inline void simt_named_wait(int barrier, int count)
+{
+    simt_copies_between();
+    simt_wait(&simt_named[simt_rank()][barrier], count);
+}
+/* The same; of how many of them it is true. */
+static inline int simt_named_count(int barrier, int count, bool mine)
+{
+    static int sums[SIMT_BLOCKS][16];
+    int *sum = &sums[simt_rank()][barrier], result;
+
+    *sum += mine;
+    simt_named_wait(barrier, count);
+    result = *sum;
+    simt_named_wait(barrier, count);
+    *sum = 0;
+    simt_named_wait(barrier, count);
+    return result;
+}
 static inline void __syncwarp(void)
 {
     simt_wait(&simt_warps[simt_warp()], 32);
@@ -157,6 +179,21 @@ template <class T> static inline T __shfl_sync(uint32_t lanes, T value, int lane
     return simt_from_lane(lanes, value, (simt_lane() & ~(width - 1)) + lane);
 }
 
+template <class T> static inline T __shfl_up_sync(uint32_t lanes, T value, int step)
+{
+    return simt_from_lane(lanes, value, simt_lane() < step ? simt_lane() : simt_lane() - step);
+}
+static inline uint32_t __reduce_add_sync(uint32_t lanes, uint32_t value)
+{
+    for (int mask = 16; mask; mask >>= 1)
+        value += __shfl_xor_sync(lanes, value, mask);
+    return value;
+}
+static inline uint32_t __ballot_sync(uint32_t lanes, bool value)
+{
+    return __reduce_add_sync(lanes, (uint32_t)value << simt_lane());
+}
+
 static inline uint32_t __reduce_max_sync(uint32_t lanes, uint32_t value)
 {
     uint32_t most = 0;
@@ -188,6 +225,33 @@ static inline float __fmul_rn(float a, float b)
     volatile float product = a * b; /* not to be contracted */
 
     return product;
+}
+static inline float __fsub_rn(float a, float b)
+{
+    return a - b;
+}
+static inline float __fdiv_rn(float a, float b)
+{
+    return a / b;
+}
+/* Rounds towards zero; what is too large becomes the largest. */
+static inline uint32_t __float2uint_rz(float f)
+{
+    return !(f > 0.0f) ? 0 : f >= 4294967296.0f ? UINT32_MAX : (uint32_t)f;
+}
+static inline int __ffs(uint32_t bits)
+{
+    return __builtin_ffs((int)bits);
+}
+static inline int __popc(uint32_t bits)
+{
+    return __builtin_popcount(bits);
+}
+/* A thread goes on until it waits. */
+static inline uint32_t atomicAdd(uint32_t *at, uint32_t value)
+{
+    *at += value;
+    return *at - value;
 }
 static inline float __fmaf_rn(float a, float b, float c)
 {
@@ -238,6 +302,14 @@ static inline int min(int a, int b)
     return a < b ? a : b;
 }
 static inline int max(int a, int b)
+{
+    return a > b ? a : b;
+}
+static inline uint32_t min(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+static inline uint32_t max(uint32_t a, uint32_t b)
 {
     return a > b ? a : b;
 }

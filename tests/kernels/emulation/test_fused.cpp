@@ -25,12 +25,38 @@ static void scene_rows(scene_params *p, int n, int each)
 
 #include "tests/kernels/emulation/fused_scene.h"
 
-template <class F, int CL> static void run(struct outcome *out, int first, int n, int each)
+template <class F, int CL, enum fused_end END = FUSED_TOKENS>
+static void run(struct outcome *out, int first, int n, int each)
 {
     scene_run<typename F::element>(out, first, n, each, [](const scene_params &p, int clusters) {
         simt_launch(
-            {CL * clusters, 1, 1}, THREADS, [&] { fused<F, CL, FFN, FUSED_TOKENS>(p); }, CL);
+            {CL * clusters, 1, 1}, THREADS, [&] { fused<F, CL, FFN, END>(p); }, CL);
     });
+}
+
+/* Rows of which some are sampled, beside the same rows as none is. */
+static void sampled(const struct outcome &plain, int count)
+{
+    static struct outcome first, alone;
+
+    run<format_f16, 8, FUSED_SAMPLED>(simt_copies ? &alone : &first, 0, count, 5);
+    if (simt_copies) {
+        for (int row = 0; row < count; row++)
+            compare("sampled, letters at any time", first, alone, row);
+        return;
+    }
+    for (int row = 0; row < count; row++)
+        if (row % 3 != 2)
+            compare("plain beside sampled", plain, first, row);
+    run<format_f16, 16, FUSED_SAMPLED>(&alone, 5, 1, 1);
+    compare("sampled, 16 blocks, alone", first, alone, 5);
+    run<format_f16, 16, FUSED_SAMPLED>(&alone, 6, 3, 3);
+    for (int row = 6; row < 9; row++)
+        compare("sampled, 16 blocks, three rows", first, alone, row);
+    judge("another token is drawn", 2,
+          !memcmp(plain.token[2], first.token[2], sizeof plain.token[2]) &&
+              !memcmp(plain.token[8], first.token[8], sizeof plain.token[8]),
+          0.0);
 }
 
 int main(void)
@@ -52,6 +78,7 @@ int main(void)
         run<format_f16, 16>(&alone, 5, 3, 3);
         for (int row = 5; row < 8; row++)
             compare("16 blocks, three rows", crowd, alone, row);
+        sampled(first, COUNT);
     }
     for (int row = 0; row < COUNT; row++)
         if (row != 4)
