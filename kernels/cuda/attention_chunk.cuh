@@ -162,12 +162,19 @@ static __device__ __forceinline__ void cache_get16_if(uint4 *to, const void *fro
                  : "l"(from), "r"((int)in), "n"(OFFSET), "l"(CACHE_LEAVES_FIRST)
                  : "memory");
 }
-static __device__ __forceinline__ void shared_get16_if(uint4 *to, const void *from, bool in)
+static __device__ __forceinline__ uint32_t chunk_address(const void *shared)
 {
-    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %5, 0;\n\t"
+    return (uint32_t)__cvta_generic_to_shared(shared);
+}
+/* The same from shared memory if bit BIT of `set` is. */
+template <int BIT>
+static __device__ __forceinline__ void shared_get16_if(uint4 *to, uint32_t from, uint32_t set)
+{
+    asm volatile("{\n\t.reg .pred p;\n\t.reg .b32 b;\n\tand.b32 b, %5, %6;\n\t"
+                 "setp.ne.b32 p, b, 0;\n\t"
                  "@p ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
                  : "+r"(to->x), "+r"(to->y), "+r"(to->z), "+r"(to->w)
-                 : "r"((uint32_t)__cvta_generic_to_shared(from)), "r"((int)in)
+                 : "r"(from), "r"(set), "n"(1 << BIT)
                  : "memory");
 }
 /* The same, else zeros. (Not anything: what is not always written would have to be kept from the
@@ -240,22 +247,31 @@ static __device__ __forceinline__ void chunk_load(struct chunk_half<T> *chunk,
 
 /* The newest position, the chunk's i-th, whose key and value (64) lie in shared memory or in the
  * cache. */
+template <bool SHARED, int J, class T>
+static __device__ __forceinline__ void chunk_newest_of(struct chunk_half<T> *chunk, const T *key,
+                                                       const T *value, uint32_t keys,
+                                                       uint32_t values)
+{
+    if constexpr (SHARED) {
+        shared_get16_if<J>(&chunk->key[J], chunk_address(key), keys);
+        shared_get16_if<J>(&chunk->value[J], chunk_address(value), values);
+    } else {
+        cache_get16_if<0>(&chunk->key[J], key, keys >> J & 1);
+        cache_get16_if<0>(&chunk->value[J], value, values >> J & 1);
+    }
+    if constexpr (J < 7)
+        chunk_newest_of<SHARED, J + 1>(chunk, key, value, keys, values);
+}
 template <bool SHARED, class T>
 static __device__ __forceinline__ void chunk_newest(struct chunk_half<T> *chunk, const T *key,
                                                     const T *value, int i, int lane)
 {
-    auto get = [](uint4 *to, const T *from, bool in) {
-        if (SHARED)
-            shared_get16_if(to, from, in);
-        else
-            cache_get16_if<0>(to, from, in);
-    };
+    /* which of its 8 the lane has it in: a bit, so that no more than its test stands before a load
+     */
+    const uint32_t keys = lane >> 3 == (i & 3) ? 1u << (i >> 2) : 0;
+    const uint32_t values = (lane & 3) == (i & 3) ? 1u << (i >> 2) : 0;
 
-#pragma unroll
-    for (int j = 0; j < 8; j++) {
-        get(&chunk->key[j], key + 8 * (lane & 7), 4 * j + (lane >> 3) == i);
-        get(&chunk->value[j], value + 8 * (lane >> 2), 4 * j + (lane & 3) == i);
-    }
+    chunk_newest_of<SHARED, 0>(chunk, key + 8 * (lane & 7), value + 8 * (lane >> 2), keys, values);
 }
 
 /* Where the i-th 16 bytes of the lane's share of a query (64) begin. */

@@ -28,6 +28,7 @@ static __device__ __forceinline__ struct fused_place place_find(const struct fus
     at.row0 = (int)(blockIdx.x / S::BLOCKS) * each;
     at.rows = min(each, n - at.row0);
     at.now = 0;
+    at.nothing = p.nothing;
     at.ring = {0, 0};
     {
         /* rows that this block attends to: all, or every other one; its warps share them out */
@@ -153,10 +154,12 @@ layer_run(S *s, const struct fused_params &p, int index, const Constants &own, b
 {
     constexpr int J = S::TILES / 2;
     const bool last = index + 1 == p.layers;
+    struct attend_task task;
 
     product_rounds<F, D, ROUND_TILES>(s, ahead->wide, s->x, X_STRIDE, 3 * S::TILES, at);
     workers_sync();
     head_send<3>(s, &s->head_box, own.qkv[0], *at);
+    task = attend_begin(s, *at, false);
     mailbox_receive(&s->head_box, l->head_bytes, &l->head);
     /* self-attention, then cross-attention: q -> o -> y -> x */
 #pragma unroll
@@ -165,9 +168,10 @@ layer_run(S *s, const struct fused_params &p, int index, const Constants &own, b
             product_run<F, D>(s, narrow<F, J>(ahead), s->x, X_STRIDE, 0, S::TILES, at);
             workers_sync();
             head_send<1>(s, &s->query_box, own.cross_q, *at);
+            task = attend_begin(s, *at, true);
             mailbox_receive(&s->query_box, l->query_bytes, &l->query);
         }
-        attend<END>(s, &ahead->chunk, p, index, *at, cross);
+        attend<END>(s, &ahead->chunk, p, index, *at, cross, task);
         if (!cross || !last || more)
             attend_fetch<END>(s, &ahead->chunk, p,
                               !cross ? index
@@ -206,7 +210,10 @@ static __device__ __forceinline__ void logits_run(S *s, const struct fused_param
         }
         product_rounds<F, D, ROUND_TILES>(s, ahead->wide, s->x, X_STRIDE, count, at);
         workers_sync();
-        units_send<END>(s, p, done / 2, *at);
+        if (END != FUSED_STEP && rows_alone(*at))
+            units_send_alone<END>(s, p, done / 2, *at);
+        else
+            units_send<END>(s, p, done / 2, *at);
     }
 }
 
@@ -226,7 +233,9 @@ static __device__ __forceinline__ void work(S *s, const struct fused_params &p,
         at->cross_longest = max(at->cross_longest, s->source_len[r]);
     }
     if (own < at->rows)
-        row_embed<F>(s, p, s->state[0][own], *at);
+        row_embed<F>(s, p, s->state[0][own].token,
+                     embed_ahead(p, s->state[0][own].finished ? 0 : s->state[0][own].position, *at),
+                     *at);
     attend_fetch<END>(s, &ahead.chunk, p, 0, *at, false, 0);
     product_take<F, D>(s, ahead.wide, ROUND_TILES, *at);
     workers_sync();
@@ -251,21 +260,31 @@ static __device__ __forceinline__ void work(S *s, const struct fused_params &p,
         logits_run<F, END>(s, p, &ahead, at, logit_tiles);
         if (END == FUSED_STEP)
             return;
+        const bool more = step + 1 < steps;
+        uint32_t nothing = 0;
         auto take = [&] {
-            if (step + 1 < steps)
-                product_take<F, D>(s, ahead.wide, ROUND_TILES, *at);
+            if (more)
+                nothing = product_load<F, D>(s, ahead.wide, ROUND_TILES, *at);
         };
 
         if constexpr (END == FUSED_SAMPLED) {
             row_draw(s, p, step, l->logits_bytes, &l->logits, *at, take);
+            const struct embed_place place = embed_ahead(p, row_next(s, *at), *at);
+
             if (own < at->rows)
-                row_embed<F>(s, p, row_drawn(s, p, l->token_bytes, &l->token, *at), *at);
+                row_embed<F>(s, p, row_drawn(s, p, l->token_bytes, &l->token, *at).token, place,
+                             *at);
         } else {
+            const struct embed_place place = embed_ahead(p, row_next(s, *at), *at);
+
             take();
             mailbox_receive(&s->unit_box, l->unit_bytes, &l->unit);
             if (own < at->rows)
-                row_embed<F>(s, p, row_choose(s, p, *at), *at);
+                row_embed<F>(s, p, row_choose(s, p, *at).token, place, *at);
         }
+        /* now: what is fetched then would have delayed the embedding */
+        if (more)
+            pieces_release<D, ROUND_TILES / 2>(s, ROUND_TILES, *at, nothing);
         at->now ^= 1;
         at->self_longest++;
         if (rows_alone(*at))

@@ -76,20 +76,39 @@ static __device__ __forceinline__ void attend_send(S *s, const struct attention_
                        &s->o_box, (at.lane & 3) * (S::BLOCKS / 4) + r, out);
 }
 
+/* What a warp is to look at. */
+struct attend_task {
+    int position, length; /* of its row; 0: nothing */
+    int longest;          /* of all of the block */
+    bool apart;           /* parts of a row are merged across warps */
+};
+
+/* Before the query comes. */
+template <class S>
+static __device__ __forceinline__ struct attend_task
+attend_begin(const S *s, const struct fused_place &at, bool cross)
+{
+    const struct fused_row &row = s->state[at.now][max(at.row, 0)];
+    struct attend_task task;
+
+    task.position = row.position;
+    /* a finished row looks at nothing and sends what comes of it: letters have one size */
+    task.length = at.row < 0 || row.finished ? 0 : cross ? s->source_len[at.row] : row.position + 1;
+    task.longest = cross ? at.cross_longest : at.self_longest;
+    task.apart = at.shares > 1 && task.longest > CHUNK;
+    return task;
+}
+
 /* Attention of this block's rows and head; chunk: what attend_fetch() got. Parts are merged in the
  * order of the chunks: by the warp that has all of a row's, or round by round of a chunk a warp. */
 template <enum fused_end END, class S, class T>
-static __device__ __forceinline__ void attend(S *s, struct chunk_half<T> *chunk,
-                                              const struct fused_params &p, int layer,
-                                              const struct fused_place &at, bool cross)
+static __device__ __forceinline__ void
+attend(S *s, struct chunk_half<T> *chunk, const struct fused_params &p, int layer,
+       const struct fused_place &at, bool cross, const struct attend_task &task)
 {
-    const int row = at.row, position = row < 0 ? 0 : s->state[at.now][row].position;
-    /* a finished row looks at nothing and sends what comes of it: letters have one size */
-    const int length = row < 0 || s->state[at.now][row].finished ? 0
-                       : cross                                   ? s->source_len[row]
-                                                                 : position + 1;
-    const int longest = cross ? at.cross_longest : at.self_longest; /* of all of the block */
-    const bool apart = at.shares > 1 && longest > CHUNK;
+    const int row = at.row, position = task.position, length = task.length;
+    const int longest = task.longest;
+    const bool apart = task.apart;
     const struct chunk_query query = query_get(chunk, s->q[max(row, 0)], at.lane);
     struct attention_part part, all = {0.0f, 1.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
 

@@ -102,12 +102,33 @@ static __device__ __forceinline__ void rows_norm(S *s, const float *gamma, const
     workers_sync();
 }
 
+/* A lane's share of a position's row, as far as the warp embeds it: where a row is alone, v[0]
+ * alone.
+ */
+struct embed_place {
+    float4 v[4];
+};
+static __device__ __forceinline__ struct embed_place
+embed_ahead(const struct fused_params &p, int32_t position, const struct fused_place &at)
+{
+    const float *from = p.positions + (size_t)position * D + at.lane * 4;
+    struct embed_place place = {}; /* or the old ones would be kept */
+
+    if (rows_alone(at)) {
+        place.v[0] = *(const float4 *)(from + at.part * 128);
+        return place;
+    }
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        place.v[j] = *(const float4 *)(from + j * 128);
+    return place;
+}
+
 template <class F>
 static __device__ __forceinline__ float4 embed_get4(const struct fused_params &p, int32_t token,
-                                                    int32_t position, int k)
+                                                    const float4 &q, int k)
 {
     const float4 e = embedding_plain4<F>(p.embedding, token, k);
-    const float4 q = *(const float4 *)(p.positions + (size_t)position * D + k);
 
     return make_float4(__fadd_rn(__fmul_rn(e.x, p.embedding_factor), q.x),
                        __fadd_rn(__fmul_rn(e.y, p.embedding_factor), q.y),
@@ -117,24 +138,33 @@ static __device__ __forceinline__ float4 embed_get4(const struct fused_params &p
 
 /* The warp's row, of which it knows the token, into x. */
 template <class F, class S>
-static __device__ __forceinline__ void row_embed(S *s, const struct fused_params &p,
-                                                 const struct fused_row &row,
+static __device__ __forceinline__ void row_embed(S *s, const struct fused_params &p, int32_t token,
+                                                 const struct embed_place &place,
                                                  const struct fused_place &at)
 {
-    const int32_t position = row.finished ? 0 : row.position;
     float4 v[4];
 
     if (rows_alone(at)) {
-        row_put4(s, 0, at.part, embed_get4<F>(p, row.token, position, at.part * 128 + at.lane * 4),
+        row_put4(s, 0, at.part, embed_get4<F>(p, token, place.v[0], at.part * 128 + at.lane * 4),
                  at);
         return;
     }
 #pragma unroll
     for (int j = 0; j < 4; j++)
-        v[j] = embed_get4<F>(p, row.token, position, j * 128 + at.lane * 4);
+        v[j] = embed_get4<F>(p, token, place.v[j], j * 128 + at.lane * 4);
 #pragma unroll
     for (int j = 0; j < 4; j++)
         row_put4(s, at.warp, j, v[j], at);
+}
+
+/* The position that the warp's row will be at when it has its next token. What becomes of a row
+ * that ends with it does not matter. */
+template <class S>
+static __device__ __forceinline__ int32_t row_next(const S *s, const struct fused_place &at)
+{
+    const int row = rows_alone(at) ? 0 : min(at.warp, at.rows - 1);
+
+    return max(min(s->state[at.now][row].position + 1, s->max_new[row] - 1), 0);
 }
 
 /* One thread a row: what is known of it. */
@@ -325,6 +355,77 @@ static __device__ __forceinline__ void row_ask(S *s, const struct fused_params &
     draw_ask(&s->asked, p.rules, p.rows.row + p.active[at.row0 + row], p.steps);
     if (threadIdx.x == 0)
         s->drawn.width = FEW_WIDTH;
+}
+
+/* What units_send() does, of a row that is alone: a lane a column. */
+template <class S>
+static __device__ __forceinline__ float unit_alone(const S *s, int own,
+                                                   const struct fused_place &at)
+{
+    const float *sum = &s->partial[0][0][at.warp * PRODUCT_UNIT + at.lane];
+    constexpr int PART = ROWS * PARTIAL_STRIDE;
+
+    return __fadd_rn(((sum[0] + sum[PART]) + sum[2 * PART]) + sum[3 * PART],
+                     s->unit_bias[own][at.lane]);
+}
+
+/* A token's logit, that the rules may force, to every block; a lane has it. */
+template <class S>
+static __device__ __forceinline__ void special_alone(S *s, int which, int32_t token, int unit,
+                                                     float v, const struct fused_place &at)
+{
+    if (token < 0 || token / PRODUCT_UNIT != unit)
+        return;
+    v = __shfl_sync(0xffffffffu, v, token % PRODUCT_UNIT);
+    if (at.lane < S::BLOCKS)
+        cluster_send4(&s->special[0][which], &s->unit_box, at.lane, __float_as_uint(v));
+}
+
+template <class S>
+static __device__ __forceinline__ void summary_send_alone(S *s, const struct fused_params &p,
+                                                          int own, int unit, float v,
+                                                          const struct fused_place &at)
+{
+    const int32_t column = unit * PRODUCT_UNIT + at.lane;
+    const bool no_eos = s->state[at.now][0].position < s->min_new[0];
+    const float may =
+        no_eos && column == p.rules.eos_token ? -INFINITY : v + s->unit_rules[own][at.lane];
+    const float most = plain_value(__reduce_max_sync(0xffffffffu, plain_key(v)));
+    const struct plain_best best = plain_best_warp({may, column});
+    const float e = logsum_exp(v - logsum_base(most));
+    float sum = 0.0f;
+
+    /* the order of logsum_unit() */
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        sum =
+            __fadd_rn(sum, __shfl_sync(0xffffffffu, e, 8 * (i >> 1) + 2 * (at.lane & 3) + (i & 1)));
+    sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 1));
+    sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 2));
+    if (at.lane < S::BLOCKS)
+        cluster_send16(&s->unit[0][unit], &s->unit_box, at.lane,
+                       make_uint4(__float_as_uint(most), __float_as_uint(sum),
+                                  __float_as_uint(best.logit), (uint32_t)best.token));
+}
+
+template <enum fused_end END, class S>
+static __device__ __forceinline__ void units_send_alone(S *s, const struct fused_params &p,
+                                                        int first, const struct fused_place &at)
+{
+    const int own = first + at.warp, unit = at.rank + own * S::BLOCKS;
+
+    if (at.warp >= SUM_TILES / 2 || unit >= product_units(p.rules.vocabulary))
+        return;
+    const float v = unit_alone(s, own, at);
+
+    if constexpr (END == FUSED_SAMPLED) {
+        cluster_send4(&s->logits[draw_at(unit * PRODUCT_UNIT + at.lane)], &s->logits_box,
+                      row_chooser<S>(0), __float_as_uint(v));
+    } else {
+        special_alone(s, 0, p.rules.forced_eos, unit, v, at);
+        special_alone(s, 1, p.rules.forced_bos, unit, v, at);
+        summary_send_alone(s, p, own, unit, v, at);
+    }
 }
 
 /* The row that this block chooses for, if there is one: its token to every block. meanwhile(): what

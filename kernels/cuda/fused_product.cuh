@@ -121,13 +121,33 @@ static __device__ __forceinline__ void constants_send(S *s, const struct fused_p
     }
 }
 
-/* Weights to registers as soon as there is time: this warp's tiles of a round of `tiles`. */
+/* Lane j says of the warp's j-th piece, of a round of `tiles`, that it may be fetched over. */
+template <int K, int J, class S>
+static __device__ __forceinline__ void pieces_release(S *s, int tiles, const struct fused_place &at,
+                                                      uint32_t nothing)
+{
+    typedef fused_piece<K> piece;
+
+    if (at.lane < J && at.first + 2 * at.lane < tiles) {
+        const int index = piece::index(at, at.lane);
+        const bool seen = K > D && index + fused_ring<S>::SLOTS < piece::count(tiles);
+
+        ring_release(&s->empty[turn_ahead<S>(at.ring, index).slot],
+                     WARPS / piece::USERS - (seen ? 1 : 0) + nothing);
+    }
+}
+
+/* Weights to registers as soon as there is time: this warp's tiles of a round of `tiles`. Returns
+ * nothing, 0, but only when they are there: for pieces_release(), since what is fetched next has
+ * been seen to overtake loads. A number out of each of them is masked by one that is zero, though
+ * the compiler cannot know. */
 template <class F, int K, int J, class S>
-static __device__ __forceinline__ void
-product_take(S *s, struct format_weights (&w)[J][fused_piece<K>::BLK], int tiles,
+static __device__ __forceinline__ uint32_t
+product_load(S *s, struct format_weights (&w)[J][fused_piece<K>::BLK], int tiles,
              const struct fused_place &at)
 {
     typedef fused_piece<K> piece;
+    uint32_t any = 0;
 
 #pragma unroll
     for (int j = 0; j < J; j++) {
@@ -148,13 +168,28 @@ product_take(S *s, struct format_weights (&w)[J][fused_piece<K>::BLK], int tiles
             }
         ring_wait(&s->full[from.slot], from.turn);
 #pragma unroll
-        for (int b = 0; b < piece::BLK; b++)
+        for (int b = 0; b < piece::BLK; b++) {
             w[j][b] = weights_get<F>(slot + b * 1024, at.lane);
+            any |= w[j][b].half[0].x | w[j][b].half[1].x;
+        }
     }
+    return any & at.nothing;
 }
 
-/* When the rows are here: this warp's part of its tiles into the block's sums from tile `to` on;
- * the pieces may be fetched over. */
+/* The same; what they were read from may be fetched over at once (of long products, which have more
+ * pieces than slots, when they have been multiplied). */
+template <class F, int K, int J, class S>
+static __device__ __forceinline__ void
+product_take(S *s, struct format_weights (&w)[J][fused_piece<K>::BLK], int tiles,
+             const struct fused_place &at)
+{
+    const uint32_t nothing = product_load<F, K>(s, w, tiles, at);
+
+    if (K <= D)
+        pieces_release<K, J>(s, tiles, at, nothing);
+}
+
+/* When the rows are here: this warp's part of its tiles into the block's sums from tile `to` on. */
 template <class F, int K, int J, class S>
 static __device__ __forceinline__ void
 product_run(S *s, const struct format_weights (&w)[J][fused_piece<K>::BLK], const char *rows,
@@ -176,15 +211,9 @@ product_run(S *s, const struct format_weights (&w)[J][fused_piece<K>::BLK], cons
         if (tiles == 2 * J || at->first + 2 * j < tiles)
             sums_put(&s->partial[at->part][0][(to + at->first + 2 * j) * 16], (int)PARTIAL_STRIDE,
                      acc[j], at->lane);
-    /* behind the stores, which have seen the multiplication's end: behind the loads alone, what is
-     * fetched next has been seen to overtake them */
-    __syncwarp();
-    if (at->lane < J && at->first + 2 * at->lane < tiles) {
-        const int index = piece::index(*at, at->lane);
-        const bool seen = K > D && index + fused_ring<S>::SLOTS < piece::count(tiles);
-
-        ring_release(&s->empty[turn_ahead<S>(at->ring, index).slot],
-                     WARPS / piece::USERS - (seen ? 1 : 0));
+    if (K > D) { /* behind the stores, which have seen the multiplication's end */
+        __syncwarp();
+        pieces_release<K, J>(s, tiles, *at, 0);
     }
     at->ring = turn_ahead<S>(at->ring, piece::count(tiles));
 }
@@ -279,27 +308,36 @@ static __device__ __forceinline__ void head_send(S *s, struct cluster_mailbox *b
 }
 
 /* COUNT columns of the feed-forward's first product from the block's `from` on: activated, to every
- * block. Four neighbouring threads have the same columns and send them to a quarter of the blocks
- * each. */
+ * block. Four neighbouring threads work out one each of four columns, and each sends them to a
+ * quarter of the blocks. */
 template <int COUNT, class S>
 static __device__ __forceinline__ void hidden_send(S *s, enum product_act activation,
                                                    const float *bias, int from,
                                                    const struct fused_place &at)
 {
-    constexpr int FOURS = COUNT / 4;
+    constexpr int FOURS = COUNT / 4, PART = ROWS * PARTIAL_STRIDE;
+    const int quarter = threadIdx.x & 3, count = at.rows * FOURS;
 
 #pragma unroll 1
-    for (int i = threadIdx.x / 4; i < at.rows * FOURS; i += WORKERS / 4) {
-        const int row = i / FOURS, c = i % FOURS * 4, column = at.rank * S::HIDDEN + from + c;
-        float4 v = partial_get4(s, row, c, bias + from + c);
+    for (int first = 0; first + at.warp * 8 < count; first += WORKERS / 4) {
+        const int i = first + (int)threadIdx.x / 4, row = min(i, count - 1) / FOURS;
+        const int c = i % FOURS * 4, column = at.rank * S::HIDDEN + from + c;
+        const float *sum = &s->partial[0][row][c + quarter];
+        const float own =
+            activate(activation, (((sum[0] + sum[PART]) + sum[2 * PART]) + sum[3 * PART]) +
+                                     bias[from + c + quarter]);
+        float4 v;
 
-        v = make_float4(activate(activation, v.x), activate(activation, v.y),
-                        activate(activation, v.z), activate(activation, v.w));
+        v.x = __shfl_sync(0xffffffffu, own, 0, 4);
+        v.y = __shfl_sync(0xffffffffu, own, 1, 4);
+        v.z = __shfl_sync(0xffffffffu, own, 2, 4);
+        v.w = __shfl_sync(0xffffffffu, own, 3, 4);
+        if (i >= count)
+            continue;
 #pragma unroll
         for (int r = 0; r < S::BLOCKS / 4; r++)
             cluster_send8(s->h + row * S::H_STRIDE + column * 2, &s->h_box,
-                          (int)(threadIdx.x & 3) * (S::BLOCKS / 4) + r,
-                          elements4<typename S::element>(v));
+                          quarter * (S::BLOCKS / 4) + r, elements4<typename S::element>(v));
     }
 }
 

@@ -47,6 +47,7 @@ struct fused_params {
     float embedding_factor;
     enum product_act activation;
     int32_t layers, steps;
+    uint32_t nothing; /* 0, which no compiler knows */
     const int32_t *n, *active;
     struct cuda_rows rows;
     struct cuda_rules rules;
@@ -189,6 +190,7 @@ struct fused_place {
     int self_longest, cross_longest; /* at least the most keys that a row has */
     int now;                         /* the step's place in s->state */
     struct fused_turn ring;          /* the next product's weights */
+    uint32_t nothing;                /* 0: product_take() */
 };
 
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER

@@ -72,7 +72,8 @@ BODIES = {
     "attention_chunk.cuh": {
         "power_of_2": "return exp2f(x);",
         "cache_get16_if": "if (in) *to = *(const uint4 *)((const char *)from + OFFSET);",
-        "shared_get16_if": "if (in) *to = *(const uint4 *)from;",
+        "chunk_address": "return (uint32_t)(uintptr_t)shared;",
+        "shared_get16_if": "if (set >> BIT & 1) *to = *(const uint4 *)(uintptr_t)from;",
     },
     "launch.cuh": {"launch_wait": "", "launch_next": ""},
     "attention_encoder.cu": {"tile_copy": "simt_copy(shared, global, in);"},
