@@ -25,12 +25,28 @@ static __device__ __forceinline__ uint32_t cluster_rank(void)
     return rank;
 }
 
+/* Blocks of the cluster. */
+static __device__ __forceinline__ int cluster_blocks(void)
+{
+    int blocks;
+
+    asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));
+    return blocks;
+}
+
 /* All threads of all blocks. */
 static __device__ __forceinline__ void cluster_sync(void)
 {
     asm volatile(
         "barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
             : "memory");
+}
+
+/* The same, and nothing written before is promised to be seen behind it. */
+static __device__ __forceinline__ void cluster_meet(void)
+{
+    asm volatile(
+        "barrier.cluster.arrive.relaxed.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
 }
 
 static __device__ __forceinline__ uint32_t shared_address(const void *shared)

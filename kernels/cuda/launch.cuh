@@ -28,23 +28,38 @@ static __device__ __forceinline__ void launch_next(void)
 cudaError_t launch_note(cudaError_t status, const void *kernel, dim3 grid, int threads,
                         size_t shared);
 
+/* cluster: blocks in x that form one; 0: as the kernel has it. */
 template <typename... Params, typename... Args>
-static cudaError_t launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared,
-                          bool pdl, cudaStream_t stream, Args... args)
+static cudaError_t launch_cluster(void (*kernel)(Params...), int cluster, dim3 grid, int threads,
+                                  size_t shared, bool pdl, cudaStream_t stream, Args... args)
 {
     cudaLaunchConfig_t config = {};
-    cudaLaunchAttribute attribute = {};
+    cudaLaunchAttribute attributes[2] = {};
 
     config.gridDim = grid;
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = shared;
     config.stream = stream;
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute;
-    config.numAttrs = pdl ? 1 : 0;
+    config.attrs = attributes;
+    if (pdl) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+        attributes[config.numAttrs].val.clusterDim.x = (unsigned)cluster;
+        attributes[config.numAttrs].val.clusterDim.y = 1;
+        attributes[config.numAttrs++].val.clusterDim.z = 1;
+    }
     return launch_note(cudaLaunchKernelEx(&config, kernel, Params(args)...), (const void *)kernel,
                        grid, threads, shared);
+}
+
+template <typename... Params, typename... Args>
+static cudaError_t launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared,
+                          bool pdl, cudaStream_t stream, Args... args)
+{
+    return launch_cluster(kernel, 0, grid, threads, shared, pdl, stream, args...);
 }
 
 #endif

@@ -14,9 +14,14 @@ struct logsum {
     float max, sum;
 };
 
+/* e^x for x <= 0. What is lost by rounding the exponent matters only where the result is small
+ * against the 1 of the greatest; so two instructions do in place of eight. */
 static __device__ __forceinline__ float logsum_exp(float x)
 {
-    return expf(x);
+    float y;
+
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(__fmul_rn(x, 1.44269504088896341f)));
+    return y;
 }
 
 /* What is taken from exponents whose greatest is max: no branches, and no NaN where all are -inf.
@@ -26,24 +31,51 @@ static __device__ __forceinline__ float logsum_base(float max)
     return max == -INFINITY ? 0.0f : max;
 }
 
-/* v (8): lane q's columns in the order t, then 2q, 2q + 1. Call with whole groups of 4 lanes. */
+/* COUNT units side by side. v: of each, lane q's columns in the order t, then 2q, 2q + 1. Call with
+ * whole groups of 4 lanes. */
+template <int COUNT>
+static __device__ __forceinline__ void logsum_units(struct logsum (&r)[COUNT],
+                                                    const float (&v)[COUNT][8])
+{
+#pragma unroll
+    for (int u = 0; u < COUNT; u++) {
+        r[u].max = v[u][0];
+#pragma unroll
+        for (int i = 1; i < 8; i++)
+            r[u].max = fmaxf(r[u].max, v[u][i]);
+    }
+#pragma unroll
+    for (int mask = 1; mask <= 2; mask <<= 1)
+#pragma unroll
+        for (int u = 0; u < COUNT; u++)
+            r[u].max = fmaxf(r[u].max, __shfl_xor_sync(0xffffffffu, r[u].max, mask));
+#pragma unroll
+    for (int u = 0; u < COUNT; u++) {
+        const float base = logsum_base(r[u].max);
+
+        r[u].sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            r[u].sum = __fadd_rn(r[u].sum, logsum_exp(v[u][i] - base));
+    }
+#pragma unroll
+    for (int mask = 1; mask <= 2; mask <<= 1)
+#pragma unroll
+        for (int u = 0; u < COUNT; u++)
+            r[u].sum = __fadd_rn(r[u].sum, __shfl_xor_sync(0xffffffffu, r[u].sum, mask));
+}
+
+/* One. */
 static __device__ __forceinline__ struct logsum logsum_unit(const float v[8])
 {
-    struct logsum r;
+    struct logsum r[1];
+    float unit[1][8];
 
-    r.max = v[0];
-#pragma unroll
-    for (int i = 1; i < 8; i++)
-        r.max = fmaxf(r.max, v[i]);
-    r.max = fmaxf(r.max, __shfl_xor_sync(0xffffffffu, r.max, 1));
-    r.max = fmaxf(r.max, __shfl_xor_sync(0xffffffffu, r.max, 2));
-    r.sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < 8; i++)
-        r.sum = __fadd_rn(r.sum, logsum_exp(v[i] - logsum_base(r.max)));
-    r.sum = __fadd_rn(r.sum, __shfl_xor_sync(0xffffffffu, r.sum, 1));
-    r.sum = __fadd_rn(r.sum, __shfl_xor_sync(0xffffffffu, r.sum, 2));
-    return r;
+        unit[0][i] = v[i];
+    logsum_units<1>(r, unit);
+    return r[0];
 }
 
 /* A unit's part in the sum of a row whose greatest logit is max. */

@@ -6,10 +6,10 @@
 #include <string.h>
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/product_stream.h"
 
-/* Device memory that lives as long as the network, filled from `data`. */
-static void *network_upload(struct network *network, const void *data, size_t bytes,
-                            struct error *error)
+/* Device memory that lives as long as the network. */
+static void *network_reserve(struct network *network, size_t bytes, struct error *error)
 {
     void *device = NULL;
     cudaError_t status;
@@ -19,20 +19,31 @@ static void *network_upload(struct network *network, const void *data, size_t by
         return NULL;
     }
     status = cudaMalloc(&device, bytes);
-    if (status == cudaSuccess)
-        status = cudaMemcpy(device, data, bytes, cudaMemcpyHostToDevice);
     if (status != cudaSuccess) {
         size_t free_bytes = 0, total = 0;
 
         (void)cudaMemGetInfo(&free_bytes, &total);
         error_set(error, "CUDA: weights: %zu bytes: %s; %zu of %zu bytes of the device are free",
                   bytes, cudaGetErrorString(status), free_bytes, total);
-        (void)cudaFree(device);
         return NULL;
     }
     network->owned[network->owned_count++] = device;
     network->bytes += bytes;
     return device;
+}
+
+/* The same, filled from `data`. */
+static void *network_upload(struct network *network, const void *data, size_t bytes,
+                            struct error *error)
+{
+    void *device = network_reserve(network, bytes, error);
+
+    if (!device)
+        return NULL;
+    CUDA_TRY(cudaMemcpy(device, data, bytes, cudaMemcpyHostToDevice), error, fail);
+    return device;
+fail:
+    return NULL;
 }
 
 /* Where column n, input k lies in a packed weight, in units of `per` inputs a block: see
@@ -121,6 +132,23 @@ out:
     free(packed);
     free(row);
     return result;
+}
+
+/* A product's weights once more, as its kernel of many rows reads them. */
+static int weight_tile(struct network *network, struct cuda_weight *weight, struct error *error)
+{
+    const size_t bytes = stream_tiled_bytes(weight);
+
+    if (!bytes)
+        return 0;
+    weight->tiled = network_reserve(network, bytes, error);
+    if (!weight->tiled)
+        return -1;
+    CUDA_TRY(stream_tile(weight), error, fail);
+    CUDA_TRY(cudaStreamSynchronize(0), error, fail);
+    return 0;
+fail:
+    return -1;
 }
 
 /* Where a side of a weight goes when it is filled up: `heads` heads of `each` (0: all in a row), of
@@ -235,7 +263,8 @@ static int layer_upload(struct network *network, const struct model_layer *layer
         if (linear_upload(network, q, 1, &attention, &width, factor, &out->cross_q, error) ||
             linear_upload(network, kv, 2, &attention, &width, 1.0f, &out->cross_kv, error) ||
             linear_upload(network, o, 1, &width, &attention, 1.0f, &out->cross_out, error) ||
-            norm_upload(network, &layer->cross.norm, &out->cross_norm, error))
+            norm_upload(network, &layer->cross.norm, &out->cross_norm, error) ||
+            weight_tile(network, &out->qkv, error))
             return -1;
     }
     return 0;
@@ -306,6 +335,8 @@ static int tables_upload(struct network *network, const struct model *model,
         network->encoder_embedding = network->decoder_embedding;
     else if (embedding_upload(network, &model->encoder_embedding, NULL, format,
                               &network->encoder_embedding, error))
+        return -1;
+    if (weight_tile(network, &network->output, error))
         return -1;
     if (positions_upload(network, model, true, &network->decoder_positions, error))
         return -1;

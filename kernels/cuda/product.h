@@ -29,6 +29,7 @@ struct cuda_weight {
     enum cuda_format format;
     int32_t N, K;
     void *packed; /* (N padded / 16, K / KB, 1,024 bytes) */
+    void *tiled;  /* the same for product_stream.cuh; NULL where it does not multiply by it */
     float *scale; /* (N padded) int8 only */
     float *bias;  /* (N padded), zeros when the model has none */
 };

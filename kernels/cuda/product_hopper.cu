@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/product_stream.h"
 
 enum { ROW_WARPS = 4 }; /* of the kernels that take a row a warp */
 
@@ -85,6 +86,7 @@ cudaError_t hopper_prepare(int capability)
     capability = 0;
 #endif
     *count = 0;
+    CUDA_PASS(stream_prepare(capability));
     if (capability != 90)
         return cudaSuccess;
     for (int format = CUDA_F16; format <= CUDA_BF16; format++) {
@@ -196,6 +198,8 @@ cudaError_t hopper_enqueue(const struct product *product, int32_t n_most, bool p
 
     if (product->output == PRODUCT_NORMED)
         return normed_enqueue(product, n_most, pdl, stream);
+    if (stream_takes(product, n_most))
+        return stream_enqueue(product, n_most, pdl, stream);
     if (parts)
         return parts_enqueue(product, kind, parts, n_most, pdl, stream);
     if (shapes[shape].split == 1)

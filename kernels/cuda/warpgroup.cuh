@@ -40,6 +40,13 @@ template <int PENDING> static __device__ __forceinline__ void warpgroup_wait(voi
 {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
+/* The compiler shall not read them earlier. */
+template <int COUNT> static __device__ __forceinline__ void warpgroup_ended(float (&sums)[COUNT])
+{
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+        asm volatile("" : "+f"(sums[i])::"memory");
+}
 /* What was written to shared memory by ordinary stores or cp.async is seen by the instruction after
  * this and a barrier. */
 static __device__ __forceinline__ void warpgroup_publish(void)
@@ -137,6 +144,43 @@ static __device__ __forceinline__ void warpgroup_barrier(int group)
           "+f"(c[62]), "+f"(c[63])                                                                 \
         : "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w), "l"(rows), "r"(add))
 
+/* The same with both operands in shared memory. */
+#define WARPGROUP_MULTIPLY_SHARED_64(TYPE, c, first, rows, add)                                    \
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %34, 0;\n\t"                                \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {"                  \
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "          \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"  \
+                 "}, %32, %33, p, 1, 1, 0, 0;\n\t}"                                                \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]),         \
+                   "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]),       \
+                   "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]), "+f"(c[16]), "+f"(c[17]),   \
+                   "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]),   \
+                   "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]),   \
+                   "+f"(c[30]), "+f"(c[31])                                                        \
+                 : "l"(first), "l"(rows), "r"(add))
+
+#define WARPGROUP_MULTIPLY_SHARED_128(TYPE, c, first, rows, add)                                       \
+    asm volatile(                                                                                  \
+        "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %66, 0;\n\t"                                         \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " {"                          \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                   \
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "         \
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "         \
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"           \
+        "}, %64, %65, p, 1, 1, 0, 0;\n\t}"                                                         \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]),      \
+          "+f"(c[7]), "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]),  \
+          "+f"(c[14]), "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]),            \
+          "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]), "+f"(c[25]),            \
+          "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31]),            \
+          "+f"(c[32]), "+f"(c[33]), "+f"(c[34]), "+f"(c[35]), "+f"(c[36]), "+f"(c[37]),            \
+          "+f"(c[38]), "+f"(c[39]), "+f"(c[40]), "+f"(c[41]), "+f"(c[42]), "+f"(c[43]),            \
+          "+f"(c[44]), "+f"(c[45]), "+f"(c[46]), "+f"(c[47]), "+f"(c[48]), "+f"(c[49]),            \
+          "+f"(c[50]), "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), "+f"(c[55]),            \
+          "+f"(c[56]), "+f"(c[57]), "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]),            \
+          "+f"(c[62]), "+f"(c[63])                                                                 \
+        : "l"(first), "l"(rows), "r"(add))
+
 template <class F> inline constexpr bool WARPGROUP_IS_BF16 = false;
 template <> inline constexpr bool WARPGROUP_IS_BF16<format_bf16> = true;
 
@@ -178,6 +222,24 @@ static __device__ __forceinline__ void warpgroup_multiply(float (&c)[N / 2], con
         WARPGROUP_MULTIPLY_128("bf16", c, w, rows, add);
     else
         WARPGROUP_MULTIPLY_128("f16", c, w, rows, add);
+}
+
+/* c = 64 rows of `first` times N rows of `second`, both in shared memory, over 16 inputs, plus c
+ * when `add`: warp i of the four has rows 16 i .., and c is N / 8 tiles of 16 by 8 of which lane
+ * 4g + q has (g, 2q), (g, 2q + 1), (g + 8, 2q), (g + 8, 2q + 1). Asynchronous. */
+template <class F, int N>
+static __device__ __forceinline__ void
+warpgroup_multiply_shared(float (&c)[N / 2], uint64_t first, uint64_t second, int add)
+{
+    static_assert(N == 64 || N == 128, "rows");
+    if constexpr (N == 64 && WARPGROUP_IS_BF16<F>)
+        WARPGROUP_MULTIPLY_SHARED_64("bf16", c, first, second, add);
+    else if constexpr (N == 64)
+        WARPGROUP_MULTIPLY_SHARED_64("f16", c, first, second, add);
+    else if constexpr (WARPGROUP_IS_BF16<F>)
+        WARPGROUP_MULTIPLY_SHARED_128("bf16", c, first, second, add);
+    else
+        WARPGROUP_MULTIPLY_SHARED_128("f16", c, first, second, add);
 }
 
 #endif

@@ -105,6 +105,26 @@ static __device__ __forceinline__ void ring_copy(void *to, const void *from, uin
         : "memory");
 }
 
+/* One thread: the same into the slots of all `blocks` of a cluster, each of which counts its own.
+ */
+static __device__ __forceinline__ void ring_copy_all(void *to, const void *from, uint32_t bytes,
+                                                     uint64_t *full, int blocks)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::"
+                 "cluster [%0], [%1], %2, [%3], %4;" ::"r"(shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(full)),
+                 "h"((uint16_t)((1 << blocks) - 1))
+                 : "memory");
+}
+
+/* ring_release() of one share of a slot of block `rank`. */
+static __device__ __forceinline__ void ring_release_at(uint64_t *barrier, int rank)
+{
+    asm volatile(
+        "mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(cluster_address(barrier, rank))
+        : "memory");
+}
+
 /* One thread: a piece into a slot out of which all have used what they read: behind the loads
  * alone, what is fetched next has been seen to overtake them. */
 static __device__ __forceinline__ void ring_fetch(char *slot, const struct ring_piece &piece,

@@ -30,15 +30,19 @@ BODIES = {
     },
     "warpgroup.cuh": {
         "warpgroup_fence": "",
+        "warpgroup_ended": "",
         "warpgroup_commit": "",
         "warpgroup_wait": "",
         "warpgroup_publish": "",
         "warpgroup_barrier": "simt_warpgroup_barrier(group);",
+        "warpgroup_multiply_shared": "simt_wgmma_shared<typename F::element, N>(c, first, second, add);",
         "warpgroup_multiply": "simt_wgmma<typename F::element, N>(c, w, rows, add);",
     },
     "cluster.cuh": {
         "cluster_rank": "return simt_rank();",
+        "cluster_blocks": "return simt_cluster;",
         "cluster_sync": "simt_wait(&simt_everybody, simt_threads * simt_cluster);",
+        "cluster_meet": "simt_wait(&simt_everybody, simt_threads * simt_cluster);",
         "cluster_address": "abort();",
         "mailbox_expect": "simt_box_expect(box, bytes);",
         "mailbox_open": "simt_box_open(box); simt_box_expect(box, bytes);",
@@ -54,6 +58,8 @@ BODIES = {
         "ring_fetch": "simt_ring_fetch(slot, piece.from, piece.bytes, full);",
         "ring_expect": "simt_ring_expect(full, bytes);",
         "ring_copy": "simt_ring_copy((char *)to, (const char *)from, bytes, full);",
+        "ring_copy_all": "simt_ring_copy_all((char *)to, (const char *)from, bytes, full, blocks);",
+        "ring_release_at": "simt_ring_release_at(barrier, rank);",
         "ring_open_shared": "simt_ring_open(barrier, shares);",
         "ring_release": "simt_ring_release(barrier, shares);",
     },
@@ -75,6 +81,15 @@ BODIES = {
         "chunk_address": "return (uint32_t)(uintptr_t)shared;",
         "shared_get16_if": "if (set >> BIT & 1) *to = *(const uint4 *)(uintptr_t)from;",
     },
+    "logsum.cuh": {"logsum_exp": "return expf(x);"},
+    "product_stream.cuh": {
+        "stream_registers_give": "",
+        "stream_registers_take": "",
+        "stream_turn_wait": "simt_turn_wait(group);",
+        "stream_turn_pass": "simt_turn_pass(group);",
+        "stream_mask": "return *mask;",
+        "stream_bias": "return *(const float2 *)bias;",
+    },
     "launch.cuh": {"launch_wait": "", "launch_next": ""},
     "attention_encoder.cu": {"tile_copy": "simt_copy(shared, global, in);"},
 }
@@ -92,6 +107,11 @@ LINES = {
         (r"#if PGPT_CUDA_HOPPER && __CUDA_ARCH__ >= 900", "#if 1"),
         (r"extern __shared__ __align__\(1024\) char shared\[\];", "char *shared = simt_shared;"),
     ],
+    "product_stream.cuh": [
+        (r"#if PGPT_CUDA_HOPPER && __CUDA_ARCH__ >= 900", "#if 1"),
+        (r"extern __shared__ __align__\(1024\) char shared\[\];", "char *shared = simt_shared;"),
+    ],
+    "product_stream_output.cuh": [(r"#if PGPT_CUDA_HOPPER && __CUDA_ARCH__ >= 900", "#if 1")],
     "cluster.cuh": [
         (r"#if __CUDA_ARCH__ >= 900", "#if 1"),
         (r"static[^\n]*shared_address\(const void \*shared\)\s*\{[^}]*\}", ""),
@@ -125,7 +145,7 @@ LINES = {
     ],
 }
 # as they are
-PLAIN = ["attention_plain.cuh", "attention_bytes.cuh", "product_output.cuh", "logsum.cuh", "product.h", "product_hopper.h", "product_shape.h", "rows.h",
+PLAIN = ["attention_plain.cuh", "attention_bytes.cuh", "product_norm.cuh", "product_output.cuh", "product.h", "product_hopper.h", "product_stream.h", "product_shape.h", "rows.h",
          "attention.h", "choose_few.cuh", "choose_plain.cuh", "fused.h", "fused_rows.h", "fused_model.cuh", "network.h", "check.h"]
 
 

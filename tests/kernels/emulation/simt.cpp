@@ -30,8 +30,9 @@ struct box {
 
 /* A barrier of weights_ring.cuh. */
 struct ring {
-    int32_t bytes; /* on their way; or shares that are released */
-    uint16_t phase, shares;
+    int32_t bytes;             /* on their way; or shares that are released */
+    uint16_t phase;            /* modulo 2 */
+    uint8_t shares, announced; /* of bytes: some may come from another block before that */
 };
 
 /* On its way to another block; or, with `from`, from global memory into a ring. */
@@ -153,6 +154,23 @@ void simt_copies_between(void)
         simt_copy_wait(0);
 }
 
+/* How often 128 threads have passed the turn to a group, and a thread has had it. */
+static int turns_passed[SIMT_BLOCKS][2], turns_had[THREADS_MAX];
+
+void simt_turn_pass(int group)
+{
+    turns_passed[simt_rank()][1 - group]++;
+    waits = 0;
+}
+
+static void yield(void);
+void simt_turn_wait(int group)
+{
+    turns_had[simt_thread]++;
+    while (turns_passed[simt_rank()][group] < 128 * turns_had[simt_thread])
+        yield();
+}
+
 /* Another thread's turn. */
 static void yield(void)
 {
@@ -173,6 +191,14 @@ static void box_turn(struct box *box)
     if (box->announced && !box->bytes) {
         box->announced = 0;
         box->phase ^= 1;
+    }
+}
+
+static void ring_turn(struct ring *ring)
+{
+    if (ring->announced && !ring->bytes) {
+        ring->announced = 0;
+        ring->phase ^= 1;
     }
 }
 
@@ -201,7 +227,7 @@ static void sent_land(const struct sent &sent)
         struct ring *ring = (struct ring *)sent.box;
 
         ring->bytes -= sent.bytes;
-        ring->phase ^= !ring->bytes;
+        ring_turn(ring);
     } else {
         struct box *box = (struct box *)sent.box;
 
@@ -254,7 +280,7 @@ void simt_box_send(const void *to, void *box, int rank, const void *data, int by
 
 void simt_ring_open(void *barrier, uint32_t shares)
 {
-    const struct ring ring = {0, 0, (uint16_t)shares};
+    const struct ring ring = {0, 0, (uint8_t)shares, 0};
 
     memcpy(barrier, &ring, sizeof ring);
 }
@@ -289,11 +315,13 @@ void simt_ring_expect(void *full, uint32_t bytes)
 {
     struct ring *ring = (struct ring *)full;
 
-    if (ring->bytes) {
+    if (ring->announced) {
         fprintf(stderr, "simt: a slot is fetched while another piece is on its way there\n");
         exit(1);
     }
-    ring->bytes = (int32_t)bytes;
+    ring->announced = 1;
+    ring->bytes += (int32_t)bytes;
+    ring_turn(ring);
 }
 
 void simt_ring_copy(char *to, const char *from, uint32_t bytes, void *full)
@@ -305,6 +333,20 @@ void simt_ring_copy(char *to, const char *from, uint32_t bytes, void *full)
         sent_land(sent);
     else
         on_way.push_back(sent);
+}
+
+void simt_ring_copy_all(char *to, const char *from, uint32_t bytes, void *full, int blocks)
+{
+    for (int i = 0; i < blocks; i++) {
+        const ptrdiff_t away = (ptrdiff_t)(i - simt_rank()) * (1 << 18);
+
+        simt_ring_copy(to + away, from, bytes, (char *)full + away);
+    }
+}
+
+void simt_ring_release_at(void *barrier, int rank)
+{
+    simt_ring_release((char *)barrier + (ptrdiff_t)(rank - simt_rank()) * (1 << 18), 1);
 }
 
 void simt_ring_fetch(char *slot, const char *from, uint32_t bytes, void *full)
@@ -333,6 +375,8 @@ static void block_run(void)
     simt_everybody = {};
     memset(simt_warps, 0, sizeof simt_warps);
     memset(simt_lanes, 0, sizeof simt_lanes);
+    memset(turns_passed, 0, sizeof turns_passed);
+    memset(turns_had, 0, sizeof turns_had);
     for (int i = 0; i < SIMT_WARPS / 4; i++)
         simt_groups[i] = simt_group_steps[i] = {};
     for (int i = 0; i < simt_threads * simt_cluster; i++) {

@@ -104,6 +104,8 @@ void simt_ring_release(void *barrier, uint32_t shares);
 void simt_ring_wait(const void *barrier, uint32_t phase);
 void simt_ring_expect(void *full, uint32_t bytes);
 void simt_ring_copy(char *to, const char *from, uint32_t bytes, void *full);
+void simt_ring_copy_all(char *to, const char *from, uint32_t bytes, void *full, int blocks);
+void simt_ring_release_at(void *barrier, int rank);
 void simt_ring_fetch(char *slot, const char *from, uint32_t bytes, void *full);
 
 static inline int simt_warp(void)
@@ -150,11 +152,15 @@ static inline void __syncwarp(void)
 {
     simt_wait(&simt_warps[simt_warp()], 32);
 }
-static inline void simt_warpgroup_barrier(int group)
+static inline void simt_warpgroup_barrier(int)
 {
     simt_copies_between();
-    simt_wait(&simt_groups[group], 128);
+    simt_wait(&simt_groups[simt_thread >> 7], 128);
 }
+
+/* Two warpgroups of a block that take turns at something. */
+void simt_turn_wait(int group);
+void simt_turn_pass(int group);
 
 /* lanes: those that take part, which know each other by the lowest. */
 template <class T> static inline T simt_from_lane(uint32_t lanes, T value, int lane)
@@ -432,6 +438,35 @@ static inline void simt_wgmma(float (&c)[N / 2], const uint4 &w, uint64_t rows, 
         }
     }
     simt_wait(&simt_group_steps[warp >> 2], 128);
+}
+
+/* The same with both operands in shared memory: c is of 64 rows of `first` and N of `second`. */
+template <class T, int N>
+static inline void simt_wgmma_shared(float (&c)[N / 2], uint64_t first, uint64_t second, int add)
+{
+    const int warp = simt_warp() & 3, g = simt_lane() >> 2, q = simt_lane() & 3;
+    const uintptr_t block = (uintptr_t)simt_shared & ~(uintptr_t)0x3ffff;
+    auto element = [&](uint64_t rows, int row, int k) {
+        uintptr_t at = block + ((rows & 0x3fff) << 4) + (uintptr_t)(row * 128 + k * 2);
+        uint16_t bits;
+
+        at ^= (at >> 7 & 7) << 4;
+        memcpy(&bits, (const void *)at, 2);
+        return simt_half<T>(bits, 0);
+    };
+
+    for (uint64_t rows : {first, second})
+        if ((rows >> 32 & 0x3fff) << 4 != 1024 || rows >> 62 != 1)
+            abort();
+    for (int i = 0; i < N / 2; i++) {
+        const int row = 16 * warp + g + (i >> 1 & 1) * 8, column = 8 * (i >> 2) + 2 * q + (i & 1);
+        double sum = add ? c[i] : 0.0;
+
+        for (int k = 0; k < 16; k++)
+            sum += (double)element(first, row, k) * element(second, column, k);
+        c[i] = (float)sum;
+    }
+    simt_wait(&simt_group_steps[simt_warp() >> 2], 128);
 }
 
 #endif

@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/attention_encoder.cu"
 #include "kernels/cuda/product_hopper.cuh"
+#include "kernels/cuda/product_stream.cuh"
 
 static uint64_t random_state = 1;
 static int failures;
@@ -35,6 +36,27 @@ static size_t packed_at(int n, int k, int K)
 
     return ((size_t)(n / 16) * (K / 32) + k / 32) * 512 +
            ((half * 32 + column % 8 * 4 + q) * 4 + late * 2 + column / 8) * 2 + in % 2;
+}
+
+/* A weight as product_stream has it. */
+static std::vector<uint4> tiled_fill(struct cuda_weight *weight)
+{
+    const int words = product_padded(weight->N) * weight->K / 8;
+    std::vector<uint4> tiled(words);
+
+    weight->tiled = tiled.data();
+    simt_launch({words / 256, 1, 1}, 256, [&] { stream_tile_words(*weight, words); });
+    return tiled;
+}
+
+template <class F, enum product_output OUTPUT, int CLUSTER>
+static void stream_run(const struct product &p, int columns)
+{
+    const int rows = STREAM_ROWS * CLUSTER;
+
+    simt_launch(
+        {(*p.n + rows - 1) / rows * CLUSTER, columns, 1}, STREAM_THREADS,
+        [&] { product_stream<F, OUTPUT>(p); }, CLUSTER);
 }
 
 /* PART < 0: product_parts, of -PART windows. */
@@ -97,7 +119,7 @@ static void product_test(const char *what, int n, int N, int K, int blocks, doub
 template <int BM, int SPLIT, int PART>
 static void cross_test(const char *what, int n, int D, bool int8)
 {
-    const int positions = 20, rows = 3, heads = D / HEAD, columns = 128 / SPLIT;
+    const int positions = 50, rows = 3, heads = D / HEAD, columns = 128 / SPLIT;
     const size_t cache = (size_t)rows * D * positions;
     std::vector<__half> packed((size_t)2 * D * D), w(packed.size()), x((size_t)n * D);
     std::vector<__half> k(cache), v(cache);
@@ -157,10 +179,11 @@ static void cross_test(const char *what, int n, int D, bool int8)
     judge(what, n, D, int8, worst, int8 ? 3e-2 : 4e-3);
 }
 
-/* Units of logits: the bits that output_unit() leaves, which other kernels use. */
-template <int BM, int SPLIT, int PART> static void logits_test(const char *what, int n, int V)
+/* Units of logits: the bits that output_unit() leaves, which other kernels use; and the logits. */
+static void logits_judge(const char *what, int n, int V, int K,
+                         const std::function<void(struct product &)> &run)
 {
-    const int K = PART ? PART * 128 : 256, columns = 128 / SPLIT, units = product_units(V);
+    const int units = product_units(V), masked = 128; /* behind it every token may be chosen */
     std::vector<__half> packed((size_t)product_padded(V) * K), x((size_t)n * K);
     std::vector<float> bias(product_padded(V)), mask(V), logits((size_t)n * V), special(2 * n),
         other(2 * n);
@@ -168,13 +191,14 @@ template <int BM, int SPLIT, int PART> static void logits_test(const char *what,
     std::vector<struct cuda_row> rows(n);
     std::vector<int32_t> active(n);
     struct product p;
+    double worst = 0.0;
 
     for (__half &e : packed)
         e = __half(random_float() * 0.3f);
     for (__half &e : x)
         e = __half(random_float());
     for (int c = 0; c < V; c++)
-        mask[c] = c % 7 == 3 || c / 32 == 2 ? -INFINITY : 0.0f;
+        mask[c] = c < masked && (c % 7 == 3 || c / 32 == 2) ? -INFINITY : 0.0f;
     memset(rows.data(), 0, n * sizeof rows[0]);
     for (int i = 0; i < n; i++) {
         active[i] = n - 1 - i;
@@ -196,8 +220,7 @@ template <int BM, int SPLIT, int PART> static void logits_test(const char *what,
     p.logits = logits.data();
     for (int c : {36, 37}) /* the end of the text often lies ahead, or as far as its neighbour */
         bias[c] = 3.0f;
-    simt_launch({(V + columns - 1) / columns, (n + BM - 1) / BM, 1}, HOPPER_THREADS,
-                [&] { product_hopper<format_f16, PRODUCT_LOGITS, false, BM, SPLIT, PART>(p); });
+    run(p);
     p.units = wanted.data();
     p.logits = NULL;
     p.special = other.data();
@@ -218,6 +241,105 @@ template <int BM, int SPLIT, int PART> static void logits_test(const char *what,
                     special[2 * i + 1] != logits[(size_t)i * V + 5];
     judge(what, n, V, units,
           memcmp(got.data(), wanted.data(), got.size() * sizeof got[0]) ? 1.0 : 0.0, 0.0);
+    for (int i = 0; i < n; i++)
+        for (int c = 0; c < V; c++) {
+            double sum = bias[c];
+
+            for (int k = 0; k < K; k++)
+                sum += (double)(float)x[(size_t)i * K + k] * (float)packed[packed_at(c, k, K)];
+            sum = fabs(logits[(size_t)i * V + c] - sum);
+            if (!(sum <= worst))
+                worst = sum;
+        }
+    judge(what, n, V, K, worst, 1e-4);
+    p.units = got.data();
+    memset(got.data(), 0, got.size() * sizeof got[0]);
+    run(p); /* nobody wants the logits */
+    judge(what, n, V, 0, memcmp(got.data(), wanted.data(), got.size() * sizeof got[0]) ? 1.0 : 0.0,
+          0.0);
+}
+
+template <int BM, int SPLIT, int PART> static void logits_test(const char *what, int n, int V)
+{
+    const int K = PART ? PART * 128 : 256, columns = 128 / SPLIT;
+
+    logits_judge(what, n, V, K, [&](struct product &p) {
+        simt_launch({(V + columns - 1) / columns, (n + BM - 1) / BM, 1}, HOPPER_THREADS,
+                    [&] { product_hopper<format_f16, PRODUCT_LOGITS, false, BM, SPLIT, PART>(p); });
+    });
+}
+
+/* columns: blocks that share out the columns */
+template <int CLUSTER> static void stream_test(const char *what, int n, int V, int columns)
+{
+    logits_judge(what, n, V, STREAM_INPUTS, [&](struct product &p) {
+        const std::vector<uint4> tiled = tiled_fill(&p.weight);
+
+        stream_run<format_f16, PRODUCT_LOGITS, CLUSTER>(p, columns);
+    });
+}
+
+/* Queries out, keys and values into the caches of rows of which one has ended. */
+template <class F, int CLUSTER>
+static void qkv_test(const char *what, int n, int columns, double most)
+{
+    typedef typename F::element T;
+    const int D = STREAM_INPUTS, N = 3 * D, positions = 5;
+    std::vector<T> packed((size_t)N * D), w(packed.size()), x((size_t)n * D);
+    std::vector<T> q((size_t)n * D, T(777.0f)), k((size_t)n * D * positions, T(777.0f)), v = k;
+    std::vector<float> bias(N);
+    std::vector<struct cuda_row> rows(n);
+    std::vector<int32_t> active(n);
+    struct product p;
+    double worst = 0.0;
+
+    for (int c = 0; c < N; c++) {
+        bias[c] = random_float();
+        for (int i = 0; i < D; i++)
+            packed[packed_at(c, i, D)] = w[(size_t)c * D + i] = T(random_float() * 0.1f);
+    }
+    for (T &e : x)
+        e = T(random_float());
+    memset(rows.data(), 0, n * sizeof rows[0]);
+    for (int i = 0; i < n; i++) {
+        active[i] = n - 1 - i;
+        rows[i].position = i % positions;
+        rows[i].finished = i == n / 2;
+    }
+    memset(&p, 0, sizeof p);
+    p.n = &n;
+    p.weight.N = N;
+    p.weight.K = D;
+    p.weight.packed = packed.data();
+    p.weight.bias = bias.data();
+    p.x = x.data();
+    p.output = PRODUCT_QKV;
+    p.out = q.data();
+    p.cache_k = k.data();
+    p.cache_v = v.data();
+    p.cache_heads = D / HEAD;
+    p.cache_positions = positions;
+    p.active = active.data();
+    p.rows.row = rows.data();
+    const std::vector<uint4> tiled = tiled_fill(&p.weight);
+
+    stream_run<F, PRODUCT_QKV, CLUSTER>(p, columns);
+    for (int i = 0; i < n; i++)
+        for (int c = 0; c < N; c++) {
+            const int row = active[i], d = c % D, position = rows[row].position;
+            const size_t at =
+                (((size_t)row * D + d - d % HEAD) * positions + position * HEAD) + d % HEAD;
+            double sum = bias[c];
+
+            for (int j = 0; j < D; j++)
+                sum += (double)(float)x[(size_t)i * D + j] * (float)w[(size_t)c * D + j];
+            if (rows[row].finished) /* left alone */
+                sum = (float)T(777.0f);
+            sum = fabs((float)(c < D ? q[(size_t)i * D + d] : c < 2 * D ? k[at] : v[at]) - sum);
+            if (!(sum <= worst))
+                worst = sum;
+        }
+    judge(what, n, N, columns, worst, most);
 }
 
 static double attention_worst(const std::vector<float> &q, const std::vector<float> &k,
@@ -326,6 +448,10 @@ int main(void)
         logits_test<32, 2, 4>("32 rows, logits, 512", 37, 300);
         logits_test<64, 1, 4>("64 rows, logits, 512", 37, 300);
         logits_test<64, 2, 4>("64 rows in halves, logits", 70, 300);
+        stream_test<1>("a stream of logits", 70, 600, 2);
+        stream_test<2>("a stream for two blocks", 131, 600, 1);
+        qkv_test<format_f16, 1>("a stream into caches", 70, 2, 4e-3);
+        qkv_test<format_bf16, 2>("the same for two blocks, bf16", 200, 3, 2e-2);
         product_test<format_f16, PRODUCT_PLAIN, 64, 2, 0>("64 rows in halves", 70, 200, 768, 0,
                                                           4e-3);
         product_test<format_f16, PRODUCT_PLAIN, 64, 2, 4>("64 rows in halves, 512", 70, 200, 512, 0,

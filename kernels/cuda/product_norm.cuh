@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * product_norm: what stands between products of many rows, a row a warp: the embedding in front of
+ * the first one, and the norm of what a product and its residual have left.
+ */
+#ifndef PGPT_KERNELS_CUDA_PRODUCT_NORM_CUH
+#define PGPT_KERNELS_CUDA_PRODUCT_NORM_CUH
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/product_input.cuh"
+#include "kernels/cuda/product_output.cuh"
+
+enum { ROW_WARPS = 4 }; /* a row each */
+
+/* x_out (n,K) and out (n,K): embeddings of tokens plus positions. */
+template <class F>
+static __global__ void __launch_bounds__(ROW_WARPS * 32) product_embed(const struct product p)
+{
+    typedef typename F::element element;
+    const int i = blockIdx.x * ROW_WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+    const int K = p.weight.K;
+    int token, position;
+
+    launch_wait();
+    launch_next();
+    if (i >= *p.n)
+        return;
+    if (p.tokens) {
+        token = p.tokens[i];
+        position = p.positions[i];
+    } else {
+        const struct cuda_row *row = p.rows.row + p.active[i];
+
+        token = row->token;
+        position = row->finished ? 0 : row->position;
+    }
+#pragma unroll 4
+    for (int k = lane * 4; k < K; k += 128) {
+        float4 e = embedding_get4<F>(p.embedding, token, k);
+        float4 v = *(const float4 *)(p.position_table + (size_t)position * K + k);
+
+        v.x = __fadd_rn(__fmul_rn(e.x, p.embedding_factor), v.x);
+        v.y = __fadd_rn(__fmul_rn(e.y, p.embedding_factor), v.y);
+        v.z = __fadd_rn(__fmul_rn(e.z, p.embedding_factor), v.z);
+        v.w = __fadd_rn(__fmul_rn(e.w, p.embedding_factor), v.w);
+        *(float4 *)(p.x_out + (size_t)i * K + k) = v;
+        output_put4((element *)p.out + (size_t)i * K + k, v);
+    }
+}
+
+/* out (n,N) elements and x_out (n,N) = layer norm of x_out: the same operations in the same order
+ * as tile_fill_float. V * 128 >= N. */
+template <class F, int V>
+static __global__ void __launch_bounds__(ROW_WARPS * 32) product_norm(const struct product p)
+{
+    typedef typename F::element element;
+    const int i = blockIdx.x * ROW_WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+    const int N = p.weight.N;
+    float4 gamma[V], beta[V], v[V];
+    float mean = 0.0f, square = 0.0f;
+    float *x = p.x_out + (size_t)i * N;
+
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        if (j * 128 >= N)
+            break;
+        gamma[j] = *(const float4 *)(p.gamma + j * 128 + lane * 4);
+        beta[j] = *(const float4 *)(p.beta + j * 128 + lane * 4);
+    }
+    launch_wait();
+    launch_next();
+    if (i >= *p.n)
+        return;
+#pragma unroll
+    for (int j = 0; j < V; j++)
+        v[j] = j * 128 < N ? __ldcg((const float4 *)(x + j * 128 + lane * 4))
+                           : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int j = 0; j < V; j++)
+        mean += (v[j].x + v[j].y) + (v[j].z + v[j].w);
+    mean = warp_sum(mean) / (float)p.width;
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        if (j * 128 >= N)
+            break;
+        v[j].x -= mean;
+        v[j].y -= mean;
+        v[j].z -= mean;
+        v[j].w -= mean;
+        width_cut(v[j], j * 128 + lane * 4, p.width, N);
+        square = __fmaf_rn(v[j].x, v[j].x, square);
+        square = __fmaf_rn(v[j].y, v[j].y, square);
+        square = __fmaf_rn(v[j].z, v[j].z, square);
+        square = __fmaf_rn(v[j].w, v[j].w, square);
+    }
+    square = 1.0f / sqrtf(warp_sum(square) / (float)p.width + PRODUCT_NORM_EPSILON);
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        int c = j * 128 + lane * 4;
+
+        if (j * 128 >= N)
+            break;
+        v[j].x = __fmaf_rn(v[j].x * square, gamma[j].x, beta[j].x);
+        v[j].y = __fmaf_rn(v[j].y * square, gamma[j].y, beta[j].y);
+        v[j].z = __fmaf_rn(v[j].z * square, gamma[j].z, beta[j].z);
+        v[j].w = __fmaf_rn(v[j].w * square, gamma[j].w, beta[j].w);
+        *(float4 *)(x + c) = v[j];
+        output_put4((element *)p.out + (size_t)i * N + c, v[j]);
+    }
+}
+
+#endif
