@@ -215,9 +215,11 @@ enum admission_status admission_run(struct admission *a, const rd_kafka_message_
         duplicate_check(p, job);
     if (job->outcome == JOB_OPEN && answer->poison)
         poison(job);
-    if (job->outcome == JOB_OPEN)
+    if (job->outcome == JOB_OPEN) {
+        control_look(p->control, job->accepted_mono_us);
         prepare_push(p->prepare, job);
-    else
+    } else {
         settle_push(p->settle, job);
+    }
     return over ? ADMISSION_LIMIT : ADMISSION_OK;
 }

@@ -5,11 +5,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/base/clock.h"
 #include "schema/codec.h"
 #include "worker/job_id.h"
 #include "worker/kafka_client.h"
 
-enum { POLL_MS = 100, CONTROL_PARTITION = 0, RECORD_ARENA_MAX = 1 << 20 };
+enum {
+    POLL_MS = 100,
+    ASK_TIMEOUT_MS = 1000,
+    ASK_PAUSE_US = 5000, /* between two: results wait about as long for company */
+    CONTROL_PARTITION = 0,
+    RECORD_ARENA_MAX = 1 << 20
+};
 
 /* Open addressing over ids in order of arrival: slot -> index into the ring of ids. */
 struct cancelled {
@@ -26,10 +33,17 @@ struct control {
     pthread_t thread;
     bool started;
     _Atomic bool stopping;
+    rd_kafka_queue_t *queue; /* what the thread waits at */
     _Atomic bool caught_up;
-    int64_t end;          /* the log's end at start, -1 = not known yet */
-    int64_t read_to;      /* where the last end of partition was seen */
-    pthread_mutex_t lock; /* guards cancelled */
+    /* Times of the monotonic clock: the newest request that was read, and up to when the cancels
+     * that were sent before a request was read are known. */
+    _Atomic int64_t wanted_us, known_us;
+    /* The thread's own: */
+    int64_t end;              /* the log's end when it was asked for, -1 = not known yet */
+    int64_t asked_us;         /* when it was */
+    int64_t waiting_since_us; /* of what is wanted and not known; 0 = nothing is */
+    int64_t read_to;          /* all records before this offset are applied */
+    pthread_mutex_t lock;     /* guards cancelled */
     struct cancelled cancelled;
 };
 
@@ -111,6 +125,20 @@ bool control_caught_up(const struct control *control)
     return atomic_load(&((struct control *)control)->caught_up);
 }
 
+void control_look(struct control *c, int64_t read_mono_us)
+{
+    bool idle = atomic_load(&c->wanted_us) <= atomic_load(&c->known_us);
+
+    atomic_store(&c->wanted_us, read_mono_us);
+    if (idle) /* else the thread looks again by itself */
+        rd_kafka_queue_yield(c->queue);
+}
+
+bool control_knows(struct control *c, int64_t read_mono_us)
+{
+    return atomic_load(&c->known_us) >= read_mono_us;
+}
+
 static void record_apply(struct control *c, const rd_kafka_message_t *message)
 {
     struct job_control record;
@@ -140,32 +168,68 @@ static void record_apply(struct control *c, const rd_kafka_message_t *message)
     engine_stage_cancel(c->pipeline->engine_stage, id);
 }
 
-/* The end of what was committed when this worker started, asked until the brokers answer: records
- * behind a transaction that is still open count when it has ended. */
-static bool end_known(struct control *c)
+/* Asks for the end of what is committed now: records behind a transaction that is still open count
+ * when it has ended. False while the brokers do not answer. */
+static bool end_ask(struct control *c)
 {
-    int64_t low, high;
+    int64_t low, high, now_us = clock_mono_us();
 
-    if (c->end >= 0)
-        return true;
     if (rd_kafka_query_watermark_offsets(c->consumer, c->pipeline->config->topic_control,
-                                         CONTROL_PARTITION, &low, &high, 2000))
+                                         CONTROL_PARTITION, &low, &high, ASK_TIMEOUT_MS))
         return false;
     c->end = high > low ? high : 0;
+    c->asked_us = now_us;
     return true;
 }
 
-/* An end of the partition that lies behind the end at start means that all of it was read. */
-static void catch_up(struct control *c)
+/* Results wait for this reader: an operator shall know why. */
+static void wait_report(struct control *c, int64_t now_us)
 {
-    if (atomic_load(&c->caught_up) || !end_known(c))
+    int64_t for_us = now_us - c->waiting_since_us;
+    struct error reason;
+
+    if (for_us < c->pipeline->config->kafka_call_timeout_ms * 1000)
         return;
-    if (c->end > 0 && c->read_to < c->end)
-        return;
-    atomic_store(&c->caught_up, true);
+    error_set(&reason,
+              "control records of the last %lld s could not be read; results wait for them",
+              (long long)for_us / 1000000);
+    health_block(c->pipeline->health, HEALTH_CONTROL, reason.message);
+}
+
+static void known(struct control *c)
+{
+    atomic_store(&c->known_us, c->asked_us);
+    c->end = -1;
     health_clear(c->pipeline->health, HEALTH_CONTROL);
-    log_write(LOG_INFO, "control", NULL, "control records read up to offset %lld",
-              (long long)c->end);
+    if (!atomic_exchange(&c->caught_up, true))
+        log_write(LOG_INFO, "control", NULL, "control records read up to offset %lld",
+                  (long long)c->read_to);
+    settle_poke(c->pipeline->settle);
+}
+
+/* What is wanted is known when the end that was asked for since then has been read to. Returns how
+ * long to wait for records, ms. */
+static int review(struct control *c)
+{
+    int64_t now_us = clock_mono_us();
+    bool wanted = !atomic_load(&c->caught_up) || atomic_load(&c->wanted_us) > c->known_us;
+
+    if (!wanted) {
+        c->waiting_since_us = 0;
+        return POLL_MS;
+    }
+    if (!c->waiting_since_us)
+        c->waiting_since_us = now_us;
+    if (c->end < 0 && now_us - c->asked_us < ASK_PAUSE_US)
+        return (int)((ASK_PAUSE_US - (now_us - c->asked_us)) / 1000) + 1;
+    if ((c->end >= 0 || end_ask(c)) && c->read_to >= c->end) {
+        known(c);
+        c->waiting_since_us = 0;
+        return 0;
+    }
+    if (atomic_load(&c->caught_up))
+        wait_report(c, now_us);
+    return POLL_MS;
 }
 
 static void *control_main(void *argument)
@@ -174,17 +238,18 @@ static void *control_main(void *argument)
 
     pthread_setname_np(pthread_self(), "control");
     while (!atomic_load(&c->stopping)) {
-        rd_kafka_message_t *message = rd_kafka_consumer_poll(c->consumer, POLL_MS);
+        rd_kafka_message_t *message = rd_kafka_consumer_poll(c->consumer, review(c));
 
-        if (message && !message->err)
+        if (message && !message->err) {
             record_apply(c, message);
-        else if (message && message->err == RD_KAFKA_RESP_ERR__PARTITION_EOF)
+            c->read_to = message->offset + 1;
+        } else if (message && message->err == RD_KAFKA_RESP_ERR__PARTITION_EOF) {
             c->read_to = message->offset;
-        else if (message && !kafka_client_broken(c->consumer, message->err))
+        } else if (message && !kafka_client_broken(c->consumer, message->err)) {
             log_write(LOG_WARN, "control", NULL, "%s", rd_kafka_message_errstr(message));
+        }
         if (message)
             rd_kafka_message_destroy(message);
-        catch_up(c);
     }
     return NULL;
 }
@@ -242,6 +307,7 @@ int control_start(struct control *c, struct error *error)
     if (!c->consumer)
         return -1;
     rd_kafka_poll_set_consumer(c->consumer);
+    c->queue = rd_kafka_queue_get_consumer(c->consumer);
     list = rd_kafka_topic_partition_list_new(1);
     rd_kafka_topic_partition_list_add(list, c->pipeline->config->topic_control, CONTROL_PARTITION)
         ->offset = RD_KAFKA_OFFSET_BEGINNING;
@@ -269,6 +335,8 @@ void control_destroy(struct control *c)
 {
     if (!c)
         return;
+    if (c->queue)
+        rd_kafka_queue_destroy(c->queue);
     if (c->consumer)
         rd_kafka_destroy(c->consumer);
     codec_close(c->codec);

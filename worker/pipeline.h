@@ -61,7 +61,13 @@ bool assignment_current(const struct assignment *assignment, int32_t partition, 
 
 /* A cancel record for this job arrived: marks it wherever it is before settle. False = not here. */
 bool engine_stage_cancel(struct engine_stage *stage, const uint8_t id[16]);
-/* Was it cancelled before it came? Asked by prepare and by the engine stage before admission. */
+/* Was it cancelled before it came? Asked by prepare and by the engine stage before admission, and
+ * by settle. */
 bool control_is_cancelled(struct control *control, const uint8_t id[16]);
+/* A request was read at this time of the monotonic clock: cancels that were acknowledged before it
+ * was sent are in the log, and control looks how far that goes. Intake alone, when it admits. */
+void control_look(struct control *control, int64_t read_mono_us);
+/* True when all these have been applied: settle publishes no completed job before, and is poked. */
+bool control_knows(struct control *control, int64_t read_mono_us);
 
 #endif

@@ -489,7 +489,21 @@ back:
 
 /* ---- the thread ---- */
 
-/* Jobs whose chunks are all acknowledged move from waiting to ready. */
+/* A job waits until its chunks are acknowledged and, when it completed, until every cancel is known
+ * that may have been sent before its request. */
+static bool is_ready(struct settle *s, struct job *job)
+{
+    if (atomic_load(&job->chunks_unacked) > 0)
+        return false;
+    if (job->outcome != JOB_COMPLETED)
+        return true;
+    if (!control_knows(s->pipeline->control, job->accepted_mono_us))
+        return false;
+    if (control_is_cancelled(s->pipeline->control, job->id))
+        job_finish(job, JOB_CANCELLED, NULL, NULL, clock_wall_us());
+    return true;
+}
+
 static void sort_waiting(struct settle *s)
 {
     struct job_list still;
@@ -497,7 +511,7 @@ static void sort_waiting(struct settle *s)
 
     job_list_init(&still);
     while ((job = job_list_pop(&s->waiting))) {
-        if (atomic_load(&job->chunks_unacked) > 0) {
+        if (!is_ready(s, job)) {
             job_list_push(&still, job);
             continue;
         }

@@ -223,9 +223,9 @@ def trouble_with(injector, seconds, reset=False, **what):
     return (seconds, lift)
 
 
-# All clients of a worker, or only the one that commits, or the one that chunks go through: results must
-# neither get lost with the first nor overtake the second.
-ROLES = ("", "settle", "stream")
+# All clients of a worker, or only the one that commits, the one that chunks go through, the one that reads
+# cancels: results must neither get lost with the first nor overtake the second or the third.
+ROLES = ("", "settle", "stream", "control")
 
 
 def cut_worker(injector):

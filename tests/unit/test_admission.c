@@ -31,6 +31,14 @@ void settle_push(struct settle *settle, struct job *job)
     job_list_push(&settled, job);
 }
 
+static int64_t looked_at; /* what control was told of the last request */
+
+void control_look(struct control *control, int64_t read_mono_us)
+{
+    (void)control;
+    looked_at = read_mono_us;
+}
+
 static struct kafka_fixture k;
 static rd_kafka_t *producer;
 static struct admission *admission;
@@ -164,6 +172,7 @@ static void a_good_request_goes_to_prepare(void **state)
     assert_int_equal(job->attempt, 1);
     assert_int_equal(job->epoch, 1);
     assert_int_equal(job->outcome, JOB_OPEN);
+    assert_int_equal(looked_at, job->accepted_mono_us); /* cancels sent before it are looked for */
     assert_string_equal(job->request.prompt.data, "Hello.");
     assert_string_equal(job->traceparent.data, "00-last");
     assert_string_equal(job->tracestate.data, "v=1");

@@ -8,6 +8,7 @@
 
 #include "tests/unit/worker_fixture.h"
 
+#include "kernels/base/clock.h"
 #include "schema/codec.h"
 #include "tests/unit/kafka_fixture.h"
 #include "worker/control.h"
@@ -22,6 +23,14 @@ bool engine_stage_cancel(struct engine_stage *stage, const uint8_t id[16])
     (void)id;
     atomic_fetch_add(&in_engine, 1);
     return false;
+}
+
+static _Atomic int pokes;
+
+void settle_poke(struct settle *settle)
+{
+    (void)settle;
+    atomic_fetch_add(&pokes, 1);
 }
 
 static int setup(void **state)
@@ -234,6 +243,81 @@ static void what_could_not_be_fetched_is_fetched_again(void **state)
     stop(control);
 }
 
+/* Waits until the cancels before `at` are known; returns how long that took, ms. */
+static int64_t wait_known(struct control *control, int64_t at)
+{
+    int64_t since_us = clock_mono_us();
+
+    while (!control_knows(control, at) && clock_mono_us() - since_us < 10000000)
+        usleep(500);
+    assert_true(control_knows(control, at));
+    return (clock_mono_us() - since_us) / 1000;
+}
+
+/* Without any cancel: what is asked is the end of the log, and nobody waits for a record. */
+static void what_was_sent_before_a_request_is_known_soon(void **state)
+{
+    struct control *control = start();
+
+    (void)state;
+    catch_up(control);
+    for (int i = 0; i < 20; i++) {
+        int64_t at = clock_mono_us();
+
+        assert_false(control_knows(control, at));
+        atomic_store(&pokes, 0);
+        control_look(control, at);
+        assert_true(wait_known(control, at) < 2000);
+        for (int n = 0; n < 200 && !atomic_load(&pokes); n++)
+            usleep(1000);
+        assert_true(atomic_load(&pokes) >= 1); /* settle waits for it */
+    }
+    stop(control);
+}
+
+/* The cancel is in the log, but this reader is given it late. */
+static void a_cancel_that_is_read_late_counts(void **state)
+{
+    struct control *control = start();
+
+    (void)state;
+    catch_up(control);
+    for (uint64_t number = 20; number < 25; number++) {
+        int64_t at;
+
+        rd_kafka_mock_push_request_errors(k.cluster, API_FETCH, 2, RD_KAFKA_RESP_ERR_UNKNOWN,
+                                          RD_KAFKA_RESP_ERR_UNKNOWN);
+        usleep(150000); /* a fetch waits for 100 ms; now it is refused, and the next comes later */
+        cancel(number, "cancel");
+        at = clock_mono_us();
+        control_look(control, at);
+        wait_known(control, at);
+        assert_true(is_cancelled(control, number));
+    }
+    stop(control);
+}
+
+static void results_that_wait_for_cancels_make_the_worker_unready(void **state)
+{
+    struct control *control = start();
+    int64_t at;
+
+    (void)state;
+    catch_up(control);
+    assert_false(control_blocks());
+    rd_kafka_mock_broker_set_down(k.cluster, 1);
+    at = clock_mono_us();
+    control_look(control, at);
+    for (int i = 0; i < 1000 && !control_blocks(); i++)
+        usleep(10000);
+    assert_true(control_blocks());
+    assert_false(control_knows(control, at));
+    rd_kafka_mock_broker_set_up(k.cluster, 1);
+    wait_known(control, at);
+    assert_false(control_blocks());
+    stop(control);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -245,6 +329,9 @@ int main(void)
         TEST(a_queued_job_is_cancelled_where_it_is),
         TEST(the_oldest_go_and_are_counted),
         TEST(what_could_not_be_fetched_is_fetched_again),
+        TEST(what_was_sent_before_a_request_is_known_soon),
+        TEST(a_cancel_that_is_read_late_counts),
+        TEST(results_that_wait_for_cancels_make_the_worker_unready),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -36,7 +36,12 @@ static int setup(void **state)
     job_identity_set(&identity);
     kafka_fixture_open(&k);
     k.pipeline.scheduler = scheduler_create(64, 1000, &error);
+    k.pipeline.settle = settle_create(&k.pipeline, &error);
+    k.pipeline.control =
+        control_create(&k.pipeline, &error); /* knows of all that fixture's jobs ask */
     assert_non_null(k.pipeline.scheduler);
+    assert_non_null(k.pipeline.settle);
+    assert_non_null(k.pipeline.control);
     *error.message = '\0';
     return 0;
 }
@@ -45,6 +50,8 @@ static int teardown(void **state)
 {
     (void)state;
     failing_clear();
+    control_destroy(k.pipeline.control);
+    settle_destroy(k.pipeline.settle);
     scheduler_destroy(k.pipeline.scheduler);
     kafka_fixture_close(&k);
     assert_int_equal(job_alive(), 0);

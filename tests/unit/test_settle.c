@@ -24,6 +24,24 @@ static struct kafka_fixture k;
 static struct settle *settle;
 static struct error error;
 static uint64_t before[METRIC_COUNT];
+static _Atomic bool cancels_known = true;
+static _Atomic int64_t cancelled = -1; /* the one job that control knows a cancel of, by number */
+
+bool control_knows(struct control *control, int64_t read_mono_us)
+{
+    (void)control;
+    (void)read_mono_us;
+    return atomic_load(&cancels_known);
+}
+
+bool control_is_cancelled(struct control *control, const uint8_t id[16])
+{
+    uint8_t known[16];
+
+    (void)control;
+    fixture_id((uint64_t)atomic_load(&cancelled), known);
+    return atomic_load(&cancelled) >= 0 && !memcmp(known, id, 16);
+}
 
 static void ask(void)
 {
@@ -192,6 +210,45 @@ static void a_job_waits_for_its_chunks_alone(void **state)
     settle_poke(settle);
     assert_true(settles_within(10000));
     assert_int_equal(results(0), 2);
+}
+
+static void see_cancelled(const rd_kafka_message_t *record, void *user)
+{
+    struct codec *codec = codec_open(NULL, &error);
+    struct arena *arena = arena_create(4096, 1 << 20);
+    struct generation_result result;
+
+    assert_int_equal(codec_decode(codec, RECORD_GENERATION_RESULT, record->payload, record->len,
+                                  arena, &result, &error),
+                     CODEC_OK);
+    *(int *)user += !strcmp(result.status, "cancelled");
+    arena_destroy(arena);
+    codec_close(codec);
+}
+
+/* The brokers may answer the reader of cancels later than the one of requests. */
+static void a_completed_job_waits_for_cancels_sent_before_it(void **state)
+{
+    int cancelled_results = 0;
+
+    (void)state;
+    atomic_store(&cancels_known, false);
+    settle_push(settle, outcome_of(0, 0, JOB_COMPLETED));
+    settle_push(settle, outcome_of(0, 1, JOB_COMPLETED));
+    settle_push(settle, outcome_of(0, 2, JOB_FAILED)); /* no cancel could change that */
+    usleep(1000000);
+    assert_int_equal(results(0), 1);
+    assert_int_equal(settle_depth(settle), 2);
+    atomic_store(&cancelled, 1);
+    atomic_store(&cancels_known, true);
+    settle_poke(settle);
+    assert_true(settles_within(10000));
+    assert_int_equal(
+        kafka_fixture_read(&k, k.config->topic_results, 0, see_cancelled, &cancelled_results), 3);
+    assert_int_equal(cancelled_results, 1);
+    assert_int_equal(grown(METRIC_JOBS_CANCELLED), 1);
+    assert_int_equal(grown(METRIC_JOBS_COMPLETED), 1);
+    atomic_store(&cancelled, -1);
 }
 
 static void jobs_of_a_lost_partition_are_dropped(void **state)
@@ -732,6 +789,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(each_outcome_leaves_its_records),
         TEST(a_job_waits_for_its_chunks_alone),
+        TEST(a_completed_job_waits_for_cancels_sent_before_it),
         TEST(jobs_of_a_lost_partition_are_dropped),
         TEST(an_abortable_error_keeps_the_jobs),
         TEST(a_refused_record_aborts),
