@@ -13,7 +13,7 @@
 enum {
     POLL_MS = 100,
     ASK_TIMEOUT_MS = 1000,
-    ASK_PAUSE_US = 5000, /* between two: results wait about as long for company */
+    ASK_PAUSE_US = 2000, /* between two; results wait longer for company */
     CONTROL_PARTITION = 0,
     RECORD_ARENA_MAX = 1 << 20
 };
@@ -30,6 +30,8 @@ struct control {
     struct codec *codec;
     struct arena *arena; /* reset for each record */
     rd_kafka_t *consumer;
+    rd_kafka_t *asker; /* asks for the log's end; a broker answers a connection's requests in turn,
+                        * and a fetch waits for records */
     pthread_t thread;
     bool started;
     _Atomic bool stopping;
@@ -174,7 +176,7 @@ static bool end_ask(struct control *c)
 {
     int64_t low, high, now_us = clock_mono_us();
 
-    if (rd_kafka_query_watermark_offsets(c->consumer, c->pipeline->config->topic_control,
+    if (rd_kafka_query_watermark_offsets(c->asker, c->pipeline->config->topic_control,
                                          CONTROL_PARTITION, &low, &high, ASK_TIMEOUT_MS))
         return false;
     c->end = high > low ? high : 0;
@@ -250,6 +252,7 @@ static void *control_main(void *argument)
         }
         if (message)
             rd_kafka_message_destroy(message);
+        rd_kafka_poll(c->asker, 0); /* error callbacks */
     }
     return NULL;
 }
@@ -281,6 +284,16 @@ struct control *control_create(struct pipeline *pipeline, struct error *error)
     return c;
 }
 
+static rd_kafka_t *asker_new(struct control *c, struct error *error)
+{
+    const char *const settings[] = {"isolation.level", "read_committed", NULL};
+    struct kafka_client_options options = {c->pipeline->config, c->pipeline->health, "control-end",
+                                           settings, c};
+    rd_kafka_conf_t *conf = kafka_client_conf(&options, error);
+
+    return conf ? kafka_client_new(RD_KAFKA_CONSUMER, conf, error) : NULL;
+}
+
 int control_start(struct control *c, struct error *error)
 {
     const char *const settings[] = {"group.id",
@@ -305,6 +318,9 @@ int control_start(struct control *c, struct error *error)
     health_block(c->pipeline->health, HEALTH_CONTROL, "control records are not read yet");
     c->consumer = conf ? kafka_client_new(RD_KAFKA_CONSUMER, conf, error) : NULL;
     if (!c->consumer)
+        return -1;
+    c->asker = asker_new(c, error);
+    if (!c->asker)
         return -1;
     rd_kafka_poll_set_consumer(c->consumer);
     c->queue = rd_kafka_queue_get_consumer(c->consumer);
@@ -339,6 +355,8 @@ void control_destroy(struct control *c)
         rd_kafka_queue_destroy(c->queue);
     if (c->consumer)
         rd_kafka_destroy(c->consumer);
+    if (c->asker)
+        rd_kafka_destroy(c->asker);
     codec_close(c->codec);
     if (c->arena)
         arena_destroy(c->arena);
