@@ -12,6 +12,8 @@ enum {
     SHARED = SIMT_BLOCKS << 18,
     GARBAGE = 0x7e,
     SENT_LATE = 6000, /* turns of waiting threads until what was sent lands at last */
+    STRAGGLERS = 16,  /* of so many pieces of a ring one comes last of all */
+    STRAGGLER_TURNS = 4,
     WAITS_MOST = 40 * 1000 * 1000,
 };
 
@@ -42,6 +44,7 @@ struct sent {
     int bytes;
     char data[16];
     const char *from;
+    bool straggler; /* does not land as long as anybody can go on without it */
 };
 
 struct fiber {
@@ -61,7 +64,7 @@ struct simt_barrier simt_all[SIMT_BLOCKS], simt_workers[SIMT_BLOCKS], simt_every
 static struct fiber fibers[THREADS_MAX];
 static ucontext_t outside;
 static std::vector<struct sent> on_way;
-static long waits;
+static long waits, idle; /* turns since anybody could go on; since anything landed */
 static std::function<void()> running;
 
 static char *shared_make(void)
@@ -94,6 +97,7 @@ void simt_wait(struct simt_barrier *barrier, int count)
     if (++barrier->arrived == count) {
         barrier->arrived = 0;
         barrier->phase++;
+        idle = 0;
         return;
     }
     while (barrier->phase == phase) {
@@ -234,21 +238,26 @@ static void sent_land(const struct sent &sent)
         box->bytes -= sent.bytes;
         box_turn(box);
     }
-    waits = 0;
+    waits = idle = 0;
 }
 
-/* Some, in any order; when late, all at once, after a while. */
+/* Some, in any order; when late, all at once, after a while. A straggler lands when all that wait
+ * have had their turn some times and nothing else has come. */
 static void sent_arrive(void)
 {
     static int turn;
     const bool late = simt_copies == SIMT_LATE;
     size_t count = late ? on_way.size() : (on_way.size() + 15) / 16;
 
+    idle++;
     if (late && ++turn % SENT_LATE)
         return;
     for (; count; count--) {
         const size_t i = (size_t)rand() % on_way.size();
         const struct sent sent = on_way[i];
+
+        if (sent.straggler && idle < STRAGGLER_TURNS * simt_threads * simt_cluster)
+            continue;
 
         on_way[i] = on_way.back();
         on_way.pop_back();
@@ -326,7 +335,8 @@ void simt_ring_expect(void *full, uint32_t bytes)
 
 void simt_ring_copy(char *to, const char *from, uint32_t bytes, void *full)
 {
-    const struct sent sent = {to, full, (int)bytes, {}, from};
+    const bool straggler = simt_copies == SIMT_IN_BETWEEN && rand() % STRAGGLERS == 0;
+    const struct sent sent = {to, full, (int)bytes, {}, from, straggler};
 
     memset(to, GARBAGE, bytes);
     if (simt_copies == SIMT_AT_ONCE)
