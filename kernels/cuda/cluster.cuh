@@ -45,8 +45,8 @@ static __device__ __forceinline__ void cluster_sync(void)
 /* The same, and nothing written before is promised to be seen behind it. */
 static __device__ __forceinline__ void cluster_meet(void)
 {
-    asm volatile(
-        "barrier.cluster.arrive.relaxed.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\n\tbarrier.cluster.wait.aligned;" ::
+                     : "memory");
 }
 
 static __device__ __forceinline__ uint32_t shared_address(const void *shared)

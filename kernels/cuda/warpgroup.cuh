@@ -159,7 +159,7 @@ static __device__ __forceinline__ void warpgroup_barrier(int group)
                    "+f"(c[30]), "+f"(c[31])                                                        \
                  : "l"(first), "l"(rows), "r"(add))
 
-#define WARPGROUP_MULTIPLY_SHARED_128(TYPE, c, first, rows, add)                                       \
+#define WARPGROUP_MULTIPLY_SHARED_128(TYPE, c, first, rows, add)                                   \
     asm volatile(                                                                                  \
         "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %66, 0;\n\t"                                         \
         "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " {"                          \
@@ -228,8 +228,8 @@ static __device__ __forceinline__ void warpgroup_multiply(float (&c)[N / 2], con
  * when `add`: warp i of the four has rows 16 i .., and c is N / 8 tiles of 16 by 8 of which lane
  * 4g + q has (g, 2q), (g, 2q + 1), (g + 8, 2q), (g + 8, 2q + 1). Asynchronous. */
 template <class F, int N>
-static __device__ __forceinline__ void
-warpgroup_multiply_shared(float (&c)[N / 2], uint64_t first, uint64_t second, int add)
+static __device__ __forceinline__ void warpgroup_multiply_shared(float (&c)[N / 2], uint64_t first,
+                                                                 uint64_t second, int add)
 {
     static_assert(N == 64 || N == 128, "rows");
     if constexpr (N == 64 && WARPGROUP_IS_BF16<F>)
