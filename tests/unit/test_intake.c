@@ -448,6 +448,12 @@ static void waiting_suspects_are_given_up(void **state)
     (void)state;
     left_by_deaths(2, 3, 0);
     start();
+    for (int i = 0; i < 1000; i++) {
+        committed_ledger(0, &ledger);
+        if (ledger.takeovers == 2) /* taken over */
+            break;
+        usleep(10000);
+    }
     assert_nothing_more(0);
     intake_stop(intake);
     committed_ledger(0, &ledger);
