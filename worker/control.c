@@ -286,7 +286,14 @@ struct control *control_create(struct pipeline *pipeline, struct error *error)
 
 static rd_kafka_t *asker_new(struct control *c, struct error *error)
 {
-    const char *const settings[] = {"isolation.level", "read_committed", NULL};
+    /* Nothing but age takes an answer such as "not authorized" out of this client's cache. */
+    const char *const settings[] = {"isolation.level",
+                                    "read_committed",
+                                    "topic.metadata.refresh.interval.ms",
+                                    "1000",
+                                    "metadata.max.age.ms",
+                                    "3000",
+                                    NULL};
     struct kafka_client_options options = {c->pipeline->config, c->pipeline->health, "control-end",
                                            settings, c};
     rd_kafka_conf_t *conf = kafka_client_conf(&options, error);
