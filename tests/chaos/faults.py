@@ -319,7 +319,7 @@ class Injector:
 
     def ended_badly(self, worker, code):
         """After SIGTERM. A client that hangs over a broker that went away may cost the 0, but nothing else."""
-        if code == -signal.SIGKILL and ":kill" in worker.fault: # at its point, which it came to only now
+        if worker.died_at_point: # which it came to only now
             self.self_kills += 1
         elif code == 1 and any(name in self.counts for name in BROKER_FAULTS):
             self.fatal_exits.append(f"{worker.name} exited 1 after SIGTERM: {worker.tail(1)[-200:]}")
@@ -363,7 +363,7 @@ class Injector:
             worker.wanted = False
             self.note(f"{worker.name} ended: {code}")
             self.pending.append([now + 1, worker.start])
-            if code == -signal.SIGKILL: # at a point, or poison
+            if worker.died_at_point:
                 self.self_kills += 1
             elif code < 0:
                 self.complain("no crash", f"{worker.name} died of {signal.Signals(-code).name}: {worker.tail(3)}")

@@ -49,6 +49,7 @@ class ChaosWorker(Worker):
         super().__init__(name, directory, env, binary)
         self.poison_id, self.wanted, self.fault = poison_id, False, ""
         self.log_read = 0 # bytes of the log that stalls_told() has seen
+        self.log_begun = 0 # ... and that it had when this process began
         self.clock = self.directory / f"{name}.clock" # what libfaketime adds to the time of day
 
     def step_clock(self, seconds):
@@ -65,6 +66,15 @@ class ChaosWorker(Worker):
             lines = file.read().rpartition(b"\n")
         self.log_read += len(lines[0]) + len(lines[1])
         return [int(ms) / 1000 for ms in re.findall(rb"stalls at \w+ for (\d+) ms", lines[0])]
+
+    @property
+    def died_at_point(self):
+        """This process killed itself, at a point or of the poison: its log says so."""
+        if self.child.poll() != -signal.SIGKILL:
+            return False
+        with open(self.log, "rb") as file:
+            file.seek(self.log_begun)
+            return bool(re.search(rb'component="fault" message="dies at ', file.read()))
 
     @property
     def takes_signals(self):
@@ -85,6 +95,7 @@ class ChaosWorker(Worker):
     def start(self, fault=None):
         self.fault = fault or ""
         self.env["PGPT_FAULT"] = f"{self.poison_id}:kill" + (f",{fault}" if fault else "")
+        self.log_begun = self.log.stat().st_size if self.log.exists() else 0
         super().start()
         self.wanted = True
 
