@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 if(TARGET pgpt_worker)
-  foreach(module engines ledger ledger_metadata duplicates assignment suspects delivery_model settle stream takeover scheduler log metrics health dead_letter admission control config recorder_batch kafka_client topics)
+  foreach(module engines ledger ledger_metadata duplicates assignment suspects delivery_model settle settle_records stream takeover scheduler log metrics health dead_letter admission control config recorder_batch kafka_client topics)
     pgpt_unit_test(${module} pgpt_worker)
   endforeach()
 

@@ -7,18 +7,16 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
-#include <librdkafka/rdkafka.h>
-#include <librdkafka/rdkafka_mock.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "producer/client.h"
 #include "producer/connection.h"
+#include "tests/unit/mock_brokers.h"
 
 enum { PARTITIONS = 4 };
 
-static rd_kafka_t *host; /* of the mock cluster */
-static rd_kafka_mock_cluster_t *cluster;
+static struct mock_brokers brokers;
 static struct client_options options;
 static struct error error;
 
@@ -35,29 +33,18 @@ static void on_ack(const struct client_ack *ack, void *opaque)
 
 static int brokers_start(void **state)
 {
-    rd_kafka_conf_t *conf = rd_kafka_conf_new();
-    char reason[256];
-
     (void)state;
-    assert_int_equal(rd_kafka_conf_set(conf, "log_level", "0", NULL, 0), RD_KAFKA_CONF_OK);
-    host = rd_kafka_new(RD_KAFKA_PRODUCER, conf, reason, sizeof reason);
-    assert_non_null(host);
-    cluster = rd_kafka_mock_cluster_new(host, 1);
-    for (int t = 0; t < TOPIC_COUNT; t++)
-        assert_int_equal(rd_kafka_mock_topic_create(cluster, topic_table[t].name, PARTITIONS, 1),
-                         0);
+    mock_brokers_start(&brokers, PARTITIONS);
     return 0;
 }
 
 static int test_begin(void **state)
 {
     (void)state;
-    rd_kafka_mock_clear_request_errors(cluster, 0);
-    rd_kafka_mock_broker_set_rtt(cluster, 1, 0);
-    options = (struct client_options){.brokers = rd_kafka_mock_cluster_bootstraps(cluster),
-                                      .timeout_ms = 5000,
-                                      .on_ack = on_ack,
-                                      .opaque = &accepted};
+    rd_kafka_mock_clear_request_errors(brokers.cluster, 0);
+    rd_kafka_mock_broker_set_rtt(brokers.cluster, 1, 0);
+    options = (struct client_options){
+        .brokers = brokers.bootstrap, .timeout_ms = 5000, .on_ack = on_ack, .opaque = &accepted};
     accepted = refused = 0;
     return 0;
 }
@@ -65,8 +52,7 @@ static int test_begin(void **state)
 static int brokers_stop(void **state)
 {
     (void)state;
-    rd_kafka_mock_cluster_destroy(cluster);
-    rd_kafka_destroy(host);
+    mock_brokers_stop(&brokers);
     return 0;
 }
 
@@ -146,7 +132,7 @@ static void test_refused_record_is_told(void **state)
 
     (void)state;
     assert_int_equal(client_open(&options, &client, &error), CLIENT_OK);
-    rd_kafka_mock_push_request_errors(cluster, 0 /* Produce */, 1,
+    rd_kafka_mock_push_request_errors(brokers.cluster, 0 /* Produce */, 1,
                                       RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE);
     assert_int_equal(submit(client, id_1), CLIENT_OK);
     assert_int_equal(client_flush(client, 5000), 0);
@@ -161,9 +147,9 @@ static void test_passing_trouble_is_retried(void **state)
 
     (void)state;
     assert_int_equal(client_open(&options, &client, &error), CLIENT_OK);
-    rd_kafka_mock_push_request_errors(cluster, 0, 3, RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
-                                      RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
-                                      RD_KAFKA_RESP_ERR__TRANSPORT);
+    rd_kafka_mock_push_request_errors(
+        brokers.cluster, 0, 3, RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+        RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS, RD_KAFKA_RESP_ERR__TRANSPORT);
     assert_int_equal(submit(client, id_1), CLIENT_OK);
     assert_int_equal(client_cancel(client, id_1, "", NULL, &error), CLIENT_OK);
     assert_int_equal(client_flush(client, 10000), 0);
@@ -178,7 +164,7 @@ static void test_close_with_records_under_way(void **state)
 
     (void)state;
     assert_int_equal(client_open(&options, &client, &error), CLIENT_OK);
-    rd_kafka_mock_broker_set_rtt(cluster, 1, 400);
+    rd_kafka_mock_broker_set_rtt(brokers.cluster, 1, 400);
     for (int i = 0; i < 50; i++)
         assert_int_equal(submit(client, id_1), CLIENT_OK);
     client_close(client);
@@ -194,12 +180,12 @@ static void test_full_queue_asks_to_try_again(void **state)
     (void)state;
     options.properties = small;
     assert_int_equal(client_open(&options, &client, &error), CLIENT_OK);
-    rd_kafka_mock_broker_set_rtt(cluster, 1, 300);
+    rd_kafka_mock_broker_set_rtt(brokers.cluster, 1, 300);
     for (int i = 0; i < 100 && !status; i++)
         status = submit(client, id_1);
     assert_int_equal(status, CLIENT_FULL);
     assert_non_null(strstr(error.message, "pgpt.requests"));
-    rd_kafka_mock_broker_set_rtt(cluster, 1, 0);
+    rd_kafka_mock_broker_set_rtt(brokers.cluster, 1, 0);
     assert_int_equal(client_flush(client, 10000), 0);
     assert_int_equal(submit(client, id_1), CLIENT_OK);
     client_close(client);

@@ -11,13 +11,12 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
-#include <librdkafka/rdkafka.h>
-#include <librdkafka/rdkafka_mock.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "producer/topic_admin.h"
+#include "tests/unit/mock_brokers.h"
 #include "tests/unit/pg_fake.h"
 #include "tests/worker/failing.h"
 
@@ -32,8 +31,7 @@ enum { API_PRODUCE = 0, API_FETCH = 1, API_LIST_OFFSETS = 2, API_INIT_PRODUCER_I
 
 #define ID "6f1e0c2a-9a54-4c0e-8d0b-0d5b1c8f7a11"
 
-static rd_kafka_t *host; /* of the mock cluster */
-static rd_kafka_mock_cluster_t *cluster;
+static struct mock_brokers brokers;
 static struct pg_fake database;
 static struct client_options options;
 static struct error error;
@@ -64,19 +62,9 @@ static void produce_records(void)
 
 static int setup(void **state)
 {
-    rd_kafka_conf_t *conf = rd_kafka_conf_new();
-    char reason[256];
-
     (void)state;
-    assert_int_equal(rd_kafka_conf_set(conf, "log_level", "0", NULL, 0), RD_KAFKA_CONF_OK);
-    host = rd_kafka_new(RD_KAFKA_PRODUCER, conf, reason, sizeof reason);
-    assert_non_null(host);
-    cluster = rd_kafka_mock_cluster_new(host, 1);
-    for (int t = 0; t < TOPIC_COUNT; t++)
-        assert_int_equal(rd_kafka_mock_topic_create(cluster, topic_table[t].name, PARTITIONS, 1),
-                         0);
-    options = (struct client_options){.brokers = rd_kafka_mock_cluster_bootstraps(cluster),
-                                      .timeout_ms = 5000};
+    mock_brokers_start(&brokers, PARTITIONS);
+    options = (struct client_options){.brokers = brokers.bootstrap, .timeout_ms = 5000};
     produce_records();
     pg_fake_open(&database);
     setenv("PGPT_BROKERS", options.brokers, 1);
@@ -97,8 +85,7 @@ static int teardown(void **state)
 {
     (void)state;
     pg_fake_close(&database);
-    rd_kafka_mock_cluster_destroy(cluster);
-    rd_kafka_destroy(host);
+    mock_brokers_stop(&brokers);
     return 0;
 }
 
@@ -288,10 +275,10 @@ static void what_brokers_refuse_is_told_with_what_to_do(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++) {
         for (int n = 0; n < 100; n++)
-            rd_kafka_mock_push_request_errors(cluster, (int16_t)refusals[i].api, 1,
+            rd_kafka_mock_push_request_errors(brokers.cluster, (int16_t)refusals[i].api, 1,
                                               refusals[i].code);
         attempt(&refusals[i].attempt);
-        rd_kafka_mock_clear_request_errors(cluster, (int16_t)refusals[i].api);
+        rd_kafka_mock_clear_request_errors(brokers.cluster, (int16_t)refusals[i].api);
     }
     assert_int_equal(wrong, 0);
 }
@@ -304,7 +291,7 @@ static void brokers_go_down(void)
 
     for (int i = 0; i < 3000 && !asked; i++) {
         size_t count;
-        rd_kafka_mock_request_t **requests = rd_kafka_mock_get_requests(cluster, &count);
+        rd_kafka_mock_request_t **requests = rd_kafka_mock_get_requests(brokers.cluster, &count);
 
         for (size_t r = 0; r < count; r++)
             asked = asked || rd_kafka_mock_request_api_key(requests[r]) == last_asked;
@@ -312,7 +299,7 @@ static void brokers_go_down(void)
         usleep(5000);
     }
     assert_true(asked);
-    rd_kafka_mock_broker_set_down(cluster, 1);
+    rd_kafka_mock_broker_set_down(brokers.cluster, 1);
 }
 
 /* Nothing may come for other reasons: the last one that is known is told. */
@@ -329,10 +316,10 @@ static void who_waits_in_vain_is_told_of_brokers_that_are_gone(void **state)
     meanwhile = brokers_go_down;
     for (size_t i = 0; i < sizeof attempts / sizeof *attempts; i++) {
         last_asked = i ? API_PRODUCE : API_FETCH;
-        rd_kafka_mock_start_request_tracking(cluster);
+        rd_kafka_mock_start_request_tracking(brokers.cluster);
         attempt(&attempts[i]);
-        rd_kafka_mock_stop_request_tracking(cluster);
-        rd_kafka_mock_broker_set_up(cluster, 1);
+        rd_kafka_mock_stop_request_tracking(brokers.cluster);
+        rd_kafka_mock_broker_set_up(brokers.cluster, 1);
     }
     meanwhile = NULL;
     assert_int_equal(wrong, 0);

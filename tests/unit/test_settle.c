@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * The settle stage against a mock cluster: what it publishes, and what it does when a step of a
- * transaction fails, is fenced, or leaves its fate open. What consumers of committed records see is
- * for the tests on a real broker.
+ * The settle stage's transactions against a mock cluster: whom they wait for, and what happens when
+ * a step fails, is fenced, or leaves its fate open. What consumers of committed records see is for
+ * the tests on a real broker, what is in the records for test_settle_records.c.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,184 +14,10 @@
 
 #include "schema/codec.h"
 #include "tests/unit/kafka_fixture.h"
-#include "worker/dead_letter.h"
+#include "tests/unit/settle_fixture.h"
 #include "worker/ledger_metadata.h"
 #include "worker/offsets_call.h"
-#include "worker/settle.h"
 #include "worker/takeover.h"
-
-static struct kafka_fixture k;
-static struct settle *settle;
-static struct error error;
-static uint64_t before[METRIC_COUNT];
-static _Atomic bool cancels_known = true;
-static _Atomic int64_t cancelled = -1; /* the one job that control knows a cancel of, by number */
-
-bool control_knows(struct control *control, int64_t read_mono_us)
-{
-    (void)control;
-    (void)read_mono_us;
-    return atomic_load(&cancels_known);
-}
-
-bool control_is_cancelled(struct control *control, const uint8_t id[16])
-{
-    uint8_t known[16];
-
-    (void)control;
-    fixture_id((uint64_t)atomic_load(&cancelled), known);
-    return atomic_load(&cancelled) >= 0 && !memcmp(known, id, 16);
-}
-
-static void ask(void)
-{
-    for (int m = 0; m < METRIC_COUNT; m++)
-        before[m] = metrics_value((enum metric)m);
-}
-
-static int grown(enum metric metric)
-{
-    return (int)(metrics_value(metric) - before[metric]);
-}
-
-static int setup(void **state)
-{
-    static const struct job_identity identity = {"prometheus-mini", "v1", "engine-1", "worker-1"};
-
-    (void)state;
-    job_identity_set(&identity);
-    kafka_fixture_open(&k);
-    settle = settle_create(&k.pipeline, &error);
-    assert_non_null(settle);
-    if (settle_start(settle, &error))
-        fail_msg("%s", error.message);
-    for (int32_t p = 0; p < KAFKA_FIXTURE_PARTITIONS; p++)
-        kafka_fixture_take(&k, p);
-    ask();
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    settle_stop(settle, 5000);
-    settle_destroy(settle);
-    kafka_fixture_close(&k);
-    assert_int_equal(job_alive(), 0);
-    return 0;
-}
-
-/* A job that was read and has an outcome. */
-static struct job *outcome_of(int32_t partition, int64_t offset, enum job_outcome outcome)
-{
-    struct assignment_admission answer;
-    struct job *job;
-
-    assert_true(
-        assignment_begin(k.pipeline.assignment, partition, offset, LEDGER_SPAN, 3, &answer));
-    job = fixture_job(partition, offset, answer.epoch, (uint64_t)(partition * 1000 + offset));
-    if (outcome == JOB_DUPLICATE || outcome == JOB_DEAD_LETTER)
-        job->outcome = outcome;
-    else
-        job_finish(job, outcome, outcome == JOB_COMPLETED ? NULL : "invalid", "because", 5000000);
-    return job;
-}
-
-static bool settles_within(int ms)
-{
-    int64_t until = clock_mono_us() + (int64_t)ms * 1000;
-
-    while (settle_depth(settle) && clock_mono_us() < until)
-        usleep(2000);
-    return settle_depth(settle) == 0;
-}
-
-static int results(int32_t partition)
-{
-    return kafka_fixture_read(&k, k.config->topic_results, partition, NULL, NULL);
-}
-
-/* ---- what is published ---- */
-
-static void see_index(const rd_kafka_message_t *record, void *user)
-{
-    struct codec *codec = codec_open(NULL, &error);
-    struct arena *arena = arena_create(4096, 1 << 20);
-    struct job_index index;
-    uint8_t id[16];
-
-    assert_int_equal(
-        codec_decode(codec, RECORD_JOB_INDEX, record->payload, record->len, arena, &index, &error),
-        CODEC_OK);
-    for (size_t i = 0; i < index.job_count; i++) {
-        fixture_id((uint64_t)index.jobs[i].source_offset, id);
-        assert_memory_equal(index.jobs[i].id, id, 16);
-        *(uint64_t *)user |= (uint64_t)1 << index.jobs[i].source_offset;
-    }
-    arena_destroy(arena);
-    codec_close(codec);
-}
-
-static void header_is(const rd_kafka_message_t *record, const char *name, const char *wanted)
-{
-    rd_kafka_headers_t *headers;
-    const void *value;
-    size_t size;
-
-    assert_int_equal(rd_kafka_message_headers(record, &headers), 0);
-    if (rd_kafka_header_get_last(headers, name, &value, &size))
-        fail_msg("no header %s", name);
-    assert_int_equal(size, strlen(wanted));
-    assert_memory_equal(value, wanted, size);
-}
-
-static void see_dead_letter(const rd_kafka_message_t *record, void *user)
-{
-    (void)user;
-    header_is(record, "dlq.topic", "pgpt.requests");
-    header_is(record, "dlq.partition", "0");
-    header_is(record, "dlq.worker", "worker-1");
-    assert_int_equal(record->len, 4);
-    assert_memory_equal(record->payload, "\0ab\xff", 4); /* untouched */
-    assert_int_equal(record->key_len, 3);
-}
-
-static void see_result(const rd_kafka_message_t *record, void *user)
-{
-    (void)user;
-    header_is(record, "traceparent", "00-trace");
-    assert_int_equal(record->key_len, 36);
-}
-
-static void each_outcome_leaves_its_records(void **state)
-{
-    static const enum job_outcome outcomes[] = {JOB_COMPLETED, JOB_FAILED, JOB_CANCELLED,
-                                                JOB_EXPIRED,   JOB_POISON, JOB_DEAD_LETTER,
-                                                JOB_DUPLICATE};
-    uint64_t indexed = 0;
-
-    (void)state;
-    for (int i = 0; i < 7; i++) {
-        struct job *job = outcome_of(0, i, outcomes[i]);
-
-        job->traceparent = (struct text){"00-trace", 8};
-        job->original = (struct text){"\0ab\xff", 4};
-        job->original_key = (struct text){"key", 3};
-        job->dead_letter.error_class = "why";
-        settle_push(settle, job);
-    }
-    assert_true(settles_within(10000));
-    assert_int_equal(kafka_fixture_read(&k, k.config->topic_results, 0, see_result, NULL), 5);
-    assert_int_equal(kafka_fixture_read(&k, k.config->topic_events, 0, NULL, NULL), 5);
-    assert_int_equal(kafka_fixture_read(&k, k.config->topic_dlq, 0, see_dead_letter, NULL), 2);
-    kafka_fixture_read(&k, k.config->topic_index, 0, see_index, &indexed);
-    assert_int_equal(indexed, 0x3f); /* all but the duplicate */
-    for (int i = 0; i < 7; i++)
-        assert_int_equal(kafka_fixture_ask(&k, 0, i), LEDGER_DONE);
-    assert_int_equal(grown(METRIC_JOBS_POISON), 1);
-    assert_int_equal(grown(METRIC_JOBS_DUPLICATE), 1);
-    assert_int_equal(grown(METRIC_TRANSACTIONS_ABORTED), 0);
-}
 
 static void a_job_waits_for_its_chunks_alone(void **state)
 {
@@ -650,144 +476,9 @@ static void any_passing_error_of_any_request_is_survived(void **state)
         assert_int_equal(kafka_fixture_ask(&k, 0, o), LEDGER_DONE);
 }
 
-/* ---- sizes ---- */
-
-static struct text big_text(struct job *job, size_t size)
-{
-    char *data = arena_alloc(job->arena, size + 1);
-
-    assert_non_null(data);
-    memset(data, 'x', size);
-    data[size] = '\0';
-    return (struct text){data, size};
-}
-
-static struct job *big_dead_letter(int64_t offset)
-{
-    struct job *job = outcome_of(0, offset, JOB_DEAD_LETTER);
-
-    job->original = big_text(job, 1 << 20); /* a request of the greatest size */
-    job->dead_letter.error_class = "undecodable";
-    return job;
-}
-
-struct seen {
-    size_t bytes;
-    bool cut;
-};
-
-static void see_size(const rd_kafka_message_t *record, void *user)
-{
-    struct seen *seen = user;
-    rd_kafka_headers_t *headers;
-    const void *value;
-    size_t size;
-
-    assert_int_equal(rd_kafka_message_headers(record, &headers), 0);
-    seen->cut = !rd_kafka_header_get_last(headers, "dlq.sha256", &value, &size);
-    seen->bytes = record->len;
-}
-
-static void the_largest_request_fits_the_dlq(void **state)
-{
-    struct seen seen = {0, false};
-
-    (void)state;
-    settle_push(settle, big_dead_letter(0));
-    assert_true(settles_within(10000));
-    assert_int_equal(kafka_fixture_read(&k, k.config->topic_dlq, 0, see_size, &seen), 1);
-    assert_int_equal(seen.bytes, 1 << 20);
-    assert_false(seen.cut);
-}
-
-static void a_refused_dead_letter_is_cut(void **state)
-{
-    struct seen seen = {0, false};
-
-    (void)state;
-    rd_kafka_mock_partition_push_request_errors(k.cluster, k.config->topic_dlq, 0, API_PRODUCE, 1,
-                                                RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE);
-    settle_push(settle, big_dead_letter(0));
-    assert_true(settles_within(15000));
-    assert_true(grown(METRIC_TRANSACTIONS_ABORTED) >= 1);
-    assert_int_equal(kafka_fixture_read(&k, k.config->topic_dlq, 0, see_size, &seen), 1);
-    assert_true(seen.cut);
-    assert_true(seen.bytes > 500000 && seen.bytes < DEAD_LETTER_RECORD_MAX / 2);
-}
-
-static void a_result_that_no_topic_takes_is_a_failure(void **state)
-{
-    struct job *job = outcome_of(0, 0, JOB_COMPLETED);
-    struct generation_sequence sequence = {.finish_reason = "eos"};
-
-    (void)state;
-    sequence.text = big_text(job, (1 << 20) - 500);
-    job->result.sequences = &sequence;
-    job->result.sequence_count = 1;
-    settle_push(settle, job);
-    assert_true(settles_within(10000));
-    assert_int_equal(grown(METRIC_JOBS_FAILED), 1);
-    assert_int_equal(grown(METRIC_TRANSACTIONS_ABORTED), 0);
-    assert_int_equal(results(0), 1);
-}
-
-static void see_failure(const rd_kafka_message_t *record, void *user)
-{
-    struct codec *codec = codec_open(NULL, &error);
-    struct arena *arena = arena_create(4096, 1 << 20);
-    struct generation_result result;
-
-    (void)user;
-    assert_int_equal(codec_decode(codec, RECORD_GENERATION_RESULT, record->payload, record->len,
-                                  arena, &result, &error),
-                     CODEC_OK);
-    assert_string_equal(result.error.error_class.data, "invalid");
-    assert_string_equal(result.error.message.data, "because");
-    assert_int_equal(result.metadata_count, 0);
-    arena_destroy(arena);
-    codec_close(codec);
-}
-
-static void see_tenant(const rd_kafka_message_t *record, void *user)
-{
-    struct codec *codec = codec_open(NULL, &error);
-    struct arena *arena = arena_create(4096, 1 << 20);
-    struct job_event event;
-
-    (void)user;
-    assert_int_equal(
-        codec_decode(codec, RECORD_JOB_EVENT, record->payload, record->len, arena, &event, &error),
-        CODEC_OK);
-    assert_int_equal(event.tenant.size, 64);
-    arena_destroy(arena);
-    codec_close(codec);
-}
-
-/* Texts of any length may be in a request that is refused, more so in a compressed one. */
-static void an_invalid_request_of_any_size_gets_its_result(void **state)
-{
-    struct job *job = outcome_of(0, 0, JOB_FAILED);
-    struct text_pair pair;
-
-    (void)state;
-    job->request.tenant = big_text(job, 2 << 20);
-    pair = (struct text_pair){{"key", 3}, big_text(job, 2 << 20)};
-    job->result.metadata = &pair;
-    job->result.metadata_count = 1;
-    settle_push(settle, job);
-    assert_true(settles_within(10000));
-    assert_int_equal(grown(METRIC_JOBS_FAILED), 1);
-    assert_int_equal(grown(METRIC_TRANSACTIONS_ABORTED), 0);
-    assert_int_equal(kafka_fixture_read(&k, k.config->topic_results, 0, see_failure, NULL), 1);
-    assert_int_equal(kafka_fixture_read(&k, k.config->topic_events, 0, see_tenant, NULL), 1);
-}
-
-#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(each_outcome_leaves_its_records),
         TEST(a_job_waits_for_its_chunks_alone),
         TEST(a_completed_job_waits_for_cancels_sent_before_it),
         TEST(jobs_of_a_lost_partition_are_dropped),
@@ -807,10 +498,6 @@ int main(void)
         TEST(records_that_nobody_acknowledges_get_a_new_producer),
         TEST(stopping_does_not_wait_for_ever),
         TEST(stopping_commits_what_is_ready),
-        TEST(the_largest_request_fits_the_dlq),
-        TEST(a_refused_dead_letter_is_cut),
-        TEST(a_result_that_no_topic_takes_is_a_failure),
-        TEST(an_invalid_request_of_any_size_gets_its_result),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
