@@ -18,133 +18,106 @@ static __global__ void __launch_bounds__(THREADS, 1)
     at.rank = (int)cluster_rank();
     at.warp = __shfl_sync(0xffffffffu, (int)threadIdx.x >> 5, 0);
     at.lane = threadIdx.x & 31;
-    at.part = at.warp >> 2;
-    at.tile = at.warp & 3;
-    at.first = (int)(blockIdx.x / BLOCKS) * p.rows_each;
-    at.rows = min(p.rows_each, p.n - at.first);
+    const int first = (int)(blockIdx.x / BLOCKS) * p.rows_each;
+    at.rows = min(p.rows_each, p.n - first);
     at.own = (at.rows - at.rank + BLOCKS - 1) / BLOCKS;
 
     for (int i = threadIdx.x; i < (int)(sizeof *s / 16); i += THREADS)
         ((uint4 *)shared)[i] = make_uint4(0, 0, 0, 0);
     __syncthreads();
-    rows_begin(s, p, at);
+    rows_begin(s, p, first, at);
     biases_begin(s, p, at.rank);
-    if (threadIdx.x == 0)
-        s->pieces = plan_make(s->plan, p, at.rank);
-    const int forced = (p.rules.forced_eos >= 0) + (p.rules.forced_bos >= 0);
-    const uint32_t x_bytes = at.rows * D * sizeof(T), h_bytes = at.rows * FFN * sizeof(T);
-    const uint32_t y_bytes = at.own * D * 4, state_bytes = at.rows * 4;
-    const uint32_t unit_bytes = at.own * (product_units(p.rules.vocabulary) * 16 + forced * 4);
-
     if (threadIdx.x == 0) {
-        mailbox_open(&s->x_box, x_bytes);
-        mailbox_open(&s->o_box, x_bytes);
-        mailbox_open(&s->h_box, h_bytes);
-        mailbox_open(&s->y_box, y_bytes);
-        mailbox_open(&s->unit_box, unit_bytes);
-        mailbox_open(&s->state_box, state_bytes);
-        for (int i = 0; i < fused_rows_ring<S>::SLOTS; i++)
-            ring_open(&s->full[i]);
+        s->pieces = plan_make(s->plan, p, at.rank);
+        s->all = s->pieces * p.steps;
     }
+    if (threadIdx.x == 0) {
+        mailbox_open(&s->x_box, at.rows * D * sizeof(T));
+        mailbox_open(&s->o_box, at.rows * D * sizeof(T));
+        mailbox_open(&s->h_box, at.rows * FFN * sizeof(T));
+        mailbox_open(&s->y_box, at.own * D * 4);
+        mailbox_open(&s->unit_box, at.own * units_bytes(p.rules));
+        mailbox_open(&s->state_box, at.rows * 4);
+    }
+    if (threadIdx.x < 2 * FULLS)
+        ring_open(&s->full[0][threadIdx.x]);
     cluster_sync(); /* everybody's memory is ready to be written to */
-    at.pieces = s->pieces;
-    if (threadIdx.x < fused_rows_ring<S>::SLOTS)
-        ring_fetch(fused_rows_ring<S>::slot(s, threadIdx.x), s->plan[threadIdx.x],
-                   &s->full[threadIdx.x]);
-    const int rounds =
-        (product_padded(p.rules.vocabulary) / COLUMNS - at.rank + BLOCKS - 1) / BLOCKS;
-    uint32_t x_phase = 0, o_phase = 0, h_phase = 0, y_phase = 0, unit_phase = 0;
-    uint32_t state_phase = 0;
-    struct ring_place next = {0, 0, 0, at.pieces * p.steps}, used = next; /* weights */
+    if (threadIdx.x < 2 * fused_rows_ring<S>::SLOTS && (int)threadIdx.x < 2 * s->all) {
+        const struct fused_rows_piece none = {0, 0};
+
+        piece_fetch(s, piece_ahead(s, none, threadIdx.x / 2), threadIdx.x % 2);
+    }
+    begin_apart((int)blockIdx.x / BLOCKS, p.apart);
+    struct fused_rows_piece next = {0, 0}; /* weights */
+    uint32_t phases = 0;
     struct format_weights w[4];
-    float sums[S::ROWS / 2];
 
     if (at.warp < at.own)
         row_embed<F>(s, p, at);
 #pragma unroll 1
     for (int step = 0; step < p.steps; step++) {
         if (step)
-            mailbox_receive(&s->state_box, state_bytes, &state_phase);
+            letter_receive(&s->state_box, LETTER_STATE, &phases, here(at.rows) * 4);
 #pragma unroll 1
         for (int l = 0; l < p.layers; l++) {
             const struct fused_layer &layer = p.layer[l];
             const struct fused_rows_biases &bias = s->layer[l];
 
             /* self-attention: x -> q, k, v -> o */
-            product_take<F, D, TILES>(s, w, &next, at);
-            mailbox_receive(&s->x_box, x_bytes, &x_phase);
-#pragma unroll 1
-            for (int which = 0; which < 3; which++) {
-                product_begin<F, D, S>(sums, w, s->x, at);
-                if (which)
-                    head_put<T>(s, p, l, which - 1, bias.qkv + (which - 1) * COLUMNS, at);
-                warpgroup_wait<0>();
-                if (fused_rows_ring<S>::TWO && which < 2)
-                    product_take<F, D, TILES>(s, w, &next, at);
-                __syncthreads();
-                product_refill<D, TILES>(s, &used, at);
-                product_put(s, sums, 0, at);
-                __syncthreads();
-                if (!fused_rows_ring<S>::TWO && which < 2)
-                    product_take<F, D, TILES>(s, w, &next, at);
+            letter_receive(&s->x_box, LETTER_X, &phases, here(at.rows) * D * sizeof(T));
+            if (place_part(at) < 3) {
+                round_run<F>(s, piece_ahead(s, next, place_part(at) * TILES), at);
+                head_put<T>(s, p, l, bias.qkv, at);
             }
-            head_put<T>(s, p, l, 2, bias.qkv + 2 * COLUMNS, at);
+            next = piece_ahead(s, next, 3 * TILES);
             __syncthreads();
             attend<T>(s, p.self, l, false, at);
             /* out: o -> y -> norm -> x */
             product_take<F, D, TILES>(s, w, &next, at);
-            mailbox_receive(&s->o_box, x_bytes, &o_phase);
-            product_run<F, D, TILES>(s, w, &used, s->o, at);
+            letter_receive(&s->o_box, LETTER_O, &phases, here(at.rows) * D * sizeof(T));
+            product_run<F, D, TILES>(s, w, s->o, at);
             residual_send(s, bias.out, at);
+            product_refill<D, TILES>(s, next, at);
+            row_norm<T>(s, layer.self_norm, &phases, at);
             product_take<F, D, TILES>(s, w, &next, at);
-            row_norm<T>(s, layer.self_norm, y_bytes, &y_phase, at);
-            mailbox_receive(&s->x_box, x_bytes, &x_phase);
+            letter_receive(&s->x_box, LETTER_X, &phases, here(at.rows) * D * sizeof(T));
             /* cross-attention: x -> q -> o */
-            product_run<F, D, TILES>(s, w, &used, s->x, at);
-            head_put<T>(s, p, l, 0, bias.cross_q, at);
+            product_run<F, D, TILES>(s, w, s->x, at);
+            query_put<T>(s, bias.cross_q, at);
+            product_refill<D, TILES>(s, next, at);
             __syncthreads();
             attend<T>(s, p.cross, l, true, at);
             product_take<F, D, TILES>(s, w, &next, at);
-            mailbox_receive(&s->o_box, x_bytes, &o_phase);
-            product_run<F, D, TILES>(s, w, &used, s->o, at);
+            letter_receive(&s->o_box, LETTER_O, &phases, here(at.rows) * D * sizeof(T));
+            product_run<F, D, TILES>(s, w, s->o, at);
             residual_send(s, bias.cross_out, at);
+            product_refill<D, TILES>(s, next, at);
+            row_norm<T>(s, layer.cross_norm, &phases, at);
             product_take<F, D, HIDDEN / 16>(s, w, &next, at);
-            row_norm<T>(s, layer.cross_norm, y_bytes, &y_phase, at);
-            mailbox_receive(&s->x_box, x_bytes, &x_phase);
+            letter_receive(&s->x_box, LETTER_X, &phases, here(at.rows) * D * sizeof(T));
             /* feed-forward: x -> h -> y -> norm -> x */
-            product_run<F, D, HIDDEN / 16>(s, w, &used, s->x, at);
+            product_run<F, D, HIDDEN / 16>(s, w, s->x, at);
             hidden_send<T>(s, p, bias.fc1, at);
+            product_refill<D, HIDDEN / 16>(s, next, at);
             product_take<F, FFN, TILES>(s, w, &next, at);
-            mailbox_receive(&s->h_box, h_bytes, &h_phase);
-            product_run<F, FFN, TILES>(s, w, &used, s->o, at);
+            letter_receive(&s->h_box, LETTER_H, &phases, here(at.rows) * FFN * sizeof(T));
+            product_run<F, FFN, TILES>(s, w, s->o, at);
             residual_send(s, bias.fc2, at);
-            row_norm<T>(s, layer.norm, y_bytes, &y_phase, at);
+            product_refill<FFN, TILES>(s, next, at);
+            row_norm<T>(s, layer.norm, &phases, at);
         }
         /* logits: x -> units -> tokens -> x */
-        product_take<F, D, TILES>(s, w, &next, at);
-        mailbox_receive(&s->x_box, x_bytes, &x_phase);
-#pragma unroll 1
-        for (int round = 0; round < rounds; round++) {
-            product_begin<F, D, S>(sums, w, s->x, at);
-            if (round && round % S::ROUNDS == 0)
-                units_send(s, p, round - S::ROUNDS, S::ROUNDS, at);
-            warpgroup_wait<0>();
-            if (fused_rows_ring<S>::TWO && round + 1 < rounds)
-                product_take<F, D, TILES>(s, w, &next, at);
-            __syncthreads();
-            product_refill<D, TILES>(s, &used, at);
-            product_put(s, sums, round % S::ROUNDS, at);
-            __syncthreads();
-            if (!fused_rows_ring<S>::TWO && round + 1 < rounds)
-                product_take<F, D, TILES>(s, w, &next, at);
-        }
-        {
-            const int first = (rounds - 1) / S::ROUNDS * S::ROUNDS;
+        letter_receive(&s->x_box, LETTER_X, &phases, here(at.rows) * D * sizeof(T));
+        const int rounds = rounds_of(p.rules, here(at.rank));
 
-            units_send(s, p, first, rounds - first, at);
+#pragma unroll 1
+        for (int round = place_part(at); round < rounds; round += FORMAT_PARTS) {
+            round_run<F>(s, piece_ahead(s, next, round * TILES), at);
+            units_send(s, p, round, at);
         }
+        next = piece_ahead(s, next, rounds * TILES);
         if (at.warp < at.own) {
-            mailbox_receive(&s->unit_box, unit_bytes, &unit_phase);
+            letter_receive(&s->unit_box, LETTER_UNIT, &phases, here(at.own) * units_bytes(p.rules));
             row_choose(s, p, step + 1 < p.steps, at);
             if (step + 1 < p.steps)
                 row_embed<F>(s, p, at);
@@ -246,6 +219,7 @@ cudaError_t fused_rows_enqueue(const struct network *network, const struct netwo
     p.steps = steps;
     p.n = n;
     p.rows_each = (n + clusters - 1) / clusters;
+    p.apart = p.rows_each > 16 && steps >= APART_STEPS ? APART : 0;
     kernel = kernel_of(network->format, (p.rows_each + 7) / 8, &bytes);
     launch_config(&config, &attribute, (n + p.rows_each - 1) / p.rows_each, bytes, stream);
     return cudaLaunchKernelEx(&config, kernel, p);

@@ -12,6 +12,17 @@
 
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
 
+/* Each mailbox's phase, a bit of one register. */
+enum { LETTER_X, LETTER_O, LETTER_H, LETTER_Y, LETTER_UNIT, LETTER_STATE };
+static __device__ __forceinline__ void letter_receive(struct cluster_mailbox *box, int which,
+                                                      uint32_t *phases, uint32_t bytes)
+{
+    uint32_t phase = *phases >> which;
+
+    mailbox_receive(box, bytes, &phase);
+    *phases ^= 1u << which;
+}
+
 /* Own rows */
 
 /* A row held by its warp, inputs j * 128 + 4 lane .. of it in lane's v[j]: the residual stream
@@ -52,7 +63,7 @@ static __device__ __forceinline__ void row_send(S *s, int own, const float4 (&v)
  * with a row of this block's. */
 template <class T, class S>
 static __device__ __forceinline__ void row_norm(S *s, const struct network_norm &norm,
-                                                uint32_t bytes, uint32_t *phase,
+                                                uint32_t *phases,
                                                 const struct fused_rows_place &place)
 {
     const int own = place.warp, lane = here(place.lane);
@@ -66,7 +77,7 @@ static __device__ __forceinline__ void row_norm(S *s, const struct network_norm 
         gamma[j] = *(const float4 *)(norm.gamma + j * 128 + lane * 4);
         beta[j] = *(const float4 *)(norm.beta + j * 128 + lane * 4);
     }
-    mailbox_receive(&s->y_box, bytes, phase);
+    letter_receive(&s->y_box, LETTER_Y, phases, here(place.own) * D * 4);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         const float4 x = *(const float4 *)(s->kept[own] + (j * 128 + lane * 4) * 4);
@@ -167,52 +178,184 @@ static __device__ __forceinline__ void row_choose(S *s, const struct fused_rows_
 
 /* Attention */
 
-/* All rows' attention of this block's head, a warp a row; the result goes to every block's o. */
+/* 32 keys of a row, that a warp looks at. */
+struct attend_task {
+    int row, length, c; /* the row's keys; the chunk */
+};
+
+/* How many keys a row looks at. */
+template <class S>
+static __device__ __forceinline__ int attend_length(const S *s, int row, bool cross,
+                                                    const struct fused_rows_place &place)
+{
+    /* a finished row looks at nothing and sends what comes of it: letters have one size */
+    if (row >= place.rows || s->state[row] == FINISHED)
+        return 0;
+    return cross ? s->source_len[row] : s->state[row] + 1;
+}
+
+/* The warp's next task: its row's next chunk, else its next row. */
+template <class S>
+static __device__ __forceinline__ struct attend_task
+attend_next(const S *s, struct attend_task task, bool cross, const struct fused_rows_place &place)
+{
+    task.c++;
+    if (task.c * CHUNK >= task.length) {
+        task.c = 0;
+        task.row += WARPS;
+        task.length = attend_length(s, task.row, cross, place);
+    }
+    return task;
+}
+
+/* Eight of a lane's 16 bytes of a chunk: keys, or values. from: the first; zeros where the position
+ * is not below `left`. */
+template <int I = 0, class T>
+static __device__ __forceinline__ void chunk_fetch(uint4 (&to)[8], const T *from, int first,
+                                                   int left)
+{
+    cache_get16<I * 4 * HEAD *(int)sizeof(T)>(&to[I], from, 4 * I + first < left);
+    if constexpr (I < 7)
+        chunk_fetch<I + 1>(to, from, first, left);
+}
+
+template <class T, class S>
+static __device__ __forceinline__ void
+keys_fetch(const S *s, struct chunk_half<T> *chunk, const struct chunk_cache<T> &cache,
+           const struct attend_task &task, bool cross, int lane)
+{
+    const int row = min(task.row, S::ROWS - 1);
+    const size_t at =
+        (size_t)(cross ? s->cross[row] : s->row[row]) * cache.stride + task.c * CHUNK * HEAD;
+
+    chunk_fetch(chunk->key, cache.keys + at + (lane >> 3) * HEAD + 8 * (lane & 7), lane >> 3,
+                task.length - task.c * CHUNK);
+}
+template <class T, class S>
+static __device__ __forceinline__ void
+values_fetch(const S *s, struct chunk_half<T> *chunk, const struct chunk_cache<T> &cache,
+             const struct attend_task &task, bool cross, int lane)
+{
+    const int row = min(task.row, S::ROWS - 1);
+    const size_t at =
+        (size_t)(cross ? s->cross[row] : s->row[row]) * cache.stride + task.c * CHUNK * HEAD;
+
+    chunk_fetch(chunk->value, cache.values + at + (lane & 3) * HEAD + 8 * (lane >> 2), lane & 3,
+                task.length - task.c * CHUNK);
+}
+
+/* chunk_attend() in two: first what needs keys, then what needs values. */
+template <class T>
+static __device__ __forceinline__ void chunk_halves(float (&half)[8],
+                                                    const struct chunk_half<T> &chunk,
+                                                    const struct chunk_query &query, int lane)
+{
+    const uint2 q = query_words(query.part[0], lane & 4);
+
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        float score[4] = {};
+
+        pairs_multiply(score, chunk.key[i], q.x, q.y, (const T *)NULL);
+        half[i] = __fadd_rn(score[0], score[3]);
+    }
+}
+template <class T>
+static __device__ __forceinline__ void
+chunk_finish(struct attention_part *out, const float (&half)[8], const struct chunk_half<T> &chunk,
+             int count, int lane)
+{
+    const bool odd = lane & 4;
+    const int source = 8 * (lane & 3);
+    uint32_t pairs[4];
+    float p[4];
+
+    /* each of two lanes with halves of 8 scores gets four whole ones */
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        p[i] = __fadd_rn(odd ? half[i + 4] : half[i],
+                         __shfl_xor_sync(0xffffffffu, odd ? half[i] : half[i + 4], 5));
+    chunk_softmax<T>(p, count, lane, out);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const uint32_t pair = pair_of<T>(p[2 * i], p[2 * i + 1]);
+
+        pairs[i] = __shfl_sync(0xffffffffu, pair, source);
+        pairs[i + 2] = __shfl_sync(0xffffffffu, pair, source + 5);
+    }
+    values_add<T>(
+        out, pairs, [&](int j) { return chunk.value[j]; }, lane);
+}
+
+/* A row's result to every block's o. */
+template <class T, class S>
+static __device__ __forceinline__ void attend_send(S *s, const struct attention_part &all, int row,
+                                                   const struct fused_rows_place &place, int lane)
+{
+    const uint4 out = part_words<T>(all, lane);
+
+#pragma unroll
+    for (int r = 0; r < BLOCKS / 4; r++)
+        cluster_send16(s->o + place.rank * (S::ROWS * 128) + warpgroup_at(row, lane >> 2),
+                       &s->o_box, (lane & 3) * (BLOCKS / 4) + r, out);
+}
+
+/* All rows' attention of this block's head, a warp a row; the result goes to every block's o. What
+ * a warp looks at next is on its way as soon as its registers are free. */
 template <class T, class S>
 static __device__ __forceinline__ void attend(S *s, const struct network_cache &cache, int layer,
                                               bool cross, const struct fused_rows_place &place)
 {
     const size_t head = (size_t)place.rank * cache.positions * HEAD;
     const int lane = here(place.lane);
+    struct attend_task task = {place.warp, attend_length(s, place.warp, cross, place), 0};
+    struct attention_part all = {-INFINITY, 0.0f, {}};
     struct chunk_cache<T> caches;
+    struct chunk_half<T> chunk;
 
+    if (task.row >= place.rows)
+        return;
     caches.keys = (const T *)(cache.k + (size_t)layer * cache.layer_stride) + head;
     caches.values = (const T *)(cache.v + (size_t)layer * cache.layer_stride) + head;
     caches.stride = (size_t)HEADS * cache.positions * HEAD;
+    keys_fetch(s, &chunk, caches, task, cross, lane);
+    values_fetch(s, &chunk, caches, task, cross, lane);
 #pragma unroll 1
-    for (int row = place.warp; row < place.rows; row += WARPS) {
-        const int state = s->state[row];
-        /* a finished row looks at nothing and sends what comes of it: letters have one size */
-        const int length = state == FINISHED ? 0 : cross ? s->source_len[row] : state + 1;
-        const struct chunk_row from = {cross ? s->cross[row] : s->row[row], length, 0, NULL};
-        struct attention_part all = {-INFINITY, 0.0f, {}};
-        struct chunk_half<T> chunk;
-        struct chunk_query query;
+    while (task.row < place.rows) {
+        const struct attend_task next = attend_next(s, task, cross, place);
+        const struct chunk_query query = query_get(&chunk, s->q[task.row], lane);
+        struct attention_part part;
+        float half[8];
 
-#pragma unroll 1
-        for (int c = 0; c * CHUNK < length; c++) {
-            struct attention_part part;
-
-            chunk_load<false>(&chunk, caches, from, c, lane);
-            query = query_get(&chunk, s->q[row], lane);
-            chunk_attend<T>(chunk, query, length - c * CHUNK, lane, &part);
-            if (c)
-                part_merge<T>(&all, part);
-            else
-                all = part;
-        }
-        {
-            const uint4 out = part_words<T>(all, lane);
-
-#pragma unroll
-            for (int r = 0; r < BLOCKS / 4; r++)
-                cluster_send16(s->o + place.rank * (S::ROWS * 128) + warpgroup_at(row, lane >> 2),
-                               &s->o_box, (lane & 3) * (BLOCKS / 4) + r, out);
-        }
+        chunk_halves<T>(half, chunk, query, lane);
+        keys_fetch(s, &chunk, caches, next, cross, lane);
+        chunk_finish<T>(&part, half, chunk, task.length - task.c * CHUNK, lane);
+        values_fetch(s, &chunk, caches, next, cross, lane);
+        if (task.c)
+            part_merge<T>(&all, part);
+        else
+            all = part;
+        if (next.row != task.row)
+            attend_send<T>(s, all, task.row, place, lane);
+        task = next;
     }
 }
 
 /* Logits */
+
+/* Of a row, as a letter. */
+static __device__ __forceinline__ uint32_t units_bytes(const struct cuda_rules &rules)
+{
+    const int forced = (rules.forced_eos >= 0) + (rules.forced_bos >= 0);
+
+    return product_units(rules.vocabulary) * 16 + forced * 4;
+}
+
+/* A block's rounds of 64 columns. */
+static __device__ __forceinline__ int rounds_of(const struct cuda_rules &rules, int rank)
+{
+    return (product_padded(rules.vocabulary) / COLUMNS - rank + BLOCKS - 1) / BLOCKS;
+}
 
 /* The logit of a token that the rules may force (which 0: EOS, 1: BOS), out of a unit whose columns
  * four lanes share, to the row's owner. */
@@ -232,49 +375,47 @@ static __device__ __forceinline__ void special_send(S *s, int which, int token, 
                   __float_as_uint(logit));
 }
 
-/* The units, two a round, of `count` rounds of this block's logits from `first` on, eight lanes a
- * row and round. */
+/* The two units of the warpgroup's round of this block's logits, four lanes a row and unit. */
 template <class S>
 static __device__ __forceinline__ void units_send(S *s, const struct fused_rows_params &p,
-                                                  int first, int count,
-                                                  const struct fused_rows_place &place)
+                                                  int round, const struct fused_rows_place &place)
 {
-    const int thread = here(threadIdx.x), q = thread & 3, u = thread >> 2 & 1;
-    const int row = (thread >> 3) % S::ROWS, at = (thread >> 3) / S::ROWS, round = first + at;
-    const int unit = (place.rank + round * BLOCKS) * (COLUMNS / PRODUCT_UNIT) + u;
-    const int own = round * (COLUMNS / PRODUCT_UNIT) + u;
-    const float *sum = &s->partial[at % S::ROUNDS][0][row][u * PRODUCT_UNIT + 2 * q];
-    const float *bias = &s->unit_bias[own][2 * q], *rules = &s->unit_rules[own][2 * q];
-    constexpr int PART = S::ROWS * PARTIAL_STRIDE;
-    float v[8], add[8];
-    float4 summary;
+    const int units = product_units(p.rules.vocabulary);
 
-    static_assert(S::ROUNDS * S::ROWS * 8 <= THREADS, "eight lanes a row");
-    if (at >= count)
-        return;
+    const int thread = here(threadIdx.x) % 128;
+
 #pragma unroll
-    for (int t = 0; t < 8; t += 2) {
-        const float2 a = *(const float2 *)(sum + 4 * t), b = *(const float2 *)(sum + 4 * t + PART);
-        const float2 c = *(const float2 *)(sum + 4 * t + 2 * PART),
-                     d = *(const float2 *)(sum + 4 * t + 3 * PART);
-        const float2 e = *(const float2 *)(bias + 4 * t), f = *(const float2 *)(rules + 4 * t);
+    for (int i = thread; i < S::ROWS * 8; i += 128) {
+        const int q = i & 3, row = i >> 2 & 7 | i >> 6 << 3, u = i >> 5 & 1;
+        const int own = round * (COLUMNS / PRODUCT_UNIT) + u;
+        const int unit = (place.rank + round * BLOCKS) * (COLUMNS / PRODUCT_UNIT) + u;
+        const float *sum = &s->partial[place_part(place)][row][u * PRODUCT_UNIT + 2 * q];
+        const float *bias = &s->unit_bias[own][2 * q], *rules = &s->unit_rules[own][2 * q];
+        float v[8], add[8];
+        float4 summary;
 
-        v[t] = __fadd_rn(((a.x + b.x) + c.x) + d.x, e.x);
-        v[t + 1] = __fadd_rn(((a.y + b.y) + c.y) + d.y, e.y);
-        add[t] = f.x;
-        add[t + 1] = f.y;
+#pragma unroll
+        for (int t = 0; t < 8; t += 2) {
+            const float2 a = *(const float2 *)(sum + 4 * t);
+            const float2 b = *(const float2 *)(bias + 4 * t), c = *(const float2 *)(rules + 4 * t);
+
+            v[t] = __fadd_rn(a.x, b.x);
+            v[t + 1] = __fadd_rn(a.y, b.y);
+            add[t] = c.x;
+            add[t + 1] = c.y;
+        }
+        summary = unit_summary(p.rules, unit, q, s->state[row] < s->min_new[row], v, add);
+        if (row >= place.rows || unit >= units)
+            continue;
+        if (p.rules.forced_eos >= 0 && p.rules.forced_eos / PRODUCT_UNIT == unit)
+            special_send(s, 0, p.rules.forced_eos, row, q, v);
+        if (p.rules.forced_bos >= 0 && p.rules.forced_bos / PRODUCT_UNIT == unit)
+            special_send(s, 1, p.rules.forced_bos, row, q, v);
+        if (q == 0)
+            cluster_send16(s->kept[row / BLOCKS] + unit * 16, &s->unit_box, row % BLOCKS,
+                           make_uint4(__float_as_uint(summary.x), __float_as_uint(summary.y),
+                                      __float_as_uint(summary.z), __float_as_uint(summary.w)));
     }
-    summary = unit_summary(p.rules, unit, q, s->state[row] < s->min_new[row], v, add);
-    if (row >= place.rows || unit >= product_units(p.rules.vocabulary))
-        return;
-    if (p.rules.forced_eos >= 0 && p.rules.forced_eos / PRODUCT_UNIT == unit)
-        special_send(s, 0, p.rules.forced_eos, row, q, v);
-    if (p.rules.forced_bos >= 0 && p.rules.forced_bos / PRODUCT_UNIT == unit)
-        special_send(s, 1, p.rules.forced_bos, row, q, v);
-    if (q == 0)
-        cluster_send16(s->kept[row / BLOCKS] + unit * 16, &s->unit_box, row % BLOCKS,
-                       make_uint4(__float_as_uint(summary.x), __float_as_uint(summary.y),
-                                  __float_as_uint(summary.z), __float_as_uint(summary.w)));
 }
 
 /* The beginning of a launch */
@@ -317,7 +458,7 @@ static __device__ __forceinline__ void biases_begin(S *s, const struct fused_row
 
 template <class S>
 static __device__ __forceinline__ void rows_begin(S *s, const struct fused_rows_params &p,
-                                                  const struct fused_rows_place &place)
+                                                  int first, const struct fused_rows_place &place)
 {
     const int r = threadIdx.x;
 
@@ -327,9 +468,9 @@ static __device__ __forceinline__ void rows_begin(S *s, const struct fused_rows_
     s->state[r] = FINISHED;
     s->min_new[r] = s->max_new[r] = s->source_len[r] = s->cross[r] = 0;
     if (r < place.rows) {
-        const struct cuda_row *row = p.rows.row + p.active[place.first + r];
+        const struct cuda_row *row = p.rows.row + p.active[first + r];
 
-        s->row[r] = p.active[place.first + r];
+        s->row[r] = p.active[first + r];
         s->state[r] = row->finished ? FINISHED : row->position;
         s->min_new[r] = row->min_new;
         s->max_new[r] = row->max_new;

@@ -12,84 +12,122 @@
 
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
 
-/* What this block multiplies in a step, one thread: 32 columns by D inputs a piece, or 64 by FFN.
+/* What this block multiplies in a step, one thread: 16 columns by D inputs a piece, or 32 by FFN.
  * Their number. */
-static __device__ __forceinline__ int plan_make(struct ring_piece *plan,
+static __device__ __forceinline__ int plan_make(const char **plan,
                                                 const struct fused_rows_params &p, int rank)
 {
     const int groups = product_padded(p.rules.vocabulary) / COLUMNS;
     int pieces = 0;
 
     auto add = [&](const char *packed, int first, int count) {
-        for (int i = 0; i < count; i++) {
-            plan[pieces].bytes = SLOT;
-            plan[pieces++].from = packed + (size_t)(first + i) * SLOT;
-        }
+        for (int i = 0; i < count; i++)
+            plan[pieces++] = packed + (size_t)(first + i) * SLOT;
     };
 
     for (int l = 0; l < p.layers; l++) {
         const struct fused_layer &layer = p.layer[l];
 
         for (int which = 0; which < 3; which++)
-            add(layer.qkv.packed, which * (D / 32) + rank * 2, 2);
-        add(layer.out.packed, rank * 2, 2);
-        add(layer.cross_q.packed, rank * 2, 2);
-        add(layer.cross_out.packed, rank * 2, 2);
-        add(layer.fc1.packed, rank, 1);
-        add(layer.fc2.packed, rank, 1);
+            add(layer.qkv.packed, which * (D / 16) + rank * TILES, TILES);
+        add(layer.out.packed, rank * TILES, TILES);
+        add(layer.cross_q.packed, rank * TILES, TILES);
+        add(layer.cross_out.packed, rank * TILES, TILES);
+        add(layer.fc1.packed, rank * (HIDDEN / 16), HIDDEN / 16);
+        add(layer.fc2.packed, rank * (TILES / 2), TILES / 2);
     }
     for (int group = rank; group < groups; group += BLOCKS)
-        add(p.output.packed, group * 2, 2);
+        add(p.output.packed, group * TILES, TILES);
     return pieces;
 }
 
-/* Products: weights to registers as soon as there is time, then, when the rows are here, the
- * matrix instructions, then sums to shared memory. */
+/* `count` pieces (at most a step's) further. */
+template <class S>
+static __device__ __forceinline__ struct fused_rows_piece
+piece_ahead(const S *s, struct fused_rows_piece at, int count)
+{
+    at.count += count;
+    at.piece += count;
+    if (at.piece >= s->pieces)
+        at.piece -= s->pieces;
+    return at;
+}
+
+template <class S>
+static __device__ __forceinline__ char *piece_slot(S *s, const struct fused_rows_piece &at)
+{
+    return fused_rows_ring<S>::slot(s, at.count % fused_rows_ring<S>::SLOTS);
+}
+
+/* One thread: a half of a piece that is in the plan. */
+template <class S>
+static __device__ __forceinline__ void piece_fetch(S *s, const struct fused_rows_piece &at,
+                                                   int half)
+{
+    const struct ring_piece from = {s->plan[at.piece] + half * HALF, HALF};
+
+    ring_fetch(piece_slot(s, at) + half * HALF, from, &s->full[at.count % FULLS][half]);
+}
+
+/* One thread: what comes next where a half of a piece lies that everybody has used. */
+template <class S>
+static __device__ __forceinline__ void piece_refill(S *s, const struct fused_rows_piece &at,
+                                                    int half)
+{
+    constexpr int SLOTS = fused_rows_ring<S>::SLOTS;
+
+    if (at.count + SLOTS < s->all)
+        piece_fetch(s, piece_ahead(s, at, SLOTS), half);
+}
+
+/* Until it is here; where it lies. */
+template <class S>
+static __device__ __forceinline__ const char *piece_wait(S *s, const struct fused_rows_piece &at,
+                                                         int half)
+{
+    ring_wait(&s->full[at.count % FULLS][half], at.count / FULLS);
+    return piece_slot(s, at) + half * HALF;
+}
+
+/* Products of one round: weights to registers as soon as there is time, then, when the rows are
+ * here, the matrix instructions, then sums to shared memory. A warpgroup has a part of the inputs.
+ */
 
 /* This warp's share of the next product's weights. */
 template <class F, int K, int COUNT, class S>
 static __device__ __forceinline__ void product_take(S *s, struct format_weights (&w)[4],
-                                                    struct ring_place *at,
+                                                    struct fused_rows_piece *at,
                                                     const struct fused_rows_place &place)
 {
-    typedef fused_rows_ring<S> ring;
-    constexpr int BLK = K / 32 / FORMAT_PARTS, TILE = 16 * K * 2, EACH = SLOT / TILE;
+    constexpr int BLK = K / 32 / FORMAT_PARTS, EACH = D / K; /* columns' tiles of a piece */
+    constexpr int PARTS = K == D ? 2 : 4;                    /* of the inputs in a half */
 
-    if (place.tile < COUNT) {
-        const struct ring_place piece =
-            ring_ahead<ring::SLOTS>(*at, place.tile / EACH, place.pieces);
-        const char *from =
-            ring::slot(s, piece.slot) + place.tile % EACH * TILE + place.part * BLK * 1024;
+    if (place_tile(place) < COUNT) {
+        const int half = K == D ? place_part(place) / PARTS : place_tile(place) % EACH;
+        const char *from = piece_wait(s, piece_ahead(s, *at, place_tile(place) / EACH), half);
 
-        ring_wait(&s->full[piece.slot], piece.turn);
 #pragma unroll
         for (int b = 0; b < BLK; b++)
-            w[b] = weights_get<F>(from + b * 1024, place.lane);
+            w[b] = weights_get<F>(from + (place_part(place) % PARTS * BLK + b) * 1024, place.lane);
     } else {
 #pragma unroll
         for (int b = 0; b < BLK; b++)
             w[b].half[0] = w[b].half[1] = make_uint4(0, 0, 0, 0);
     }
-    *at = ring_ahead<ring::SLOTS>(*at, COUNT / EACH, place.pieces);
+    *at = piece_ahead(s, *at, COUNT / EACH);
 }
 
-/* Begins to multiply: this warpgroup's part of K inputs times all rows. rows: x, o or h, received.
- */
-template <class F, int K, class S, int N>
+/* Sums of a chain of instructions from zero over the inputs of w, in flight. rows: where the first
+ * of them lies, of all rows. */
+template <class F, class S, int BLK, int N>
 static __device__ __forceinline__ void
-product_begin(float (&sums)[N], const struct format_weights (&w)[4], const char *rows,
-              const struct fused_rows_place &place)
+product_multiply(float (&sums)[N], const struct format_weights (&w)[4], uint32_t rows)
 {
-    constexpr int BLK = K / 32 / FORMAT_PARTS, LINES = S::ROWS * 128;
-    const uint32_t from =
-        shared_address(rows) + place.part * BLK / 2 * LINES + place.part * BLK % 2 * 64;
-
-    warpgroup_publish();
     __syncwarp();
     warpgroup_fence();
 #pragma unroll
     for (int b = 0; b < BLK; b++) {
-        const uint32_t x = from + b / 2 * LINES + b % 2 * 64;
+        const uint32_t x = rows + b / 2 * (S::ROWS * 128) + b % 2 * 64;
 
         warpgroup_multiply<F, 2 * N>(sums, w[b].half[0], warpgroup_rows(x), b > 0);
         warpgroup_multiply<F, 2 * N>(sums, w[b].half[1], warpgroup_rows(x + 32), 1);
@@ -97,51 +135,101 @@ product_begin(float (&sums)[N], const struct format_weights (&w)[4], const char 
     warpgroup_commit();
 }
 
-/* Behind a barrier that follows the end of a product: its slots get their next pieces. used: the
- * product's first. */
+/* Behind a barrier that follows the end of a product: its slots get their next pieces. next: behind
+ * the product's. */
 template <int K, int COUNT, class S>
-static __device__ __forceinline__ void product_refill(S *s, struct ring_place *used,
+static __device__ __forceinline__ void product_refill(S *s, const struct fused_rows_piece &next,
                                                       const struct fused_rows_place &place)
 {
-    typedef fused_rows_ring<S> ring;
-    constexpr int PIECES = COUNT * 16 * K * 2 / SLOT;
-    const int i = WARPS - 1 - place.warp;
+    constexpr int PIECES = COUNT * K / D, SLOTS = fused_rows_ring<S>::SLOTS;
+    const int i = WARPS - 1 - place.warp, behind = i / 2 - PIECES;
 
-    if (i < PIECES && place.lane == 0) {
-        const struct ring_place piece = ring_ahead<ring::SLOTS>(*used, i, place.pieces);
-
-        if (piece.left > ring::SLOTS)
-            ring_fetch(ring::slot(s, piece.slot),
-                       s->plan[ring_ahead<ring::SLOTS>(piece, ring::SLOTS, place.pieces).piece],
-                       &s->full[piece.slot]);
-    }
-    *used = ring_ahead<ring::SLOTS>(*used, PIECES, place.pieces);
+    if (i >= 2 * PIECES || place.lane)
+        return;
+    if (next.count + behind + SLOTS < s->all)
+        piece_fetch(s, piece_ahead(s, next, behind + SLOTS), i % 2);
 }
 
 /* The sums of the part, behind warpgroup_wait(). */
 template <class S, int N>
-static __device__ __forceinline__ void product_put(S *s, const float (&sums)[N], int round,
+static __device__ __forceinline__ void product_put(S *s, const float (&sums)[N],
                                                    const struct fused_rows_place &place)
 {
 #pragma unroll
     for (int u = 0; u < N / 4; u++)
-        sums_put(&s->partial[round][place.part][u * 8][place.tile * 16], PARTIAL_STRIDE,
+        sums_put(&s->partial[place_part(place)][u * 8][place_tile(place) * 16], PARTIAL_STRIDE,
                  sums + u * 4, place.lane);
 }
 
 /* A product that is one round: ends with all sums in `partial`. */
 template <class F, int K, int COUNT, class S>
 static __device__ __forceinline__ void product_run(S *s, const struct format_weights (&w)[4],
-                                                   struct ring_place *used, const char *rows,
+                                                   const char *rows,
                                                    const struct fused_rows_place &place)
 {
+    constexpr int BLK = K / 32 / FORMAT_PARTS, LINES = S::ROWS * 128;
     float sums[S::ROWS / 2];
 
-    product_begin<F, K, S>(sums, w, rows, place);
+    warpgroup_publish();
+    product_multiply<F, S, BLK>(sums, w,
+                                shared_address(rows) + place_part(place) * BLK / 2 * LINES +
+                                    place_part(place) * BLK % 2 * 64);
     warpgroup_wait<0>();
-    product_put(s, sums, 0, place);
+    product_put(s, sums, place);
     __syncthreads();
-    product_refill<K, COUNT>(s, used, place);
+}
+
+/* Products of several rounds: a warpgroup has 64 columns and all inputs, and waits for no other. A
+ * warp's piece is its own, so it lets the next one come as soon as it has multiplied. at: the
+ * round's first piece. Ends with the sums in the warpgroup's `partial`, seen by all of it. */
+template <class F, class S>
+static __device__ __forceinline__ void round_run(S *s, const struct fused_rows_piece &first,
+                                                 const struct fused_rows_place &place)
+{
+    constexpr int N = S::ROWS / 2, BLK = D / 32 / FORMAT_PARTS;
+    constexpr int EACH = BLK / 2; /* blocks of a part in registers at once */
+    const struct fused_rows_piece at = piece_ahead(s, first, place_tile(place));
+    const uint32_t rows = shared_address(s->x);
+    float sums[N], part[2][N];
+
+    warpgroup_publish();
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const char *from = piece_wait(s, at, half);
+
+        /* two parts side by side */
+#pragma unroll
+        for (int b = 0; b < BLK; b += EACH) {
+            struct format_weights w[2][EACH];
+
+#pragma unroll
+            for (int i = 0; i < 2 * EACH; i++)
+                w[i / EACH][i % EACH] =
+                    weights_get<F>(from + (i / EACH * BLK + b + i % EACH) * 1024, place.lane);
+            __syncwarp();
+            warpgroup_fence();
+#pragma unroll
+            for (int i = 0; i < 2 * EACH; i++) {
+                const int block = half * 2 * BLK + i % 2 * BLK + b + i / 2;
+                const uint32_t x = rows + block / 2 * (S::ROWS * 128) + block % 2 * 64;
+
+                warpgroup_multiply<F, 2 * N>(part[i % 2], w[i % 2][i / 2].half[0],
+                                             warpgroup_rows(x), b + i / 2 > 0);
+                warpgroup_multiply<F, 2 * N>(part[i % 2], w[i % 2][i / 2].half[1],
+                                             warpgroup_rows(x + 32), 1);
+            }
+            warpgroup_commit();
+            warpgroup_wait<0>();
+        }
+        if (place.lane == 0)
+            piece_refill(s, at, half);
+#pragma unroll
+        for (int n = 0; n < N; n++)
+            sums[n] = half ? (sums[n] + part[0][n]) + part[1][n] : part[0][n] + part[1][n];
+    }
+    warpgroup_barrier(place_part(place)); /* what lies there has been looked at */
+    product_put(s, sums, place);
+    warpgroup_barrier(place_part(place));
 }
 
 /* Four columns of a row, parts added up, with bias. */
@@ -149,10 +237,10 @@ template <class S>
 static __device__ __forceinline__ float4 partial_get4(const S *s, int row, int column,
                                                       const float *bias)
 {
-    float4 a = *(const float4 *)&s->partial[0][0][row][column],
-           b = *(const float4 *)&s->partial[0][1][row][column];
-    float4 c = *(const float4 *)&s->partial[0][2][row][column],
-           d = *(const float4 *)&s->partial[0][3][row][column];
+    float4 a = *(const float4 *)&s->partial[0][row][column],
+           b = *(const float4 *)&s->partial[1][row][column];
+    float4 c = *(const float4 *)&s->partial[2][row][column],
+           d = *(const float4 *)&s->partial[3][row][column];
     float4 e = *(const float4 *)(bias + column);
 
     return make_float4((((a.x + b.x) + c.x) + d.x) + e.x, (((a.y + b.y) + c.y) + d.y) + e.y,
@@ -176,27 +264,47 @@ template <class T> static __device__ __forceinline__ uint2 elements4(const float
     return *(const uint2 *)e;
 }
 
-/* Queries stay here; a new key or value (which: 0, 1, 2) goes into its cache, of which this block
- * alone reads this head in later steps. */
+/* Queries out of a product of one round. */
+template <class T, class S>
+static __device__ __forceinline__ void query_put(S *s, const float *bias,
+                                                 const struct fused_rows_place &place)
+{
+    const int thread = here(threadIdx.x), c = thread % 16 * 4;
+
+#pragma unroll
+    for (int row = thread / 16; row < S::ROWS; row += THREADS / 16) {
+        *(uint2 *)&s->q[row][c] = elements4<T>(partial_get4(s, row, c, bias));
+    }
+}
+
+/* The warpgroup's queries, keys or values (0, 1, 2). Queries stay here; a new key or value goes
+ * into its cache, of which this block alone reads this head in later steps. */
 template <class T, class S>
 static __device__ __forceinline__ void head_put(S *s, const struct fused_rows_params &p, int layer,
-                                                int which, const float *bias,
+                                                const float *bias,
                                                 const struct fused_rows_place &place)
 {
     const struct network_cache &cache = p.self;
+    const int which = place_part(place);
+    T *const to = (T *)((which == 1 ? cache.k : cache.v) + (size_t)layer * cache.layer_stride);
 
-    for (int i = here(threadIdx.x); i < place.rows * (COLUMNS / 4); i += THREADS) {
-        const int row = i / (COLUMNS / 4), c = i % (COLUMNS / 4) * 4, position = s->state[row];
-        const uint2 e = elements4<T>(partial_get4(s, row, c, bias));
+    const int thread = here(threadIdx.x) % 128, c = thread % 16 * 4;
+    const float4 add = *(const float4 *)(bias + which * COLUMNS + c);
+
+#pragma unroll
+    for (int row = thread / 16; row < S::ROWS; row += 8) {
+        const int position = s->state[row];
+        const float4 v = *(const float4 *)&s->partial[which][row][c];
+        const uint2 e =
+            elements4<T>(make_float4(v.x + add.x, v.y + add.y, v.z + add.z, v.w + add.w));
 
         if (which == 0)
             *(uint2 *)&s->q[row][c] = e;
         else if (position != FINISHED)
-            *(uint2 *)((which == 1 ? cache.k : cache.v) + (size_t)layer * cache.layer_stride +
-                       ((((size_t)s->row[row] * HEADS + place.rank) * cache.positions + position) *
-                            HEAD +
-                        c) *
-                           sizeof(T)) = e;
+            *(uint2 *)(to +
+                       (((size_t)s->row[row] * HEADS + place.rank) * cache.positions + position) *
+                           HEAD +
+                       c) = e;
     }
 }
 
@@ -205,10 +313,14 @@ template <class S>
 static __device__ __forceinline__ void residual_send(S *s, const float *bias,
                                                      const struct fused_rows_place &place)
 {
-    for (int i = here(threadIdx.x); i < place.rows * (COLUMNS / 4); i += THREADS) {
-        const int row = i / (COLUMNS / 4), c = i % (COLUMNS / 4) * 4;
+    const int thread = here(threadIdx.x), c = thread % 16 * 4;
+
+#pragma unroll
+    for (int row = thread / 16; row < S::ROWS; row += THREADS / 16) {
         const float4 v = partial_get4(s, row, c, bias);
 
+        if (row >= place.rows)
+            break;
         cluster_send16(&s->y[row / BLOCKS][place.rank * COLUMNS + c], &s->y_box, row % BLOCKS,
                        make_uint4(__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z),
                                   __float_as_uint(v.w)));
@@ -224,10 +336,12 @@ static __device__ __forceinline__ void hidden_send(S *s, const struct fused_rows
 {
     constexpr int PART = S::ROWS * PARTIAL_STRIDE, EACH = HIDDEN / 2;
 
-    for (int i = here(threadIdx.x); i < S::ROWS * EACH; i += THREADS) {
-        const int quarter = i % 4, row = i / EACH, c = i % EACH * 2;
+    const int thread = here(threadIdx.x), quarter = thread % 4, c = thread % EACH * 2;
+
+#pragma unroll
+    for (int row = thread / EACH; row < S::ROWS; row += THREADS / EACH) {
         const int column = place.rank * HIDDEN + (c & ~7);
-        const float *sum = &s->partial[0][0][row][c];
+        const float *sum = &s->partial[0][row][c];
         uint32_t own, words[4];
         float v[2];
 

@@ -22,11 +22,18 @@ enum {
     WARPS = 16, /* four warpgroups, one a part of the inputs */
     THREADS = WARPS * 32,
     UNITS = 128,              /* most units of logits: vocabularies up to 4,096 */
-    SLOT = 32 * D * 2,        /* bytes: a piece of weights */
+    SLOT = 16 * D * 2,        /* bytes: a piece of weights */
+    HALF = SLOT / 2,          /* of it, which is waited for and fetched on its own */
     SHARED_MOST = 227 * 1024, /* bytes of a block */
-    SLOTS_MOST = 5,
-    PLAN_MOST = FUSED_ROWS_LAYERS * 14 + UNITS / BLOCKS, /* pieces: plan_make() */
+    SLOTS_MOST = 10,
+    ROUNDS_MOST = UNITS * PRODUCT_UNIT / COLUMNS / BLOCKS, /* of logits, 64 columns each */
+    PLAN_MOST = FUSED_ROWS_LAYERS * 28 + ROUNDS_MOST * 4,  /* pieces: plan_make() */
+    FULLS = 64,                                            /* struct fused_rows_piece */
     PARTIAL_STRIDE = COLUMNS + 4,
+    /* Clusters of many rows begin so many cycles apart, for then they do not all attend, and draw
+     * on the device's memory, at once; a launch of few steps would lose by it. */
+    APART = 1800,
+    APART_STEPS = 4,
     FINISHED = -1, /* in place of a row's position */
 };
 
@@ -38,6 +45,7 @@ struct fused_rows_params {
     float embedding_factor;
     enum product_act activation;
     int32_t layers, steps, n, rows_each;
+    int32_t apart; /* cycles between the beginnings of two clusters */
     const int32_t *active;
     struct cuda_rows rows;
     struct cuda_rules rules;
@@ -58,22 +66,22 @@ struct fused_rows_biases {
  * Letters (cluster.cuh), each of one size, in the order of a step:
  *   x      all rows' inputs, each row from its owner to all blocks
  *   o      attention's output, each head from its block to all; h, the hidden values, likewise.
- * They share memory y      a product's columns with bias, from all blocks to the row's owner units
- * summaries of logits (and special ones), from all blocks to the row's owner state  the rows'
- * positions, from their owners to all blocks
+ *          They share memory
+ *   y      a product's columns with bias, from all blocks to the row's owner
+ *   units  summaries of logits (and special ones), from all blocks to the row's owner
+ *   state  the rows' positions, from their owners to all blocks
  *
  * Nothing is overwritten that somebody still reads, and no letter arrives before the one before it
- * is complete: a block sends y (units) behind a barrier that follows its product, and an owner
- * sends x when it has y (units) of its rows from all blocks. So who has x from all owners may write
- * to whatever was read before: o, h, y, units. x itself is written by owners that have y (units)
- * from all blocks, which have all read the x before. Within a block `partial` is read in front of
- * what is sent, so the next letter x (o, h) comes behind all reading, and a barrier is needed only
- * between rounds of one product.
+ * is complete: a block sends y (units) behind what it multiplied, and an owner sends x when it has
+ * y (units) of its rows from all blocks. So who has x from all owners may write to whatever was
+ * read before: o, h, y, units. x itself is written by owners that have y (units) from all blocks,
+ * which have all read the x before. Within a block `partial` is read in front of what is sent, so
+ * the next letter x (o, h) comes behind all reading; a warpgroup that has its part of `partial` to
+ * itself (queries, keys, values, logits) needs a barrier of its own between two rounds, and the
+ * block one in front of the next product of one round: attention's, or the letter x.
  */
 template <class T, int NT> struct fused_rows_shared {
     static constexpr int ROWS = 8 * NT;
-    /* of logits, before they are looked at: with few rows a look leaves most threads idle */
-    static constexpr int ROUNDS = NT <= 2 ? 2 : 1;
 
     alignas(1024) char x[ROWS * D * 2]; /* (D / 64, ROWS, 128 bytes), as warpgroup.cuh wants it */
     alignas(1024) char o[ROWS * D * 2]; /* the same; h: (FFN / 64, ROWS, 128 bytes) */
@@ -81,7 +89,8 @@ template <class T, int NT> struct fused_rows_shared {
     /* of own rows: the residual stream, (D) float; between a step's last norm and the next
      * embedding, whose residual stream nobody wants, the units of logits, (UNITS) float4 */
     alignas(16) char kept[NT][D * 4];
-    alignas(16) float partial[ROUNDS][FORMAT_PARTS][ROWS][PARTIAL_STRIDE];
+    /* of a product's parts of the inputs, or of a warpgroup's columns of it */
+    alignas(16) float partial[FORMAT_PARTS][ROWS][PARTIAL_STRIDE];
     alignas(16) T q[ROWS][HEAD];
     alignas(16) struct fused_rows_biases layer[FUSED_ROWS_LAYERS];
     /* what this block adds to its logits: -inf past the vocabulary; what the rules add */
@@ -89,11 +98,11 @@ template <class T, int NT> struct fused_rows_shared {
         unit_rules[UNITS / BLOCKS][PRODUCT_UNIT];
     float special[NT][2];
     struct cluster_mailbox x_box, o_box, h_box, y_box, unit_box, state_box;
-    uint64_t full[SLOTS_MOST];
-    int32_t pieces;
-    struct ring_piece plan[PLAN_MOST]; /* of weights, as a step multiplies them */
-    int32_t row[ROWS];                 /* -1: none */
-    int32_t state[ROWS];               /* position, or FINISHED */
+    uint64_t full[FULLS][2];
+    int32_t pieces, all;         /* of weights: a step's, and the launch's */
+    const char *plan[PLAN_MOST]; /* as a step multiplies them */
+    int32_t row[ROWS];           /* -1: none */
+    int32_t state[ROWS];         /* position, or FINISHED */
     int32_t min_new[ROWS], max_new[ROWS], source_len[ROWS], cross[ROWS];
     int32_t token[NT]; /* of own rows */
 };
@@ -104,24 +113,45 @@ template <class Shared> struct fused_rows_ring {
     static constexpr int SLOTS = FIT < SLOTS_MOST ? FIT : SLOTS_MOST;
     static constexpr int BYTES = BEHIND + SLOTS * SLOT; /* of shared memory in all */
 
-    static_assert(SLOTS >= 2, "64 columns lie there together");
-    /* the weights of two products in a row may lie there */
-    static constexpr bool TWO = SLOTS >= 4;
+    static_assert(SLOTS >= TILES, "64 columns lie there together");
     static __device__ __forceinline__ char *slot(Shared *s, int i)
     {
         return (char *)s + BEHIND + i * SLOT;
     }
 };
 
+/* A piece of weights: in a step's plan, and among all of the launch. It lies in slot count % SLOTS,
+ * and its halves arrive at full[count % FULLS]: the piece that came there before is so old that
+ * everybody has waited for it, though warpgroups may be some rounds of logits apart. */
+struct fused_rows_piece {
+    int piece, count;
+};
+
 /* One block's place in the cluster, and one warp's in it. */
 struct fused_rows_place {
     int rank, warp, lane;
-    int part, tile;       /* its part of the inputs, and its 16 columns of 64 */
-    int first, rows, own; /* rows of the cluster: the first, how many, how many are this block's */
-    int pieces;           /* of weights, a step */
+    int rows, own; /* rows of the cluster, and how many of them are this block's */
 };
+/* A warp's warpgroup, or part of the inputs; its 16 columns of 64. */
+static __device__ __forceinline__ int place_part(const struct fused_rows_place &place)
+{
+    return place.warp >> 2;
+}
+static __device__ __forceinline__ int place_tile(const struct fused_rows_place &place)
+{
+    return place.warp & 3;
+}
 
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
+
+/* A cluster waits until it is its turn to begin. */
+static __device__ __forceinline__ void begin_apart(int cluster, int cycles)
+{
+    const long long until = clock64() + (long long)cluster * cycles;
+
+    while (clock64() < until)
+        ;
+}
 
 /* The same number, of which the compiler shall not know that: what is computed from it is computed
  * here, not kept in registers from one phase of a step to the next. */
