@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/attention_bytes.cuh"
 #include "kernels/cuda/attention_plain.cuh"
+#include "kernels/cuda/attention_stream.cuh"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/launch.cuh"
 
@@ -136,10 +137,32 @@ static __global__ void __launch_bounds__(HEADS *WARPS * 32)
                       (T *)a.out + ((size_t)blockIdx.x * a.heads + head) * HEAD + part_place(lane));
 }
 
+template <class T>
+static cudaError_t many_enqueue(const struct attention *a, int32_t n_most, bool pdl,
+                                cudaStream_t stream)
+{
+    const int32_t tasks = n_most * a->heads;
+    int device = 0, most = 0;
+    int32_t blocks;
+    size_t shared;
+
+    CUDA_PASS(cudaGetDevice(&device));
+    CUDA_PASS(cudaDeviceGetAttribute(&most, cudaDevAttrMultiProcessorCount, device));
+    blocks = tasks < most ? tasks : most;
+    shared = attend_shared_bytes((tasks + blocks - 1) / blocks);
+    CUDA_PASS(cudaFuncSetAttribute((const void *)attention_stream<T, ATTEND_WARPS, ATTEND_SLOTS>,
+                                   cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+    return launch(attention_stream<T, ATTEND_WARPS, ATTEND_SLOTS>, dim3(blocks), ATTEND_WARPS * 32,
+                  shared, pdl, stream, *a, n_most);
+}
+
 template <class T, class C>
 static cudaError_t decode_enqueue(const struct attention *a, int32_t n_most, bool pdl,
                                   cudaStream_t stream)
 {
+    if constexpr (sizeof(T) == 2 && sizeof(C) == 2)
+        if (a->beside)
+            return many_enqueue<T>(a, n_most, pdl, stream);
     /* few rows: spread a head over warps and the heads over blocks */
     if (n_most <= 64)
         return launch(attention_decode<T, C, 1, 4>, dim3(n_most, a->heads), 128, 0, pdl, stream,

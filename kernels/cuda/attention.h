@@ -20,7 +20,8 @@ struct attention {
     const int32_t *n;      /* device: active rows */
     const int32_t *active; /* (n) */
     struct cuda_rows rows;
-    bool cross; /* over the source's cache; else over the row's own, 0..position */
+    bool beside; /* other kernels run beside it, for which there shall be room */
+    bool cross;  /* over the source's cache; else over the row's own, 0..position */
     int32_t heads;
     int32_t cache_positions;
     const void *q;                 /* (n, heads * 64) elements, not yet scaled */

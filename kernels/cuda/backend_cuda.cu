@@ -103,6 +103,15 @@ static int streams_open(struct backend *backend, struct error *error)
     CUDA_TRY(cudaStreamCreateWithPriority(&backend->encode, cudaStreamNonBlocking, low), error,
              fail);
     CUDA_TRY(cudaEventCreateWithFlags(&backend->stepped, cudaEventDisableTiming), error, fail);
+    for (int i = 0; i < MEMORY_PARTS; i++) {
+        if (i)
+            CUDA_TRY(cudaStreamCreateWithPriority(&backend->parts[i].stream, cudaStreamNonBlocking,
+                                                  high),
+                     error, fail);
+        CUDA_TRY(cudaEventCreateWithFlags(&backend->parts[i].event, cudaEventDisableTiming), error,
+                 fail);
+    }
+    backend->parts[0].stream = backend->decode;
     for (int i = 0; i < MEMORY_BATCHES; i++)
         CUDA_TRY(cudaEventCreateWithFlags(&backend->batches[i].done, cudaEventDisableTiming), error,
                  fail);
@@ -285,6 +294,12 @@ static void cuda_close(struct backend *backend)
     }
     if (backend->stepped)
         (void)cudaEventDestroy(backend->stepped);
+    for (int i = 0; i < MEMORY_PARTS; i++) {
+        if (i && backend->parts[i].stream)
+            (void)cudaStreamDestroy(backend->parts[i].stream);
+        if (backend->parts[i].event)
+            (void)cudaEventDestroy(backend->parts[i].event);
+    }
     if (backend->decode)
         (void)cudaStreamDestroy(backend->decode);
     if (backend->encode)

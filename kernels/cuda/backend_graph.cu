@@ -9,6 +9,17 @@ static const int32_t buckets[] = {1,   2,   4,    8,    16,   28,   32,   48,   
                                   64,  90,  120,  128,  192,  256,  384,  512,  640,
                                   768, 896, 1024, 1280, 1536, 1792, 2048, 3072, 4096};
 
+/* A run of many rows is cut into parts that go side by side: the products of one work while the
+ * attention of another waits for memory. As measured (kernels/README.md). */
+enum {
+    PARTS_STEPS = 4, /* of a run, at least: parts begin and end together */
+    PARTS_UNIT = 64, /* of a part's rows */
+    PARTS_LEAST = 512,
+    PARTS_FEW = 640,     /* from so many rows on parts are fewer, */
+    PARTS_BESIDE = 1536, /* and from here on of PARTS_EACH rows, with kernels that leave room */
+    PARTS_EACH = 256,
+};
+
 struct network_step backend_step_of(const struct backend *backend, int32_t n_most, bool full)
 {
     const struct backend_memory *m = &backend->memory;
@@ -25,31 +36,88 @@ struct network_step backend_step_of(const struct backend *backend, int32_t n_mos
     step.units = m->units;
     step.special = m->special;
     step.logits = full ? m->logits : NULL;
+    step.beside = false;
     return step;
 }
 
-/* One step as launches; first: nothing of the chain stands in front. */
-static cudaError_t step_enqueue(struct backend *backend, int32_t n_most, enum backend_rows kind,
-                                bool first)
+/* One step, or a part of its rows, as launches; first: nothing of the chain stands in front. */
+static cudaError_t step_enqueue(struct backend *backend, const struct network_step *step,
+                                enum backend_rows kind, bool first, cudaStream_t stream)
 {
     struct backend_memory *m = &backend->memory;
-    struct network_step step = backend_step_of(backend, n_most, kind != ROWS_PLAIN);
-    struct choose_plain_rows plain = {backend->rules, m->units, m->special};
+    struct choose_plain_rows plain = {backend->rules, step->units, step->special};
 
-    if (n_most <= backend->fused.step_rows)
-        CUDA_PASS(fused_step_enqueue(backend->network, &step, &backend->fused, backend->pdl, !first,
-                                     backend->decode));
+    if (step->n_most <= backend->fused.step_rows)
+        CUDA_PASS(fused_step_enqueue(backend->network, step, &backend->fused, backend->pdl, !first,
+                                     stream));
     else
-        CUDA_PASS(network_step(backend->network, &step, backend->pdl, !first, backend->decode));
+        CUDA_PASS(network_step(backend->network, step, backend->pdl, !first, stream));
     if (kind == ROWS_PLAIN)
-        return step_choose_enqueue(m->rows, backend->rules, m->units, m->special, m->active, m->n,
-                                   n_most, backend->pdl, backend->decode);
-    CUDA_PASS(choose_full(m->rows, backend->choose_rules, &plain, m->logits, m->active, m->n,
-                          n_most, backend->pdl, backend->decode));
+        return step_choose_enqueue(m->rows, backend->rules, step->units, step->special,
+                                   step->active, step->n, step->n_most, backend->pdl, stream);
+    CUDA_PASS(choose_full(m->rows, backend->choose_rules, &plain, step->logits, step->active,
+                          step->n, step->n_most, backend->pdl, stream));
     if (kind == ROWS_FULL)
         return cudaSuccess;
     return choose_beams(m->rows, backend->choose_rules, m->logits, m->groups, m->n + 1,
-                        (n_most + 1) / 2, m->place, m->choose_work, backend->pdl, backend->decode);
+                        (step->n_most + 1) / 2, m->place, m->choose_work, backend->pdl, stream);
+}
+
+/* Into how many parts a run is cut. */
+static int32_t parts_of(const struct backend *backend, int32_t n_most, enum backend_rows kind,
+                        int32_t steps)
+{
+    const struct network_sizes *sizes = &backend->network->sizes;
+
+    if (kind == ROWS_BEAMS || steps < PARTS_STEPS || n_most < PARTS_LEAST ||
+        !network_many(backend->network, n_most))
+        return 1;
+    if (sizes->decoder_ffn > sizes->width) /* its products fill the device by themselves */
+        return n_most < PARTS_FEW ? 2 : 1;
+    if (n_most < PARTS_BESIDE)
+        return n_most < PARTS_FEW ? 4 : 3;
+    return n_most < PARTS_EACH * MEMORY_PARTS ? n_most / PARTS_EACH : MEMORY_PARTS;
+}
+
+/* Each part of the rows goes through all steps in a stream of its own. */
+static cudaError_t parts_enqueue(struct backend *backend, const struct network_step *step,
+                                 enum backend_rows kind, int32_t steps, int32_t count)
+{
+    const int32_t units = (step->n_most + count * PARTS_UNIT - 1) / (count * PARTS_UNIT);
+    const int32_t each = units * PARTS_UNIT, parts = (step->n_most + each - 1) / each;
+
+    CUDA_PASS(step_split_enqueue(step->n, backend->memory.parts, parts, each, backend->decode));
+    CUDA_PASS(cudaEventRecord(backend->parts[0].event, backend->decode));
+    for (int32_t p = 0; p < parts; p++) {
+        const int32_t first = p * each, left = step->n_most - first;
+        const struct backend_part *way = &backend->parts[p];
+        const struct network_step part = network_step_part(
+            backend->network, step, backend->memory.parts + p, first, left < each ? left : each);
+
+        if (p)
+            CUDA_PASS(cudaStreamWaitEvent(way->stream, backend->parts[0].event, 0));
+        for (int32_t i = 0; i < steps; i++)
+            CUDA_PASS(step_enqueue(backend, &part, kind, i == 0, way->stream));
+        if (p)
+            CUDA_PASS(cudaEventRecord(way->event, way->stream));
+    }
+    for (int32_t p = 1; p < parts; p++)
+        CUDA_PASS(cudaStreamWaitEvent(backend->decode, backend->parts[p].event, 0));
+    return cudaSuccess;
+}
+
+static cudaError_t steps_enqueue(struct backend *backend, int32_t n_most, enum backend_rows kind,
+                                 int32_t steps)
+{
+    const int32_t parts = parts_of(backend, n_most, kind, steps);
+    struct network_step step = backend_step_of(backend, n_most, kind != ROWS_PLAIN);
+
+    step.beside = parts > 1 && n_most >= PARTS_BESIDE;
+    if (parts > 1)
+        return parts_enqueue(backend, &step, kind, steps, parts);
+    for (int32_t i = 0; i < steps; i++)
+        CUDA_PASS(step_enqueue(backend, &step, kind, i == 0, backend->decode));
+    return cudaSuccess;
 }
 
 static int graph_capture(struct backend *backend, int32_t n_most, enum backend_rows kind,
@@ -60,8 +128,7 @@ static int graph_capture(struct backend *backend, int32_t n_most, enum backend_r
     int result = -1;
 
     CUDA_TRY(cudaStreamBeginCapture(backend->decode, cudaStreamCaptureModeThreadLocal), error, out);
-    for (int32_t i = 0; i < steps && status == cudaSuccess; i++)
-        status = step_enqueue(backend, n_most, kind, i == 0);
+    status = steps_enqueue(backend, n_most, kind, steps);
     CUDA_TRY(cudaStreamEndCapture(backend->decode, &graph), error, out);
     CUDA_TRY(status, error, out);
     CUDA_TRY(cudaGraphInstantiate(exec, graph, 0), error, out);

@@ -79,6 +79,7 @@ static size_t device_layout(struct backend_memory *memory, const struct network 
     memory->active = memory->n + 2;
     memory->place = memory->active + R;
     memory->groups = memory->place + R;
+    memory->parts = (int32_t *)carve(&carver, MEMORY_PARTS, sizeof(int32_t));
     memory->units =
         (struct product_unit *)carve(&carver, R * (size_t)product_units(network->config.vocabulary),
                                      sizeof(struct product_unit));

@@ -15,6 +15,7 @@ enum {
     MEMORY_BATCH_TOKENS = 8192, /* source tokens of one encoding; at least the longest source */
     MEMORY_STEPS_MOST = 64,     /* steps of one call */
     MEMORY_CALLS = 2,           /* calls of steps under way at once */
+    MEMORY_PARTS = 8,           /* of a step's rows that go side by side, at most */
 };
 
 /* One encoding's sources: the same layout on both sides; see memory_batch_pack(). */
@@ -39,6 +40,7 @@ struct backend_memory {
     int32_t *collected; /* (max_rows) */
     int32_t *n;         /* (1) active rows, then (1) active groups */
     int32_t *active;    /* (max_rows) */
+    int32_t *parts;     /* (MEMORY_PARTS) of the active rows, each part's */
     int32_t *place;     /* (max_rows) */
     int32_t *groups;    /* (max_rows) */
     struct network_cache self, cross;

@@ -81,6 +81,13 @@ struct backend_graphs {
 };
 extern const int32_t graph_lengths[GRAPH_LENGTHS]; /* longest first */
 
+/* While graphs are captured: where a part's kernels go, and an event for its begin (the first) or
+ * its end. */
+struct backend_part {
+    cudaStream_t stream;
+    cudaEvent_t event;
+};
+
 struct backend {
     int32_t device;
     bool spin;
@@ -94,6 +101,7 @@ struct backend {
     void *rule_tables;                /* device memory of both */
     cudaStream_t decode, encode;
     cudaEvent_t stepped;
+    struct backend_part parts[MEMORY_PARTS]; /* of a captured step; the first is decode's */
     struct backend_graphs graphs;
     struct fused_limits fused;
     int32_t fused_rows_clusters; /* 0 = not here */

@@ -184,6 +184,7 @@ struct network_flow {
     int32_t n_most, width; /* width: of a row, what the model has */
     const struct network_space *space;
     bool many;
+    bool beside; /* as struct product has it */
     bool pdl;
     cudaStream_t stream;
 };
@@ -192,7 +193,7 @@ static struct network_flow flow_of(const struct network *network, const int32_t 
                                    const struct network_space *space, bool pdl, cudaStream_t stream)
 {
     struct network_flow flow = {
-        n,   n_most, network->config.d_model, space, product_many(network->format, n_most),
+        n,   n_most, network->config.d_model, space, product_many(network->format, n_most), false,
         pdl, stream};
 
     return flow;
@@ -205,6 +206,7 @@ static struct product product_normed(const struct network_flow *flow,
 {
     struct product p = product_of(flow->n, weight, PRODUCT_NORM, output);
 
+    p.beside = flow->beside;
     if (flow->many) {
         p.input = PRODUCT_ROWS;
         p.x = flow->space->n;
@@ -225,6 +227,7 @@ static struct product product_embedded(const struct network_flow *flow,
 {
     struct product p = product_of(flow->n, weight, PRODUCT_EMBED, output);
 
+    p.beside = flow->beside;
     p.x_out = flow->space->x;
     return p;
 }
@@ -251,6 +254,7 @@ static cudaError_t residual_enqueue(const struct network_flow *flow,
 {
     struct product p = product_of(flow->n, weight, PRODUCT_ROWS, PRODUCT_RESIDUAL);
 
+    p.beside = flow->beside;
     p.x = in;
     p.residual = flow->space->x;
     p.out = flow->space->y;
@@ -340,6 +344,7 @@ static cudaError_t step_attention(const struct network *network, const struct ne
     a.n = step->n;
     a.active = step->active;
     a.rows = step->rows;
+    a.beside = step->beside;
     a.cross = cross;
     a.heads = network->sizes.decoder_heads;
     a.cache_positions = cache->positions;
@@ -418,7 +423,38 @@ cudaError_t network_step(const struct network *network, const struct network_ste
 {
     struct network_flow flow = flow_of(network, step->n, step->n_most, &step->space, pdl, stream);
 
+    flow.beside = step->beside;
     for (int32_t i = 0; i < network->config.decoder_layers; i++)
         CUDA_PASS(step_layer(network, step, &flow, i, chained));
     return logits_enqueue(network, step, &flow);
+}
+
+bool network_many(const struct network *network, int32_t n_most)
+{
+    return product_many(network->format, n_most);
+}
+
+struct network_step network_step_part(const struct network *network,
+                                      const struct network_step *step, const int32_t *n,
+                                      int32_t first, int32_t count)
+{
+    const struct network_sizes *sizes = &network->sizes;
+    const size_t e = (size_t)element_bytes(network->activations), at = (size_t)first;
+    const size_t D = (size_t)sizes->width, A = (size_t)sizes->decoder_heads * NETWORK_HEAD;
+    struct network_step part = *step;
+
+    part.n = n;
+    part.n_most = count;
+    part.active += first;
+    part.space.x += at * D;
+    part.space.y += at * D;
+    part.space.q = (char *)part.space.q + at * A * e;
+    part.space.o = (char *)part.space.o + at * A * e;
+    part.space.n = (char *)part.space.n + at * D * e;
+    part.space.h = (char *)part.space.h + at * (size_t)sizes->decoder_ffn * e;
+    part.units += at * (size_t)product_units(part.rules.vocabulary);
+    part.special += at * 2;
+    if (part.logits)
+        part.logits += at * (size_t)part.rules.vocabulary;
+    return part;
 }

@@ -96,6 +96,7 @@ struct network_step {
     struct product_unit *units; /* (n_most, units) */
     float *special;             /* (n_most, 2) */
     float *logits;              /* (n_most, V) or NULL */
+    bool beside;                /* other steps run beside it: kernels leave room for theirs */
 };
 
 /* compute: "fp32", "fp16", "bf16", "int8", "dynamic". NULL with the reason, also for sizes that the
@@ -112,6 +113,12 @@ cudaError_t network_encode(const struct network *network, const struct network_s
  * chained says that a kernel of the same chain stands in front). */
 cudaError_t network_step(const struct network *network, const struct network_step *step, bool pdl,
                          bool chained, cudaStream_t stream);
+/* Do steps of so many rows run as kernels of many rows (product_many)? */
+bool network_many(const struct network *network, int32_t n_most);
+/* Of a step's rows `count` at most, from `first` on: n says how many there are. */
+struct network_step network_step_part(const struct network *network,
+                                      const struct network_step *step, const int32_t *n,
+                                      int32_t first, int32_t count);
 /* Its last part: from space.y, the last layer's output before its norm, to the logits' units. */
 cudaError_t network_logits(const struct network *network, const struct network_step *step, bool pdl,
                            cudaStream_t stream);

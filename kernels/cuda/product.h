@@ -64,6 +64,7 @@ struct product {
     enum product_input input;
     enum product_output output;
     enum product_act activation;
+    bool beside; /* other kernels run beside it: what it reads from L2 counts, not when it ends */
 
     const void *x;             /* ROWS: elements; NORM: float; (n,K) */
     const float *gamma, *beta; /* NORM, NORMED: (K), (N); zeros behind `width` */

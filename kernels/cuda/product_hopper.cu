@@ -133,12 +133,14 @@ static int32_t tiles_of(enum hopper_shape shape, int32_t N, int32_t n)
     return turns_of(n, shapes[shape].rows) * turns_of(N, shapes[shape].columns);
 }
 
-/* Small tiles as long as all of them fit at once. */
-static enum hopper_shape shape_choose(int32_t N, int32_t n)
+/* Small tiles as long as all of them fit at once; beside other kernels those that read least for
+ * each of their results. */
+static enum hopper_shape shape_choose(const struct product *p, int32_t n)
 {
-    const int32_t most = BLOCKS * multiprocessors[product_device()];
+    const int32_t most = BLOCKS * multiprocessors[product_device()], N = p->weight.N;
 
-    return tiles_of(HOPPER_32, N, n) <= most        ? HOPPER_32
+    return p->beside                                ? HOPPER_64
+           : tiles_of(HOPPER_32, N, n) <= most      ? HOPPER_32
            : tiles_of(HOPPER_64_SLIM, N, n) <= most ? HOPPER_64_SLIM
                                                     : HOPPER_64;
 }
@@ -189,7 +191,7 @@ static cudaError_t normed_enqueue(const struct product *product, int32_t n_most,
 cudaError_t hopper_enqueue(const struct product *product, int32_t n_most, bool pdl,
                            cudaStream_t stream)
 {
-    enum hopper_shape shape = shape_choose(product->weight.N, n_most);
+    enum hopper_shape shape = shape_choose(product, n_most);
     enum hopper_inputs inputs = inputs_of(product->weight.K);
     int32_t rows = turns_of(n_most, shapes[shape].rows);
     int32_t columns = turns_of(product->weight.N, shapes[shape].columns);

@@ -42,6 +42,19 @@ cudaError_t step_begin_enqueue(const struct step_begin *begin, bool pdl, cudaStr
                   pdl, stream, *begin);
 }
 
+static __global__ void step_split(const int32_t *n, int32_t *counts, int32_t each)
+{
+    const int32_t left = *n - (int32_t)threadIdx.x * each;
+
+    counts[threadIdx.x] = left < 0 ? 0 : left < each ? left : each;
+}
+
+cudaError_t step_split_enqueue(const int32_t *n, int32_t *counts, int32_t parts, int32_t each,
+                               cudaStream_t stream)
+{
+    return launch(step_split, dim3(1), parts, 0, false, stream, n, counts, each);
+}
+
 struct step_choose_args {
     struct cuda_rows rows;
     struct cuda_rules rules;

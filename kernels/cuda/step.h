@@ -38,6 +38,11 @@ struct step_begin {
 /* pdl: may start while the kernel before it drains. */
 cudaError_t step_begin_enqueue(const struct step_begin *begin, bool pdl, cudaStream_t stream);
 
+/* counts (parts): how many of the n active rows each part of a step has, of which part i begins at
+ * row i * each. */
+cudaError_t step_split_enqueue(const int32_t *n, int32_t *counts, int32_t parts, int32_t each,
+                               cudaStream_t stream);
+
 /* Chooses for rows that are not full, from the logits product's units (n, units) and special (n,2).
  */
 cudaError_t step_choose_enqueue(struct cuda_rows rows, struct cuda_rules rules,

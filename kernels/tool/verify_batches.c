@@ -96,8 +96,10 @@ static int crowd_verify(struct verify *v, const char *name, const struct replay_
                         const struct engine_request *requests, const struct replay_output *alone,
                         struct error *error)
 {
-    struct engine_request *crowd = calloc((size_t)COPIES * REQUESTS, sizeof *crowd);
-    struct replay_output *outputs = calloc((size_t)COPIES * REQUESTS, sizeof *outputs);
+    const int32_t fit = engine_limits(v->engine)->max_rows / REQUESTS;
+    const int32_t copies = fit > COPIES ? fit : COPIES;
+    struct engine_request *crowd = calloc((size_t)copies * REQUESTS, sizeof *crowd);
+    struct replay_output *outputs = calloc((size_t)copies * REQUESTS, sizeof *outputs);
     struct verify_row *row = verify_row_add(v, name);
     int status = -1;
 
@@ -105,12 +107,12 @@ static int crowd_verify(struct verify *v, const char *name, const struct replay_
         error_set(error, "out of memory");
         goto out;
     }
-    for (int32_t i = 0; i < COPIES; i++)
+    for (int32_t i = 0; i < copies; i++)
         memcpy(crowd + i * REQUESTS, requests, REQUESTS * sizeof *requests);
-    status = replay_run(v->engine, crowd, COPIES * REQUESTS, schedule, outputs, error);
-    for (int32_t i = 0; !status && i < COPIES; i++)
+    status = replay_run(v->engine, crowd, copies * REQUESTS, schedule, outputs, error);
+    for (int32_t i = 0; !status && i < copies; i++)
         compare(row, alone, outputs + i * REQUESTS);
-    replay_free(outputs, COPIES * REQUESTS);
+    replay_free(outputs, copies * REQUESTS);
 out:
     free(crowd);
     free(outputs);

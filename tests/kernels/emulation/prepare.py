@@ -81,6 +81,11 @@ BODIES = {
         "chunk_address": "return (uint32_t)(uintptr_t)shared;",
         "shared_get16_if": "if (set >> BIT & 1) *to = *(const uint4 *)(uintptr_t)from;",
     },
+    "attention_stream.cuh": {
+        "attend_copy": "simt_ring_copy((char *)to, (const char *)from, bytes, full);",
+        "attend_get16": "return in ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);",
+        "attend_used": "",
+    },
     "logsum.cuh": {"logsum_exp": "return expf(x);"},
     "product_stream.cuh": {
         "stream_registers_give": "",
@@ -135,7 +140,11 @@ LINES = {
         (r"typedef void \(\*fused_kernel\).*", ""),
     ],
     "launch.cuh": [(r"template <typename\.\.\. Params.*(?=#endif)", "")],
-    "attention.cu": [(r"template <class T, class C>\nstatic cudaError_t decode_enqueue.*", "")],
+    "attention.cu": [(r"template <class T>\nstatic cudaError_t many_enqueue.*", "")],
+    "attention_stream.cuh": [
+        (r"#if __CUDA_ARCH__ >= 900", "#if 1"),
+        (r"extern __shared__ __align__\(128\) char shared\[\];", "char *shared = simt_shared;"),
+    ],
     "attention_encoder.cu": [
         (r'asm volatile\("ldmatrix.*?"r"\(\(uint32_t\)__cvta_generic_to_shared\(values\)(.*?)\)\s*: "memory"\);',
          r"v = simt_ldmatrix(values\1, true);"),

@@ -8,7 +8,7 @@
 
 #include <vector>
 
-enum { POSITIONS = 128, TEST_ROWS = 9, TEST_HEADS = 4 };
+enum { POSITIONS = 128, TEST_ROWS = 9, TEST_HEADS = 4, TEST_BLOCKS = 2 };
 
 static int failures;
 
@@ -78,8 +78,10 @@ static double head_worst(const double *q, const std::vector<const double *> &k,
     return worst;
 }
 
-template <class T, class C, int HEADS, int WARPS>
-static void decode_test(const char *what, bool cross, double most)
+/* kernel(): enqueues it. */
+template <class T, class C>
+static void decode_test(const char *what, bool cross, double most,
+                        std::function<void(const struct attention &)> kernel)
 {
     static const int lengths[TEST_ROWS] = {1, 2, 16, 17, 32, 33, 64, 65, 100};
     struct cache_test<C> keys, values;
@@ -119,8 +121,7 @@ static void decode_test(const char *what, bool cross, double most)
     a.scales_k = keys.scales.data();
     a.scales_v = values.scales.data();
     a.out = out.data();
-    simt_launch({TEST_ROWS, TEST_HEADS / HEADS, 1}, HEADS * WARPS * 32,
-                [&] { attention_decode<T, C, HEADS, WARPS>(a); });
+    kernel(a);
     for (int i = 0; i < TEST_ROWS; i++)
         for (int h = 0; h < TEST_HEADS; h++) {
             const int r = active[i], from = cross ? rows[r].cross : r;
@@ -150,11 +151,29 @@ static void decode_test(const char *what, bool cross, double most)
         }
 }
 
+template <class T, class C, int HEADS, int WARPS> static void decode_run(const struct attention &a)
+{
+    simt_launch({TEST_ROWS, TEST_HEADS / HEADS, 1}, HEADS * WARPS * 32,
+                [&] { attention_decode<T, C, HEADS, WARPS>(a); });
+}
+
 template <class T, class C> static void decode_tests(const char *what, double most)
 {
     for (int cross = 0; cross < 2; cross++) {
-        decode_test<T, C, 1, 4>(what, cross, most);
-        decode_test<T, C, 4, 1>(what, cross, most);
+        decode_test<T, C>(what, cross, most, decode_run<T, C, 1, 4>);
+        decode_test<T, C>(what, cross, most, decode_run<T, C, 4, 1>);
+    }
+}
+
+/* Blocks that stay, whenever what they copy comes. */
+template <class T, int WARPS, int SLOTS> static void stream_tests(const char *what, double most)
+{
+    for (int copies = 0; copies < 2 * SIMT_COPIES; copies++) {
+        simt_copies = (enum simt_copies)(copies / 2);
+        decode_test<T, T>(what, copies % 2, most, [](const struct attention &a) {
+            simt_launch({TEST_BLOCKS, 1, 1}, WARPS * 32,
+                        [&] { attention_stream<T, WARPS, SLOTS>(a, TEST_ROWS); });
+        });
     }
 }
 
@@ -166,5 +185,8 @@ int main(void)
     decode_tests<__half, int8_t>("decode, fp16, int8 caches", 2e-3);
     decode_tests<__nv_bfloat16, int8_t>("decode, bf16, int8 caches", 1.5e-2);
     decode_tests<float, int8_t>("decode, fp32, int8 caches", 1e-5);
+    stream_tests<__half, 3, 2>("blocks that stay, fp16", 2e-3);
+    stream_tests<__half, 1, 3>("blocks that stay, one warp, fp16", 2e-3);
+    stream_tests<__nv_bfloat16, 7, 2>("blocks that stay, bf16", 1.5e-2);
     return failures ? 1 : 0;
 }

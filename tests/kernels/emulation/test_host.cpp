@@ -24,7 +24,7 @@ extern "C" {
 #include "kernels/tool/replay.h"
 }
 
-enum { REQUESTS = 600, ROWS = 256, SOURCE_MOST = 60, NEW_MOST = 40, ROUNDS = 6 };
+enum { REQUESTS = 5000, ROWS = 2100, SOURCE_MOST = 60, NEW_MOST = 40, ROUNDS = 6 };
 
 /* ---- the device ---- */
 
@@ -338,6 +338,20 @@ cudaError_t network_step(const struct network *, const struct network_step *, bo
 {
     return cudaSuccess;
 }
+bool network_many(const struct network *, int32_t)
+{
+    return true;
+}
+struct network_step network_step_part(const struct network *, const struct network_step *step,
+                                      const int32_t *n, int32_t first, int32_t count)
+{
+    struct network_step part = *step;
+
+    part.n = n;
+    part.n_most = count;
+    part.active += first;
+    return part;
+}
 cudaError_t fused_prepare(const struct network *, int, struct fused_limits *limits)
 {
     memset(limits, 0, sizeof *limits);
@@ -387,6 +401,15 @@ cudaError_t step_begin_enqueue(const struct step_begin *begin, bool, cudaStream_
             b.rows.row[b.host_joins[i].index] = b.host_joins[i].row;
             b.collected[b.host_joins[i].index] = 0;
         }
+    });
+    return cudaSuccess;
+}
+cudaError_t step_split_enqueue(const int32_t *n, int32_t *counts, int32_t parts, int32_t each,
+                               cudaStream_t stream)
+{
+    put(stream, [=] {
+        for (int32_t p = 0; p < parts; p++)
+            counts[p] = *n - p * each < 0 ? 0 : *n - p * each < each ? *n - p * each : each;
     });
     return cudaSuccess;
 }
