@@ -14,13 +14,15 @@ from network import ANSWERS, REQUESTS, Trouble
 
 NOTHING_MORE = (0, None)
 BROKER_START_S = 12
+WORKERS_MAX = 4
+TRANSACTION_MS = 6000 # the workers' transaction.timeout_ms
 STALL_SEEN_S = 1 # how late a worker's line about a stall may be seen
 
 # Where a worker kills itself (worker/fault.h), and up to which pass of the point.
 POINTS = {"open_mark": 1, "open_marked": 1, "decode": 30, "first_chunk": 15, "last_chunk": 15, "alone_marked": 1,
           "produce_result": 30, "send_offsets": 15, "commit": 15, "committed": 15, "revoke": 2,
           "sql_offsets": 4, "sql_commit": 4, "sql_committed": 4}
-STALLS = {"send_offsets": 15, "commit": 15, "revoke": 2, "open_marked": 1, "last_chunk": 15, "sql_commit": 4}
+STALLS = {"send_offsets": 8, "commit": 15, "revoke": 2, "open_marked": 1, "last_chunk": 15, "sql_commit": 4}
 
 
 # ---- workers ----
@@ -79,8 +81,8 @@ def leave_worker(injector):
     return end_worker(injector, worker, False) if worker else None
 
 
-def join_worker(injector):
-    if len([w for w in injector.run.workers if w.wanted]) >= 4:
+def join_worker(injector, most=WORKERS_MAX):
+    if len([w for w in injector.run.workers if w.wanted]) >= most:
         return None
     injector.run.add_worker()
     return NOTHING_MORE
@@ -105,7 +107,8 @@ def stall_at_point(injector):
     if not stalls:
         return None
     point = injector.rng.choice(stalls)
-    stall = injector.rng.choice([1500, injector.run.args.session + 3000])
+    # the longer one: enough for a rebalance, too short for the coordinator to end the transaction
+    stall = injector.rng.choice([1500, TRANSACTION_MS - 500, TRANSACTION_MS - 500, injector.run.args.session + 3000])
     return restart_with(injector, f"{point}:stall:{stall}@{injector.rng.randint(1, STALLS[point])}")
 
 
@@ -236,6 +239,17 @@ def cut_worker(injector):
                         role=rng.choice(ROLES), held=rng.choice([(REQUESTS, ANSWERS), (REQUESTS,), (ANSWERS,)]))
 
 
+# Requests of a transaction whose answer says what became of it (the protocol's API keys).
+TXN_OFFSET_COMMIT, END_TXN = 28, 26
+
+
+def unanswered(injector):
+    """A worker's next request to commit reaches the brokers, and no answer comes before the call's limit."""
+    rng = injector.rng
+    return trouble_with(injector, injector.run.args.session / 1000 + 3, rng.random() < 0.5, role="settle",
+                        held=(ANSWERS,), behind=rng.choice([END_TXN, END_TXN, TXN_OFFSET_COMMIT]))
+
+
 def delay_worker(injector):
     rng = injector.rng
     return trouble_with(injector, rng.uniform(2, 6), role=rng.choice(ROLES), delay_s=rng.choice([0.05, 0.2, 0.6]))
@@ -286,9 +300,11 @@ FAULTS = {"kill": kill_worker, "pause": pause_worker, "drain": drain_worker, "jo
           "leave": leave_worker, "point": kill_at_point, "stall": stall_at_point, "poison": send_poison,
           "broker_kill": kill_broker, "broker_restart": restart_broker, "broker_pause": pause_broker,
           "coordinator": kill_coordinator, "transactions": kill_transaction_coordinator, "rolling": roll_brokers,
-          "cut": cut_worker, "delay": delay_worker, "reset": reset_worker, "slow_reader": slow_reader, "clock": step_clock,
+          "cut": cut_worker, "unanswered": unanswered, "delay": delay_worker, "reset": reset_worker,
+          "slow_reader": slow_reader, "clock": step_clock,
           "postgres_kill": kill_postgres, "postgres_outage": outage_postgres}
-BROKER_FAULTS = ("broker_kill", "broker_restart", "broker_pause", "coordinator", "transactions", "rolling", "cut", "delay", "reset")
+BROKER_FAULTS = ("broker_kill", "broker_restart", "broker_pause", "coordinator", "transactions", "rolling", "cut",
+                 "unanswered", "delay", "reset")
 
 
 class Injector:
@@ -353,6 +369,8 @@ class Injector:
         for worker in self.run.workers:
             for stalled_s in worker.stalls_told():
                 self.cut_off.append((now - STALL_SEEN_S, now + stalled_s))
+                if "join" in self.names: # partitions move while it stands
+                    self.pending.append([now, lambda: join_worker(self, WORKERS_MAX + 1)])
 
     def supervise(self, now):
         """Workers that ended without being told to are started again a second later."""

@@ -16,7 +16,7 @@ import checker
 import hanging
 import reader
 from checker import Violation
-from faults import Injector
+from faults import Injector, TRANSACTION_MS
 from load import Load, draw_uuid
 from cluster import ROOT, Kafka, Postgres, Worker # load puts tests/lib on the path
 from network import Network
@@ -134,7 +134,7 @@ class Trial:
         env = {"PGPT_BROKERS": self.kafka.fronts, "PGPT_MODEL": str(MODEL), "PGPT_ENGINE_DEVICE": self.args.device,
                "PGPT_ENGINE_THREADS": "1",
                "PGPT_ENGINE_MAX_ROWS": "64", "PGPT_HTTP_PORT": "0", "PGPT_WORKER_DRAIN_MS": "10000",
-               "PGPT_TRANSACTION_TIMEOUT_MS": "6000", "PGPT_KAFKA_CALL_TIMEOUT_MS": "5000"}
+               "PGPT_TRANSACTION_TIMEOUT_MS": str(TRANSACTION_MS), "PGPT_KAFKA_CALL_TIMEOUT_MS": "5000"}
         if self.postgres:
             env["PGPT_DATABASE_URL"] = self.postgres.url
         else:

@@ -21,6 +21,7 @@ class Trouble:
     role: str = "" # of its clients; "" is all of them
     held: tuple = () # directions in which nothing passes
     delay_s: float = 0
+    behind: int = -1 # begins when a request of this API key has passed; -1 is at once
 
     def concerns(self, client_id):
         return client_id.startswith(self.worker + self.role)
@@ -34,10 +35,35 @@ def first_client_id(data):
     return data[14:14 + size].decode(errors="replace") if len(data) >= 14 + size else None
 
 
+class Requests:
+    """Where requests begin in what a client sends: each is its size, then its API key."""
+    HEAD = 6
+
+    def __init__(self):
+        self.head, self.left = b"", 0 # of the request that is not all here
+
+    def begun(self, data):
+        """The API keys of the requests whose heads end in these bytes."""
+        keys = []
+        while data:
+            if self.left:
+                passed = min(self.left, len(data))
+                self.left, data = self.left - passed, data[passed:]
+                continue
+            missing = self.HEAD - len(self.head)
+            self.head, data = self.head + data[:missing], data[missing:]
+            if len(self.head) == self.HEAD:
+                size, key = struct.unpack(">ih", self.head)
+                keys.append(key)
+                self.head, self.left = b"", size - 2
+        return keys
+
+
 class Connection:
     def __init__(self, network, reader, writer):
         self.network, self.client, self.reader = network, writer, reader
         self.broker, self.client_id, self.ends = None, "", False
+        self.requests = Requests()
 
     def reset(self):
         """Both ends get an RST; what was under way is lost. In the relay's thread."""
@@ -54,6 +80,8 @@ class Connection:
             delay = self.network.delay(self.client_id)
             if delay:
                 await asyncio.sleep(delay)
+            if direction == REQUESTS:
+                self.network.passes(self.client_id, self.requests.begun(data))
             writer.write(data)
             await writer.drain()
 
@@ -69,6 +97,7 @@ class Connection:
             while not self.ends and self.network.held(client_id, REQUESTS):
                 await asyncio.sleep(LOOK_S)
             broker_reader, self.broker = await asyncio.open_connection("127.0.0.1", port)
+            self.network.passes(client_id, self.requests.begun(head))
             self.broker.write(head)
             pumps = [asyncio.ensure_future(self.pump(self.reader, self.broker, REQUESTS)),
                      asyncio.ensure_future(self.pump(broker_reader, self.client, ANSWERS))]
@@ -107,11 +136,17 @@ class Network:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         return server.sockets[0].getsockname()[1]
 
+    def passes(self, client_id, keys):
+        """Requests go to a broker: troubles that begin behind one of them begin. In the relay's thread."""
+        for trouble in self.troubles:
+            if trouble.behind in keys and trouble.concerns(client_id):
+                trouble.behind = -1
+
     def held(self, client_id, direction):
-        return any(direction in t.held and t.concerns(client_id) for t in self.troubles)
+        return any(direction in t.held and t.behind < 0 and t.concerns(client_id) for t in self.troubles)
 
     def delay(self, client_id):
-        return max((t.delay_s for t in self.troubles if t.concerns(client_id)), default=0)
+        return max((t.delay_s for t in self.troubles if t.behind < 0 and t.concerns(client_id)), default=0)
 
     def begin(self, trouble):
         self.troubles = [*self.troubles, trouble]
