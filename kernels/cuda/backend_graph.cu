@@ -12,12 +12,14 @@ static const int32_t buckets[] = {1,   2,   4,    8,    16,   28,   32,   48,   
 /* A run of many rows is cut into parts that go side by side: the products of one work while the
  * attention of another waits for memory. As measured (kernels/README.md). */
 enum {
-    PARTS_STEPS = 4, /* of a run, at least: parts begin and end together */
-    PARTS_UNIT = 64, /* of a part's rows */
-    PARTS_LEAST = 512,
-    PARTS_FEW = 640,     /* from so many rows on parts are fewer, */
-    PARTS_BESIDE = 1536, /* and from here on of PARTS_EACH rows, with kernels that leave room */
-    PARTS_EACH = 256,
+    PARTS_STEPS = 4,     /* of a run, at least: parts begin and end together */
+    PARTS_UNIT = 64,     /* of a part's rows */
+    PARTS_EACH = 128,    /* rows of a part, */
+    PARTS_MIDDLE = 640,  /* of a third from so many on, */
+    PARTS_BESIDE = 1280, /* and from here on, with kernels that leave room, */
+    PARTS_EACH_BESIDE = 256,
+    PARTS_WIDE = 512,     /* a model with a wide feed-forward: halves, from so many rows on, */
+    PARTS_WIDE_END = 1024 /* but not from here on */
 };
 
 struct network_step backend_step_of(const struct backend *backend, int32_t n_most, bool full)
@@ -47,7 +49,7 @@ static cudaError_t step_enqueue(struct backend *backend, const struct network_st
     struct backend_memory *m = &backend->memory;
     struct choose_plain_rows plain = {backend->rules, step->units, step->special};
 
-    if (step->n_most <= backend->fused.step_rows)
+    if (step->n == m->n && step->n_most <= backend->fused.step_rows) /* not a part, beside others */
         CUDA_PASS(fused_step_enqueue(backend->network, step, &backend->fused, backend->pdl, !first,
                                      stream));
     else
@@ -69,14 +71,15 @@ static int32_t parts_of(const struct backend *backend, int32_t n_most, enum back
 {
     const struct network_sizes *sizes = &backend->network->sizes;
 
-    if (kind == ROWS_BEAMS || steps < PARTS_STEPS || n_most < PARTS_LEAST ||
-        !network_many(backend->network, n_most))
+    if (kind == ROWS_BEAMS || steps < PARTS_STEPS || !network_many(backend->network, n_most))
         return 1;
     if (sizes->decoder_ffn > sizes->width) /* its products fill the device by themselves */
-        return n_most < PARTS_FEW ? 2 : 1;
+        return n_most >= PARTS_WIDE && n_most < PARTS_WIDE_END ? 2 : 1;
+    if (n_most < PARTS_MIDDLE)
+        return n_most < 2 * PARTS_EACH ? 1 : n_most / PARTS_EACH;
     if (n_most < PARTS_BESIDE)
-        return n_most < PARTS_FEW ? 4 : 3;
-    return n_most < PARTS_EACH * MEMORY_PARTS ? n_most / PARTS_EACH : MEMORY_PARTS;
+        return 3;
+    return n_most < PARTS_EACH_BESIDE * MEMORY_PARTS ? n_most / PARTS_EACH_BESIDE : MEMORY_PARTS;
 }
 
 /* Each part of the rows goes through all steps in a stream of its own. */
