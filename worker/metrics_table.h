@@ -34,7 +34,9 @@ GAUGE(QUEUE_DEPTH, "pgpt_queue_jobs", "", "Jobs admitted but not running")
 GAUGE(JOBS_IN_FLIGHT, "pgpt_jobs_in_flight", "", "Jobs between intake and commit")
 GAUGE(JOBS_BYTES, "pgpt_jobs_in_flight_bytes", "", "Memory that they hold")
 GAUGE(JOBS_AWAITING_CHUNKS, "pgpt_jobs_awaiting_chunks", "",
-      "Finished jobs held until their chunks are acknowledged")
+      "Jobs that ended, held back until their chunks are acknowledged")
+GAUGE(JOBS_AWAITING_CANCELS, "pgpt_jobs_awaiting_cancels", "",
+      "Jobs that ended, held back until the cancels sent before their requests are known")
 GAUGE(REQUESTS_LAG, "pgpt_requests_lag", "", "Records of owned partitions that are not finished")
 GAUGE(PARTITIONS_ASSIGNED, "pgpt_partitions_assigned", "", "Request partitions owned")
 GAUGE(PARTITIONS_PAUSED, "pgpt_partitions_paused", "", "Of these, paused")

@@ -56,7 +56,7 @@ struct settle {
     _Atomic int64_t stop_by_mono_us;
     _Atomic size_t depth;
     /* The thread's own: */
-    struct job_list waiting; /* chunks not acknowledged yet */
+    struct job_list waiting; /* for their chunks or for cancels */
     struct job_list ready;
     int64_t ready_since_us;   /* monotonic; when the oldest of ready became ready */
     int64_t failing_since_us; /* monotonic; 0 = what is ready was not tried in vain */
@@ -489,12 +489,9 @@ back:
 
 /* ---- the thread ---- */
 
-/* A job waits until its chunks are acknowledged and, when it completed, until every cancel is known
- * that may have been sent before its request. */
-static bool is_ready(struct settle *s, struct job *job)
+/* A completed job waits until every cancel is known that may have been sent before its request. */
+static bool cancels_known(struct settle *s, struct job *job)
 {
-    if (atomic_load(&job->chunks_unacked) > 0)
-        return false;
     if (job->outcome != JOB_COMPLETED)
         return true;
     if (!control_knows(s->pipeline->control, job->accepted_mono_us))
@@ -508,10 +505,16 @@ static void sort_waiting(struct settle *s)
 {
     struct job_list still;
     struct job *job;
+    int64_t for_chunks = 0, for_cancels = 0;
 
     job_list_init(&still);
     while ((job = job_list_pop(&s->waiting))) {
-        if (!is_ready(s, job)) {
+        bool chunks = atomic_load(&job->chunks_unacked) > 0,
+             cancels = !chunks && !cancels_known(s, job);
+
+        for_chunks += chunks;
+        for_cancels += cancels;
+        if (chunks || cancels) {
             job_list_push(&still, job);
             continue;
         }
@@ -520,7 +523,8 @@ static void sort_waiting(struct settle *s)
         job_list_push(&s->ready, job);
     }
     job_list_splice(&s->waiting, &still);
-    metrics_set(METRIC_JOBS_AWAITING_CHUNKS, (int64_t)s->waiting.count);
+    metrics_set(METRIC_JOBS_AWAITING_CHUNKS, for_chunks);
+    metrics_set(METRIC_JOBS_AWAITING_CANCELS, for_cancels);
 }
 
 /* Waits for work, but not past the moment when the ready jobs are due. */

@@ -29,6 +29,8 @@ static void a_job_waits_for_its_chunks_alone(void **state)
     settle_push(settle, outcome_of(0, 1, JOB_COMPLETED));
     assert_false(settles_within(400));
     assert_int_equal(settle_depth(settle), 1);
+    assert_int_equal(metrics_value(METRIC_JOBS_AWAITING_CHUNKS), 1);
+    assert_int_equal(metrics_value(METRIC_JOBS_AWAITING_CANCELS), 0);
     assert_int_equal(kafka_fixture_ask(&k, 0, 1), LEDGER_DONE); /* its neighbour did not wait */
     assert_int_equal(kafka_fixture_ask(&k, 0, 0), LEDGER_RUNNING);
     assert_int_equal(results(0), 1);
@@ -65,6 +67,8 @@ static void a_completed_job_waits_for_cancels_sent_before_it(void **state)
     usleep(1000000);
     assert_int_equal(results(0), 1);
     assert_int_equal(settle_depth(settle), 2);
+    assert_int_equal(metrics_value(METRIC_JOBS_AWAITING_CHUNKS), 0);
+    assert_int_equal(metrics_value(METRIC_JOBS_AWAITING_CANCELS), 2);
     atomic_store(&cancelled, 1);
     atomic_store(&cancels_known, true);
     settle_poke(settle);
