@@ -11,8 +11,8 @@
 
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
 
-/* Rows are shared out evenly; a cluster may have none. */
-template <class S>
+/* Rows are shared out evenly; a cluster may have none. ALONE: no more than one. */
+template <class S, bool ALONE>
 static __device__ __forceinline__ struct fused_place place_find(const struct fused_params &p)
 {
     const int n = *p.n, clusters = gridDim.x / S::BLOCKS, each = (n + clusters - 1) / clusters;
@@ -26,7 +26,8 @@ static __device__ __forceinline__ struct fused_place place_find(const struct fus
     at.part = at.warp & 3;
     at.first = at.warp >> 2;
     at.row0 = (int)(blockIdx.x / S::BLOCKS) * each;
-    at.rows = min(each, n - at.row0);
+    at.rows = ALONE ? 1 : min(each, n - at.row0);
+    at.alone = ALONE;
     at.now = 0;
     at.nothing = p.nothing;
     at.ring = {0, 0};
@@ -45,44 +46,14 @@ static __device__ __forceinline__ struct fused_place place_find(const struct fus
     return at;
 }
 
-/* How long letters are, and how many of each have come, modulo 2. */
-struct fused_letters {
-    uint32_t head_bytes, query_bytes, o_bytes, y_bytes, h_bytes, unit_bytes, logits_bytes;
-    uint32_t token_bytes;
-    uint32_t head, query, o, y, h, unit, logits, token;
-};
-
-template <class S>
-static __device__ __forceinline__ struct fused_letters letters_of(const struct fused_params &p,
-                                                                  int rows)
-{
-    enum { ELEMENT = sizeof(typename S::element) };
-    const int forced = (p.rules.forced_eos >= 0) + (p.rules.forced_bos >= 0);
-    struct fused_letters l = {};
-
-    l.head_bytes = rows * HEAD * 3 * ELEMENT;
-    l.query_bytes = rows * HEAD * ELEMENT;
-    l.o_bytes = rows * D * ELEMENT;
-    l.y_bytes = rows * D * 4;
-    l.h_bytes = rows * S::FFN * ELEMENT;
-    l.unit_bytes = rows * (product_units(p.rules.vocabulary) * 16 + forced * 4);
-    l.logits_bytes = product_units(p.rules.vocabulary) * PRODUCT_UNIT * 4; /* of one row */
-    l.token_bytes = rows * 4;
-    return l;
-}
-
 /* One thread. */
 template <class S>
-static __device__ __forceinline__ void letters_open(S *s, const struct fused_letters &l)
+static __device__ __forceinline__ void letters_open(S *s, const struct fused_params &p, int rows)
 {
-    mailbox_open(&s->head_box, l.head_bytes);
-    mailbox_open(&s->query_box, l.query_bytes);
-    mailbox_open(&s->o_box, l.o_bytes);
-    mailbox_open(&s->y_box, l.y_bytes);
-    mailbox_open(&s->h_box, l.h_bytes);
-    mailbox_open(&s->unit_box, l.unit_bytes);
-    mailbox_open(&s->logits_box, l.logits_bytes);
-    mailbox_open(&s->token_box, l.token_bytes);
+    for (int i = 0; i < LETTERS; i++)
+        mailbox_open(&s->box[i], letter_bytes<S>((enum fused_letter)i, p, rows));
+    ring_open_shared(&s->told_full, 1);
+    ring_open_shared(&s->told_read, 1);
     for (int i = 0; i < fused_ring<S>::SLOTS; i++) {
         ring_open(&s->full[i]);
         ring_open_shared(&s->empty[i], WARPS);
@@ -139,7 +110,7 @@ forward(S *s, const struct fused_params &p, const Constants &own, float *y_out,
         hidden_send<S::HIDDEN>(s, p.activation, own.fc1, 0, *at);
     }
     product_take<F, FFN>(s, w, EACH, *at);
-    mailbox_receive(&s->h_box, l->h_bytes, &l->h);
+    letter_receive(s, p, LETTER_H, *at, l);
     product_rounds<F, FFN, EACH>(s, w, s->h, S::H_STRIDE, S::TILES, at);
     workers_sync();
     residual_send(s, own.fc2, y_out, *at);
@@ -158,28 +129,29 @@ layer_run(S *s, const struct fused_params &p, int index, const Constants &own, b
 
     product_rounds<F, D, ROUND_TILES>(s, ahead->wide, s->x, X_STRIDE, 3 * S::TILES, at);
     workers_sync();
-    head_send<3>(s, &s->head_box, own.qkv[0], *at);
+    head_send<3>(s, &s->box[LETTER_HEAD], own.qkv[0], *at);
     task = attend_begin(s, *at, false);
-    mailbox_receive(&s->head_box, l->head_bytes, &l->head);
+    letter_receive(s, p, LETTER_HEAD, *at, l);
     /* self-attention, then cross-attention: q -> o -> y -> x */
 #pragma unroll
     for (int cross = 0; cross < 2; cross++) {
         if (cross) {
             product_run<F, D>(s, narrow<F, J>(ahead), s->x, X_STRIDE, 0, S::TILES, at);
             workers_sync();
-            head_send<1>(s, &s->query_box, own.cross_q, *at);
+            head_send<1>(s, &s->box[LETTER_QUERY], own.cross_q, *at);
             task = attend_begin(s, *at, true);
-            mailbox_receive(&s->query_box, l->query_bytes, &l->query);
+            letter_receive(s, p, LETTER_QUERY, *at, l);
         }
         attend<END>(s, &ahead->chunk, p, index, *at, cross, task);
-        if (!cross || !last || more)
+        /* a row that is drawn needs the registers: work() fetches what comes behind it */
+        if (!cross || !last || (more && END != FUSED_SAMPLED))
             attend_fetch<END>(s, &ahead->chunk, p,
                               !cross ? index
                               : last ? 0
                                      : index + 1,
                               *at, !cross, last);
         product_take<F, D>(s, narrow<F, J>(ahead), S::TILES, *at);
-        mailbox_receive(&s->o_box, l->o_bytes, &l->o);
+        letter_receive(s, p, LETTER_O, *at, l);
         product_run<F, D>(s, narrow<F, J>(ahead), s->o, X_STRIDE, 0, S::TILES, at);
         workers_sync();
         residual_send(s, cross ? own.cross_out : own.out, NULL, *at);
@@ -189,7 +161,7 @@ layer_run(S *s, const struct fused_params &p, int index, const Constants &own, b
             product_take<F, D>(s, narrow<F, FORWARD_TILES / 2>(ahead), FORWARD_TILES, *at);
         else
             product_take<F, D>(s, narrow<F, 1>(ahead), S::HIDDEN / 16, *at);
-        rows_norm(s, own.gamma[cross], own.beta[cross], l->y_bytes, &l->y, *at);
+        rows_norm(s, p, own.gamma[cross], own.beta[cross], *at, l);
     }
     forward<F>(s, p, own, last ? p.y : NULL, ahead, l, at);
 }
@@ -210,8 +182,10 @@ static __device__ __forceinline__ void logits_run(S *s, const struct fused_param
         }
         product_rounds<F, D, ROUND_TILES>(s, ahead->wide, s->x, X_STRIDE, count, at);
         workers_sync();
-        if (END != FUSED_STEP && rows_alone(*at))
-            units_send_alone<END>(s, p, done / 2, *at);
+        if (END == FUSED_SAMPLED)
+            logits_send(s, p, done / 2, *at);
+        else if (END == FUSED_TOKENS && rows_alone(*at))
+            units_send_alone(s, p, done / 2, *at);
         else
             units_send<END>(s, p, done / 2, *at);
     }
@@ -248,12 +222,14 @@ static __device__ __forceinline__ void work(S *s, const struct fused_params &p,
             const auto &own = s->layer[index & 1];
 
             ring_wait(&s->layer_full[index & 1], index >> 1);
+            if (END != FUSED_STEP && last && step && row_chosen_here<S>(*at) >= 0)
+                ring_wait(&s->told_read, step - 1); /* the next letter may come */
             layer_run<F, END>(s, p, i, own, step + 1 < steps, &ahead, l, at);
             if (END == FUSED_STEP && p.y && last)
                 return;
             product_take<F, D>(s, ahead.wide,
                                last ? min(logit_tiles, (int)ROUND_TILES) : (int)ROUND_TILES, *at);
-            rows_norm(s, own.gamma[2], own.beta[2], l->y_bytes, &l->y, *at);
+            rows_norm(s, p, own.gamma[2], own.beta[2], *at, l);
             if (at->lane == 0)
                 ring_release(&s->layer_empty[index & 1], 1);
         }
@@ -265,20 +241,23 @@ static __device__ __forceinline__ void work(S *s, const struct fused_params &p,
         auto take = [&] {
             if (more)
                 nothing = product_load<F, D>(s, ahead.wide, ROUND_TILES, *at);
+            else /* or the old ones would be kept */
+                memset(ahead.wide, 0, sizeof ahead.wide);
         };
 
         if constexpr (END == FUSED_SAMPLED) {
-            row_draw(s, p, step, l->logits_bytes, &l->logits, *at, take);
+            row_draw(s, p, step, *at, l);
             const struct embed_place place = embed_ahead(p, row_next(s, *at), *at);
 
+            attend_fetch<END>(s, &ahead.chunk, p, 0, *at, false, 1);
+            take();
             if (own < at->rows)
-                row_embed<F>(s, p, row_drawn(s, p, l->token_bytes, &l->token, *at).token, place,
-                             *at);
+                row_embed<F>(s, p, row_drawn(s, p, *at, l).token, place, *at);
         } else {
             const struct embed_place place = embed_ahead(p, row_next(s, *at), *at);
 
             take();
-            mailbox_receive(&s->unit_box, l->unit_bytes, &l->unit);
+            letter_receive(s, p, LETTER_UNIT, *at, l);
             if (own < at->rows)
                 row_embed<F>(s, p, row_choose(s, p, *at).token, place, *at);
         }
@@ -296,7 +275,7 @@ static __device__ __forceinline__ void work(S *s, const struct fused_params &p,
 
 #endif
 
-template <class F, int CL, int FFN, enum fused_end END>
+template <class F, int CL, int FFN, enum fused_end END, bool ALONE>
 static __global__ void __launch_bounds__(THREADS, 1)
     fused(const __grid_constant__ struct fused_params p)
 {
@@ -304,16 +283,16 @@ static __global__ void __launch_bounds__(THREADS, 1)
     typedef struct fused_shared<typename F::element, CL, FFN> S;
     extern __shared__ __align__(128) char shared[];
     S *s = (S *)shared;
-    struct fused_place at = place_find<S>(p);
-    struct fused_letters letters = letters_of<S>(p, at.rows);
+    struct fused_place at = place_find<S, ALONE>(p);
+    struct fused_letters letters = {0};
 
-    if (at.rows <= 0) {
+    if (at.row0 >= *p.n) {
         launch_wait();
         launch_next();
         return;
     }
     if (threadIdx.x == 0)
-        letters_open(s, letters);
+        letters_open(s, p, at.rows);
     if (!(END == FUSED_STEP && p.y))
         units_begin(s, p, at.rank);
     cluster_sync(); /* everybody's mailboxes are open */
@@ -323,6 +302,8 @@ static __global__ void __launch_bounds__(THREADS, 1)
             weights_send<S, END>(s, p, at.rank);
         if (at.warp == WARPS + 1)
             constants_send<S, END>(s, p, at.rank, at.lane);
+        if (END != FUSED_STEP && at.warp == WARPS + 2)
+            rows_tell<END>(s, p, at);
     } else {
         registers_take();
         launch_wait();
@@ -350,18 +331,18 @@ struct fused_variant {
     size_t shared;
 };
 
-template <class F, int CL, int FFN, enum fused_end END>
+template <class F, int CL, int FFN, enum fused_end END, bool ALONE>
 static struct fused_variant variant_get(void)
 {
     const struct fused_variant variant = {
-        fused<F, CL, FFN, END>,
+        fused<F, CL, FFN, END, ALONE>,
         (size_t)fused_ring<fused_shared<typename F::element, CL, FFN>>::BYTES,
     };
 
     return variant;
 }
 
-template <class F, int CL>
+template <class F, int CL, bool ALONE>
 static struct fused_variant variant_of(const struct model_config *config, enum fused_end end)
 {
     const struct fused_variant none = {NULL, 0};
@@ -369,24 +350,30 @@ static struct fused_variant variant_of(const struct model_config *config, enum f
     if (end != FUSED_STEP && (config->decoder_ffn != 256 || config->vocabulary > FUSED_VOCABULARY))
         return none;
     if (end == FUSED_TOKENS)
-        return variant_get<F, CL, 256, FUSED_TOKENS>();
+        return variant_get<F, CL, 256, FUSED_TOKENS, ALONE>();
     if (end == FUSED_SAMPLED)
-        return variant_get<F, CL, 256, FUSED_SAMPLED>();
-    return config->decoder_ffn == 256    ? variant_get<F, CL, 256, FUSED_STEP>()
-           : config->decoder_ffn == 2048 ? variant_get<F, CL, 2048, FUSED_STEP>()
+        return variant_get<F, CL, 256, FUSED_SAMPLED, ALONE>();
+    return config->decoder_ffn == 256    ? variant_get<F, CL, 256, FUSED_STEP, ALONE>()
+           : config->decoder_ffn == 2048 ? variant_get<F, CL, 2048, FUSED_STEP, ALONE>()
                                          : none;
 }
 
-static struct fused_variant variant_for(const struct network *network, enum fused_end end,
-                                        int shape)
+/* alone: no cluster has more than a row, which the first shape alone is asked for. */
+template <class F>
+static struct fused_variant variant_in(const struct model_config *config, enum fused_end end,
+                                       int shape, bool alone)
 {
-    const struct model_config *config = &network->config;
+    return shapes[shape] != 16 ? variant_of<F, 8, false>(config, end)
+           : alone             ? variant_of<F, 16, true>(config, end)
+                               : variant_of<F, 16, false>(config, end);
+}
 
-    if (network->format == CUDA_BF16)
-        return shapes[shape] == 16 ? variant_of<format_bf16, 16>(config, end)
-                                   : variant_of<format_bf16, 8>(config, end);
-    return shapes[shape] == 16 ? variant_of<format_f16, 16>(config, end)
-                               : variant_of<format_f16, 8>(config, end);
+static struct fused_variant variant_for(const struct network *network, enum fused_end end,
+                                        int shape, bool alone)
+{
+    return network->format == CUDA_BF16
+               ? variant_in<format_bf16>(&network->config, end, shape, alone)
+               : variant_in<format_f16>(&network->config, end, shape, alone);
 }
 
 static void launch_config(cudaLaunchConfig_t *config, cudaLaunchAttribute *attributes,
@@ -408,10 +395,8 @@ static void launch_config(cudaLaunchConfig_t *config, cudaLaunchAttribute *attri
     config->numAttrs = pdl ? 2 : 1;
 }
 
-static cudaError_t cluster_limit(const struct network *network, enum fused_end end, int shape,
-                                 int32_t *most)
+static cudaError_t variant_limit(const struct fused_variant &variant, int shape, int32_t *most)
 {
-    struct fused_variant variant = variant_for(network, end, shape);
     const void *kernel = (const void *)variant.kernel;
     cudaLaunchAttribute attributes[2];
     cudaLaunchConfig_t config;
@@ -427,6 +412,18 @@ static cudaError_t cluster_limit(const struct network *network, enum fused_end e
     launch_config(&config, attributes, shapes[shape], 1, variant.shared, false, NULL);
     CUDA_PASS(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
     *most = clusters;
+    return cudaSuccess;
+}
+
+static cudaError_t cluster_limit(const struct network *network, enum fused_end end, int shape,
+                                 int32_t *most)
+{
+    int32_t alone;
+
+    CUDA_PASS(variant_limit(variant_for(network, end, shape, false), shape, most));
+    CUDA_PASS(variant_limit(variant_for(network, end, shape, true), shape, &alone));
+    if (alone < *most)
+        *most = alone;
     return cudaSuccess;
 }
 
@@ -475,8 +472,8 @@ static cudaError_t params_launch(const struct network *network, const struct fus
                                  cudaStream_t stream)
 {
     const int shape = n <= clusters[0] * FUSED_ROWS ? 0 : 1;
-    const struct fused_variant variant = variant_for(network, end, shape);
     const int32_t each = (n + clusters[shape] - 1) / clusters[shape];
+    const struct fused_variant variant = variant_for(network, end, shape, each == 1);
     cudaLaunchAttribute attributes[2];
     cudaLaunchConfig_t config;
 

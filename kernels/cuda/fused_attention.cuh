@@ -73,7 +73,7 @@ static __device__ __forceinline__ void attend_send(S *s, const struct attention_
 #pragma unroll
     for (int r = 0; r < S::BLOCKS / 4; r++)
         cluster_send16(s->o + at.row * X_STRIDE + (at.head * HEAD + (at.lane >> 2) * 8) * 2,
-                       &s->o_box, (at.lane & 3) * (S::BLOCKS / 4) + r, out);
+                       &s->box[LETTER_O], (at.lane & 3) * (S::BLOCKS / 4) + r, out);
 }
 
 /* What a warp is to look at. */

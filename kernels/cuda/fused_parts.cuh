@@ -7,9 +7,12 @@
 #define PGPT_KERNELS_CUDA_FUSED_PARTS_CUH
 
 #include "kernels/cuda/choose_plain.cuh"
-#include "kernels/cuda/fused_shared.cuh"
+#include "kernels/cuda/fused_product.cuh"
 
-enum { DRAW_BARRIER = 2 }; /* and the next; 1 is workers_sync()'s */
+enum {
+    DRAW_BARRIER = 2,            /* 1 is workers_sync()'s */
+    UNITS_ROUND = SUM_TILES / 2, /* of logits, that the block has sums of at once */
+};
 
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
 
@@ -18,7 +21,7 @@ enum { DRAW_BARRIER = 2 }; /* and the next; 1 is workers_sync()'s */
  * warp has one, and a barrier follows. */
 static __device__ __forceinline__ bool rows_alone(const struct fused_place &at)
 {
-    return at.rows == 1;
+    return at.alone;
 }
 
 /* Inputs j * 128 + 4 lane .. of a row into x; the block's own into x_own too. */
@@ -71,14 +74,14 @@ static __device__ __forceinline__ float norm_measure(const S *s, int row, float4
 
 /* y, when it has come, normed into x. */
 template <class S>
-static __device__ __forceinline__ void rows_norm(S *s, const float *gamma, const float *beta,
-                                                 uint32_t bytes, uint32_t *phase,
-                                                 const struct fused_place &at)
+static __device__ __forceinline__ void
+rows_norm(S *s, const struct fused_params &p, const float *gamma, const float *beta,
+          const struct fused_place &at, struct fused_letters *l)
 {
     float4 v[4];
     float scale;
 
-    mailbox_receive(&s->y_box, bytes, phase);
+    letter_receive(s, p, LETTER_Y, at, l);
     if (rows_alone(at)) {
         const int k = at.part * 128 + at.lane * 4;
 
@@ -221,7 +224,7 @@ static __device__ __forceinline__ void special_send(S *s, int which, int token, 
         return;
 #pragma unroll
     for (int r = 0; r < S::BLOCKS / 4; r++)
-        cluster_send4(&s->special[row][which], &s->unit_box, q * (S::BLOCKS / 4) + r,
+        cluster_send4(&s->special[row][which], &s->box[LETTER_UNIT], q * (S::BLOCKS / 4) + r,
                       __float_as_uint(logit));
 }
 
@@ -255,6 +258,31 @@ static __device__ __forceinline__ int row_chosen_here(const struct fused_place &
     return at.rank % EACH == 0 && at.rank / EACH < at.rows ? at.rank / EACH : -1;
 }
 
+/* FUSED_SAMPLED: this block's units of logits, its first-th and more, six at most, of each row to
+ * whoever chooses for it: eight lanes a unit. */
+template <class S>
+static __device__ __forceinline__ void logits_send(S *s, const struct fused_params &p, int first,
+                                                   const struct fused_place &at)
+{
+    constexpr int LANES = PRODUCT_UNIT / 4;
+    const int units = product_units(p.rules.vocabulary);
+
+#pragma unroll 1
+    for (int i = (int)threadIdx.x / LANES; i < at.rows * UNITS_ROUND; i += WORKERS / LANES) {
+        const int row = i / UNITS_ROUND, u = i % UNITS_ROUND, c = at.lane % LANES * 4;
+        const int unit = at.rank + (first + u) * S::BLOCKS;
+
+        if (unit >= units)
+            continue;
+        const float4 v = partial_get4(s, row, u * PRODUCT_UNIT + c, &s->unit_bias[first + u][c]);
+
+        cluster_send16(&s->logits[unit * PRODUCT_UNIT + c], &s->box[LETTER_LOGITS],
+                       row_chooser<S>(row),
+                       make_uint4(__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z),
+                                  __float_as_uint(v.w)));
+    }
+}
+
 /* Units of logits of this block, its first-th and more, six at most, a warp each: summaries to
  * every block, or into memory; or the logits to whoever chooses for the row. */
 template <enum fused_end END, class S>
@@ -281,14 +309,6 @@ static __device__ __forceinline__ void units_send(S *s, const struct fused_param
         v[t + 1] = __fadd_rn(((sum[0].y + sum[1].y) + sum[2].y) + sum[3].y, bias.y);
         *(float2 *)&add[t] = *(const float2 *)&s->unit_rules[own][column];
     }
-    if (END == FUSED_SAMPLED) {
-        if (row < at.rows)
-#pragma unroll
-            for (int t = 0; t < 8; t += 4)
-                cluster_send16(&s->logits[unit * PRODUCT_UNIT + q * 8 + t], &s->logits_box,
-                               row_chooser<S>(row), *(const uint4 *)&v[t]);
-        return;
-    }
     if (END == FUSED_STEP) {
         if (row < at.rows)
             unit_keep(p, at.row0 + row, unit, q, v);
@@ -308,10 +328,76 @@ static __device__ __forceinline__ void units_send(S *s, const struct fused_param
     } else {
 #pragma unroll
         for (int r = 0; r < S::BLOCKS / 4; r++)
-            cluster_send16(&s->unit[row][unit], &s->unit_box, q * (S::BLOCKS / 4) + r,
+            cluster_send16(&s->unit[row][unit], &s->box[LETTER_UNIT], q * (S::BLOCKS / 4) + r,
                            make_uint4(__float_as_uint(summary.x), __float_as_uint(summary.y),
                                       __float_as_uint(summary.z), __float_as_uint(summary.w)));
     }
+}
+
+/* What units_send() does, of a row that is alone: a lane a column. */
+template <class S>
+static __device__ __forceinline__ float unit_alone(const S *s, int own,
+                                                   const struct fused_place &at)
+{
+    const float *sum = &s->partial[0][0][at.warp * PRODUCT_UNIT + at.lane];
+    constexpr int PART = ROWS * PARTIAL_STRIDE;
+
+    return __fadd_rn(((sum[0] + sum[PART]) + sum[2 * PART]) + sum[3 * PART],
+                     s->unit_bias[own][at.lane]);
+}
+
+/* A token's logit, that the rules may force, to every block; a lane has it. */
+template <class S>
+static __device__ __forceinline__ void special_alone(S *s, int which, int32_t token, int unit,
+                                                     float v, const struct fused_place &at)
+{
+    if (token < 0 || token / PRODUCT_UNIT != unit)
+        return;
+    v = __shfl_sync(0xffffffffu, v, token % PRODUCT_UNIT);
+    if (at.lane < S::BLOCKS)
+        cluster_send4(&s->special[0][which], &s->box[LETTER_UNIT], at.lane, __float_as_uint(v));
+}
+
+template <class S>
+static __device__ __forceinline__ void summary_send_alone(S *s, const struct fused_params &p,
+                                                          int own, int unit, float v,
+                                                          const struct fused_place &at)
+{
+    const int32_t column = unit * PRODUCT_UNIT + at.lane;
+    const bool no_eos = s->state[at.now][0].position < s->min_new[0];
+    const float may =
+        no_eos && column == p.rules.eos_token ? -INFINITY : v + s->unit_rules[own][at.lane];
+    const float most = plain_value(__reduce_max_sync(0xffffffffu, plain_key(v)));
+    const struct plain_best best = plain_best_warp({may, column});
+    const float e = logsum_exp(v - logsum_base(most));
+    float sum = 0.0f;
+
+    /* the order of logsum_unit() */
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        sum =
+            __fadd_rn(sum, __shfl_sync(0xffffffffu, e, 8 * (i >> 1) + 2 * (at.lane & 3) + (i & 1)));
+    sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 1));
+    sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 2));
+    if (at.lane < S::BLOCKS)
+        cluster_send16(&s->unit[0][unit], &s->box[LETTER_UNIT], at.lane,
+                       make_uint4(__float_as_uint(most), __float_as_uint(sum),
+                                  __float_as_uint(best.logit), (uint32_t)best.token));
+}
+
+template <class S>
+static __device__ __forceinline__ void units_send_alone(S *s, const struct fused_params &p,
+                                                        int first, const struct fused_place &at)
+{
+    const int own = first + at.warp, unit = at.rank + own * S::BLOCKS;
+
+    if (at.warp >= SUM_TILES / 2 || unit >= product_units(p.rules.vocabulary))
+        return;
+    const float v = unit_alone(s, own, at);
+
+    special_alone(s, 0, p.rules.forced_eos, unit, v, at);
+    special_alone(s, 1, p.rules.forced_bos, unit, v, at);
+    summary_send_alone(s, p, own, unit, v, at);
 }
 
 /* A row has its next token, of which this thread tells the world. */
@@ -357,122 +443,122 @@ static __device__ __forceinline__ void row_ask(S *s, const struct fused_params &
         s->drawn.width = FEW_WIDTH;
 }
 
-/* What units_send() does, of a row that is alone: a lane a column. */
+/* One thread of the block that chooses for a row: its token is known. */
 template <class S>
-static __device__ __forceinline__ float unit_alone(const S *s, int own,
-                                                   const struct fused_place &at)
+static __device__ __forceinline__ void row_pass(S *s, const struct fused_row &next, bool news,
+                                                bool full, float logit)
 {
-    const float *sum = &s->partial[0][0][at.warp * PRODUCT_UNIT + at.lane];
-    constexpr int PART = ROWS * PARTIAL_STRIDE;
-
-    return __fadd_rn(((sum[0] + sum[PART]) + sum[2 * PART]) + sum[3 * PART],
-                     s->unit_bias[own][at.lane]);
+    s->told = {next, news, full, logit};
+    ring_release(&s->told_full, 1);
 }
 
-/* A token's logit, that the rules may force, to every block; a lane has it. */
-template <class S>
-static __device__ __forceinline__ void special_alone(S *s, int which, int32_t token, int unit,
-                                                     float v, const struct fused_place &at)
+/* One warp: max and sum of a row of logits, eight units at a time. */
+static __device__ __forceinline__ struct logsum row_sum(const float *logits, struct logsum *sums,
+                                                        int units, int lane)
 {
-    if (token < 0 || token / PRODUCT_UNIT != unit)
-        return;
-    v = __shfl_sync(0xffffffffu, v, token % PRODUCT_UNIT);
-    if (at.lane < S::BLOCKS)
-        cluster_send4(&s->special[0][which], &s->unit_box, at.lane, __float_as_uint(v));
-}
+#pragma unroll 1
+    for (int first = 0; first < units; first += 8) {
+        const int unit = first + (lane >> 2);
+        float v[8];
 
-template <class S>
-static __device__ __forceinline__ void summary_send_alone(S *s, const struct fused_params &p,
-                                                          int own, int unit, float v,
-                                                          const struct fused_place &at)
-{
-    const int32_t column = unit * PRODUCT_UNIT + at.lane;
-    const bool no_eos = s->state[at.now][0].position < s->min_new[0];
-    const float may =
-        no_eos && column == p.rules.eos_token ? -INFINITY : v + s->unit_rules[own][at.lane];
-    const float most = plain_value(__reduce_max_sync(0xffffffffu, plain_key(v)));
-    const struct plain_best best = plain_best_warp({may, column});
-    const float e = logsum_exp(v - logsum_base(most));
-    float sum = 0.0f;
-
-    /* the order of logsum_unit() */
 #pragma unroll
-    for (int i = 0; i < 8; i++)
-        sum =
-            __fadd_rn(sum, __shfl_sync(0xffffffffu, e, 8 * (i >> 1) + 2 * (at.lane & 3) + (i & 1)));
-    sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 1));
-    sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 2));
-    if (at.lane < S::BLOCKS)
-        cluster_send16(&s->unit[0][unit], &s->unit_box, at.lane,
-                       make_uint4(__float_as_uint(most), __float_as_uint(sum),
-                                  __float_as_uint(best.logit), (uint32_t)best.token));
+        for (int t = 0; t < 8; t += 2)
+            *(float2 *)&v[t] = *(const float2 *)(logits + min(unit, units - 1) * PRODUCT_UNIT +
+                                                 4 * t + 2 * (lane & 3));
+        const struct logsum sum = logsum_unit(v);
+
+        if ((lane & 3) == 0 && unit < units)
+            sums[unit] = sum;
+    }
+    __syncwarp();
+    return logsum_units(sums, units, lane);
 }
 
-template <enum fused_end END, class S>
-static __device__ __forceinline__ void units_send_alone(S *s, const struct fused_params &p,
-                                                        int first, const struct fused_place &at)
+/* The same of a row's units. */
+static __device__ __forceinline__ struct logsum row_sum(const float4 *unit, int units, int lane)
 {
-    const int own = first + at.warp, unit = at.rank + own * S::BLOCKS;
+    struct logsum total = {-INFINITY, 0.0f};
 
-    if (at.warp >= SUM_TILES / 2 || unit >= product_units(p.rules.vocabulary))
+#pragma unroll 1
+    for (int u = lane; u < units; u += 32)
+        total.max = fmaxf(total.max, unit[u].x);
+    total.max = logsum_warp_max(total.max);
+#pragma unroll 1
+    for (int u = lane; u < units; u += 32)
+        total.sum = __fadd_rn(total.sum, logsum_scaled({unit[u].x, unit[u].y}, total.max));
+    total.sum = logsum_warp_add(total.sum);
+    return total;
+}
+
+/* A warp that does nothing else: tells the world of the row that this block chooses for, if there
+ * is one. */
+template <enum fused_end END, class S>
+static __device__ __forceinline__ void rows_tell(S *s, const struct fused_params &p,
+                                                 const struct fused_place &at)
+{
+    const int row = row_chosen_here<S>(at), units = product_units(p.rules.vocabulary);
+
+    if (row < 0)
         return;
-    const float v = unit_alone(s, own, at);
+#pragma unroll 1
+    for (int step = 0; step < p.steps; step++) {
+        ring_wait(&s->told_full, step);
+        const struct fused_told told = s->told;
 
-    if constexpr (END == FUSED_SAMPLED) {
-        cluster_send4(&s->logits[draw_at(unit * PRODUCT_UNIT + at.lane)], &s->logits_box,
-                      row_chooser<S>(0), __float_as_uint(v));
-    } else {
-        special_alone(s, 0, p.rules.forced_eos, unit, v, at);
-        special_alone(s, 1, p.rules.forced_bos, unit, v, at);
-        summary_send_alone(s, p, own, unit, v, at);
+        if (told.news) {
+            const struct logsum sum = END == FUSED_SAMPLED
+                                          ? row_sum(s->logits, s->sums, units, at.lane)
+                                          : row_sum(s->unit[row], units, at.lane);
+
+            if (at.lane == 0)
+                row_tell(s, p, row, told.row,
+                         told.full ? logsum_logprob(sum, told.logit)
+                                   : told.logit - (sum.max + logf(sum.sum)));
+        }
+        __syncwarp();
+        if (at.lane == 0)
+            ring_release(&s->told_read, 1);
     }
 }
 
-/* The row that this block chooses for, if there is one: its token to every block. meanwhile(): what
- * all warps have to do before they need tokens. */
-template <class S, typename Meanwhile>
+/* The row that this block chooses for, if there is one: its token to every block. */
+template <class S>
 static __device__ __forceinline__ void row_draw(S *s, const struct fused_params &p, int32_t step,
-                                                uint32_t bytes, uint32_t *phase,
-                                                const struct fused_place &at, Meanwhile meanwhile)
+                                                const struct fused_place &at,
+                                                struct fused_letters *l)
 {
     const int row = row_chosen_here<S>(at);
 
     static_assert(sizeof(struct draw_scratch) <= sizeof s->partial, "the choice works there");
     static_assert(sizeof s->y >= UNITS * PRODUCT_UNIT * 4, "scores of the long way");
-    if (row < 0) {
-        meanwhile();
+    if (row < 0)
         return;
-    }
     const struct fused_row before = s->state[at.now][row];
-    const struct draw_row known =
-        draw_begin(&s->asked, p.rules, step, before.position, s->min_new[row], s->max_new[row]);
-    auto tell = [&](int32_t token) {
-        if (at.lane < S::BLOCKS)
-            cluster_send4(&s->token[row], &s->token_box, at.lane, (uint32_t)token);
-    };
+    const struct draw_row known = draw_begin(&s->asked, p.rules, step, before.position,
+                                             s->min_new[row], s->max_new[row], (int)threadIdx.x);
+    int32_t token = before.token;
 
-    mailbox_receive(&s->logits_box, bytes, phase);
-    if (before.finished) {
-        if (at.warp == 0)
-            tell(before.token);
-        meanwhile();
+    letter_receive(s, p, LETTER_LOGITS, at, l);
+    if (!before.finished)
+        token = draw_run((struct draw_scratch *)&s->partial, &s->drawn, DRAW_BARRIER, s->logits,
+                         &s->y[0][0], p.rules, &s->asked, known);
+    if (at.warp)
         return;
-    }
-    draw_run((struct draw_scratch *)&s->partial, &s->drawn, DRAW_BARRIER, s->logits, &s->y[0][0],
-             p.rules, known, tell, meanwhile, [&](int32_t token, float logprob) {
-                 row_tell(s, p, row, row_after(s, p, row, before, token), logprob);
-             });
+    if (at.lane < S::BLOCKS)
+        cluster_send4(&s->token[row], &s->box[LETTER_TOKEN], at.lane, (uint32_t)token);
+    if (at.lane == 0)
+        row_pass(s, row_after(s, p, row, before, token), !before.finished, known.sample,
+                 s->logits[token]);
 }
 
 /* The warp's row behind the token that some block drew. */
 template <class S>
-static __device__ __forceinline__ struct fused_row row_drawn(S *s, const struct fused_params &p,
-                                                             uint32_t bytes, uint32_t *phase,
-                                                             const struct fused_place &at)
+static __device__ __forceinline__ struct fused_row
+row_drawn(S *s, const struct fused_params &p, const struct fused_place &at, struct fused_letters *l)
 {
     const int row = rows_alone(at) ? 0 : at.warp;
 
-    mailbox_receive(&s->token_box, bytes, phase);
+    letter_receive(s, p, LETTER_TOKEN, at, l);
     const struct fused_row next = row_after(s, p, row, s->state[at.now][row], s->token[row]);
 
     if (at.lane == 0)
@@ -480,31 +566,30 @@ static __device__ __forceinline__ struct fused_row row_drawn(S *s, const struct 
     return next;
 }
 
-/* The warp's row after its next token, which block 0 tells the world. */
+/* The warp's row after its next token. */
 template <class S>
 static __device__ __forceinline__ struct fused_row row_choose(S *s, const struct fused_params &p,
                                                               const struct fused_place &at)
 {
-    const int row = rows_alone(at) ? 0 : at.warp, units = product_units(p.rules.vocabulary);
-    struct fused_row next = s->state[at.now][row];
+    const int row = rows_alone(at) ? 0 : at.warp;
+    const struct fused_row before = s->state[at.now][row];
+    struct fused_row next = before;
+    float logit = 0.0f;
 
-    if (!next.finished) {
+    if (!before.finished) {
         struct plain_units look;
-        float raw;
-        const int32_t token = plain_token(p.rules, plain_look(&look, s->unit[row], units, at.lane),
-                                          s->special[row][0], s->special[row][1], next.position,
-                                          s->max_new[row], &raw);
+        const struct plain_best best =
+            plain_look(&look, s->unit[row], product_units(p.rules.vocabulary), at.lane);
 
-        next = row_after(s, p, row, next, token);
-        if (at.rank == 0 && at.warp == row) {
-            const float logprob = raw - plain_logsum(&look);
-
-            if (at.lane == 0)
-                row_tell(s, p, row, next, logprob);
-        }
+        next = row_after(s, p, row, before,
+                         plain_token(p.rules, best, s->special[row][0], s->special[row][1],
+                                     before.position, s->max_new[row], &logit));
     }
-    if (at.lane == 0)
+    if (at.lane == 0) {
         s->state[at.now ^ 1][row] = next;
+        if (at.warp == row && row_chosen_here<S>(at) == row)
+            row_pass(s, next, !before.finished, false, logit);
+    }
     return next;
 }
 

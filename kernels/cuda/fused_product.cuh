@@ -253,14 +253,14 @@ static __device__ __forceinline__ float4 partial_get4(const S *s, int row, int c
 }
 
 /* y of this block's columns: product + bias + x; to every block, or into y_out (n, D) when that is
- * not NULL. */
+ * not NULL. A row a warp: who has none need not come along. */
 template <class S>
 static __device__ __forceinline__ void residual_send(S *s, const float *bias, float *y_out,
                                                      const struct fused_place &at)
 {
-    constexpr int FOURS = S::COLUMNS / 4, ITEMS = ROWS * FOURS, GROUPS = WORKERS / ITEMS;
-    const int item = threadIdx.x % ITEMS, group = threadIdx.x / ITEMS;
-    const int row = item / FOURS, c = item % FOURS * 4, column = at.rank * S::COLUMNS + c;
+    constexpr int FOURS = S::COLUMNS / 4, GROUPS = 32 / FOURS;
+    const int row = at.warp, group = at.lane / FOURS, c = at.lane % FOURS * 4;
+    const int column = at.rank * S::COLUMNS + c;
     float4 v, x;
     uint4 bits;
 
@@ -281,7 +281,8 @@ static __device__ __forceinline__ void residual_send(S *s, const float *bias, fl
                       __float_as_uint(v.w));
 #pragma unroll
     for (int r = 0; r < S::BLOCKS / GROUPS; r++)
-        cluster_send16(&s->y[row][column], &s->y_box, group * (S::BLOCKS / GROUPS) + r, bits);
+        cluster_send16(&s->y[row][column], &s->box[LETTER_Y], group * (S::BLOCKS / GROUPS) + r,
+                       bits);
 }
 
 /* The query (and, of self-attention, the new key and value) of this block's columns, to the blocks
@@ -336,7 +337,7 @@ static __device__ __forceinline__ void hidden_send(S *s, enum product_act activa
             continue;
 #pragma unroll
         for (int r = 0; r < S::BLOCKS / 4; r++)
-            cluster_send8(s->h + row * S::H_STRIDE + column * 2, &s->h_box,
+            cluster_send8(s->h + row * S::H_STRIDE + column * 2, &s->box[LETTER_H],
                           quarter * (S::BLOCKS / 4) + r, elements4<typename S::element>(v));
     }
 }

@@ -2,8 +2,8 @@
  *
  * fused_shared: what the kernel of fused.h is given, a block's shared memory with the letters that
  * blocks of a cluster send one another, and who does what: eight warps work, one fetches weights
- * into a ring behind that memory, one fetches biases and norms, and all four that do not work lend
- * the others their registers. For fused.cu alone.
+ * into a ring behind that memory, one fetches biases and norms, one tells the world of tokens, and
+ * all four that do not work lend the others their registers. For fused.cu alone.
  */
 #ifndef PGPT_KERNELS_CUDA_FUSED_SHARED_CUH
 #define PGPT_KERNELS_CUDA_FUSED_SHARED_CUH
@@ -64,6 +64,27 @@ struct fused_row {
     int32_t token, position, finished;
 };
 
+enum fused_letter {
+    LETTER_HEAD,
+    LETTER_QUERY,
+    LETTER_O,
+    LETTER_Y,
+    LETTER_H,
+    LETTER_UNIT,
+    LETTER_LOGITS,
+    LETTER_TOKEN,
+    LETTERS
+};
+
+/* What a warp that does nothing else is to tell the world of a row, when it has added up the row's
+ * exponentials. */
+struct fused_told {
+    struct fused_row row; /* behind its token */
+    int32_t news;         /* there is something to tell: the row had not finished before */
+    int32_t full;         /* ln p as rows have it of which all logits are kept */
+    float logit;          /* the token's */
+};
+
 /* Of a layer: this block's columns' biases, and the norms behind self-attention, cross-attention
  * and feed-forward. */
 template <int CL, int FFN> struct fused_constants {
@@ -93,12 +114,11 @@ template <int CL, int FFN> struct fused_constants {
  *   q or h (or of q, k and v, be there logits between or not). The next y needs, from every block,
  *   h; or o from those that attend, and each of them needs the columns of q of all blocks of its
  *   head, thus of every block: each belongs to a head whose rows somebody attends to.
- * - unit lies where the parts of an attention did, which its sender has y to show for, and which
- *   the block writes again behind the barrier of the product that follows its choice.
- * - logits lie there too, and come when unit would. Who chooses a row works in y and partial: the
- *   block's own share has come with the letter, so partial has been read, and y was before; the
- *   next y is not sent before this block has sent its columns of q, nor does it multiply before the
- *   row is chosen.
+ * - unit or logits, and told, are read by the warp that tells the world, for which all wait
+ *   (told_read) when the last layer of the next step begins; who sends them again has y of that.
+ * - Who chooses a row works in y and partial: the block's own share has come with the letter, so
+ *   partial has been read, and y was before; the next y is not sent before this block has sent its
+ *   columns of q, nor does it multiply before the row is chosen.
  * - Bytes that come before the receiver has announced their letter count below zero meanwhile; the
  *   phase cannot end before the announcement, which is its only arrival.
  * - partial is read in front of what is sent of it, and the letter comes with the block's own share
@@ -126,26 +146,26 @@ template <class T, int CL, int FORWARD> struct fused_shared {
     alignas(16) T q[ROWS][HEAD];
     alignas(16) T key[ROWS][HEAD];
     alignas(16) T value[ROWS][HEAD];
-    union {
-        alignas(16) struct attention_kept parts[WARPS];
-        /* wide ones have no FUSED_TOKENS */
+    alignas(16) struct attention_kept parts[WARPS];
+    union { /* wide ones have no FUSED_TOKENS */
         alignas(16) float4 unit[FORWARD > D ? 1 : ROWS][UNITS];
-        alignas(16) float logits[FORWARD > D ? 4 : UNITS *PRODUCT_UNIT]; /* draw_at() */
+        alignas(16) float logits[FORWARD > D ? 4 : UNITS *PRODUCT_UNIT];
     };
+    struct logsum sums[FORWARD > D ? 1 : UNITS]; /* of the units of logits */
+    struct fused_told told;
     float special[ROWS][2];
     /* what this block adds to its units of logits: -inf past the vocabulary; what the rules add */
     alignas(16) float unit_bias[UNITS / CL][PRODUCT_UNIT];
     alignas(16) float unit_rules[UNITS / CL][PRODUCT_UNIT];
-    struct cluster_mailbox head_box, query_box, o_box, y_box, h_box, unit_box, logits_box;
-    struct cluster_mailbox token_box;
+    struct cluster_mailbox box[LETTERS];
+    uint64_t told_full, told_read;
     alignas(16) struct fused_constants<CL, FORWARD> layer[2]; /* even ones and odd ones */
     uint64_t full[SLOTS_MOST], empty[SLOTS_MOST], layer_full[2], layer_empty[2];
     struct fused_row state[2][ROWS]; /* by steps, in turn */
     int32_t row[ROWS];               /* of the caches */
     int32_t min_new[ROWS], max_new[ROWS], source_len[ROWS], cross[ROWS], beam[ROWS];
-    int32_t token[ROWS]; /* that sampled rows' choices gave */
-    /* of the row that this block chooses for */
-    alignas(8) struct draw_asked asked;
+    int32_t token[ROWS];                /* that sampled rows' choices gave */
+    alignas(8) struct draw_asked asked; /* sampled, of the row that this block chooses for */
     struct draw_kept drawn;
 };
 
@@ -186,11 +206,17 @@ struct fused_place {
     int rank, head, half, warp, lane;
     int part, first;        /* products: the warp's part of the inputs, its first tile */
     int row0, rows;         /* of this cluster: its first among n, and how many */
+    bool alone;             /* one, as the compiler knows */
     int row, share, shares; /* attention: this warp's row (-1: none), its share of chunks */
     int self_longest, cross_longest; /* at least the most keys that a row has */
     int now;                         /* the step's place in s->state */
     struct fused_turn ring;          /* the next product's weights */
     uint32_t nothing;                /* 0: product_take() */
+};
+
+/* How many of each letter have come, modulo 2: a bit each. */
+struct fused_letters {
+    uint32_t phases;
 };
 
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
@@ -199,6 +225,37 @@ struct fused_place {
 static __device__ __forceinline__ void workers_sync(void)
 {
     asm volatile("bar.sync 1, %0;" ::"n"((int)WORKERS) : "memory");
+}
+
+/* How long a letter is to a cluster of `rows`. */
+template <class S>
+static __device__ __forceinline__ uint32_t letter_bytes(enum fused_letter letter,
+                                                        const struct fused_params &p, int rows)
+{
+    enum { ELEMENT = sizeof(typename S::element) };
+    const int forced = (p.rules.forced_eos >= 0) + (p.rules.forced_bos >= 0);
+    const int units = product_units(p.rules.vocabulary);
+
+    return letter == LETTER_HEAD     ? rows * (HEAD * 3 * ELEMENT)
+           : letter == LETTER_QUERY  ? rows * (HEAD * ELEMENT)
+           : letter == LETTER_O      ? rows * (D * ELEMENT)
+           : letter == LETTER_Y      ? rows * (D * 4)
+           : letter == LETTER_H      ? rows * (S::FFN * ELEMENT)
+           : letter == LETTER_UNIT   ? rows * (units * (int)sizeof(float4) + forced * 4)
+           : letter == LETTER_LOGITS ? units * PRODUCT_UNIT * 4 /* of one row */
+                                     : rows * 4;
+}
+
+/* The next of its kind. */
+template <class S>
+static __device__ __forceinline__ void
+letter_receive(S *s, const struct fused_params &p, enum fused_letter letter,
+               const struct fused_place &at, struct fused_letters *l)
+{
+    uint32_t phase = l->phases >> letter & 1;
+
+    mailbox_receive(&s->box[letter], letter_bytes<S>(letter, p, at.rows), &phase);
+    l->phases ^= 1u << letter;
 }
 
 /* Whole warpgroups: registers that the workers take are those that the others give. */

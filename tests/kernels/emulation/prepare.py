@@ -74,7 +74,6 @@ BODIES = {
         "block_sync": "simt_named_wait(b->barrier, BLOCK_GROUP);",
         "block_sync_count": "return simt_named_count(b->barrier, BLOCK_GROUP, mine);",
     },
-    "fused_choose.cuh": {"draw_rest_sync": "simt_named_wait(b->barrier + 1, BLOCK_GROUP - 32);"},
     "attention_chunk.cuh": {
         "power_of_2": "return exp2f(x);",
         "cache_get16_if": "if (in) *to = *(const uint4 *)((const char *)from + OFFSET);",
@@ -154,7 +153,7 @@ LINES = {
     ],
 }
 # as they are
-PLAIN = ["attention_plain.cuh", "attention_bytes.cuh", "product_norm.cuh", "product_output.cuh", "product.h", "product_hopper.h", "product_stream.h", "product_shape.h", "rows.h",
+PLAIN = ["fused_choose.cuh", "attention_plain.cuh", "attention_bytes.cuh", "product_norm.cuh", "product_output.cuh", "product.h", "product_hopper.h", "product_stream.h", "product_shape.h", "rows.h",
          "attention.h", "choose_few.cuh", "choose_plain.cuh", "fused.h", "fused_rows.h", "fused_model.cuh", "network.h", "check.h"]
 
 

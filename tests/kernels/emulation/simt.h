@@ -240,6 +240,11 @@ static inline float __fdiv_rn(float a, float b)
 {
     return a / b;
 }
+static inline float __fdividef(float a, float b)
+{
+    return a / b;
+}
+#define __log2f log2f
 /* Rounds towards zero; what is too large becomes the largest. */
 static inline uint32_t __float2uint_rz(float f)
 {

@@ -125,7 +125,14 @@ static void run(struct outcome *out, int first, int n, int clusters, bool layers
     p.special = out->special[first];
     p.logits = out->logits[first];
     simt_launch(
-        {CL * clusters, 1, 1}, THREADS, [&] { fused<F, CL, FFN, FUSED_STEP>(p); }, CL);
+        {CL * clusters, 1, 1}, THREADS,
+        [&] {
+            if (CL == 16 && n == clusters)
+                fused<F, 16, FFN, FUSED_STEP, true>(p);
+            else
+                fused<F, CL, FFN, FUSED_STEP, false>(p);
+        },
+        CL);
 }
 
 static void compare(const char *what, const struct outcome &a, const struct outcome &b, int row)
