@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "schema/avro_value.h"
+#include "schema/avro_write.h"
 #include "schema/canonical.h"
 #include "schema/embedded.h"
 #include "schema/framing.h"
@@ -32,7 +33,6 @@ struct codec {
     struct writer writers[WRITERS_MAX]; /* the first RECORD_TYPE_COUNT are the product's own */
     size_t count;
     avro_reader_t reader;
-    avro_writer_t writer;
 };
 
 static void writer_close(struct writer *w)
@@ -160,8 +160,7 @@ struct codec *codec_open(const char *const *schema_dirs, struct error *error)
 {
     struct codec *codec = calloc(1, sizeof *codec);
 
-    if (!codec || !(codec->reader = avro_reader_memory("", 0)) ||
-        !(codec->writer = avro_writer_memory("", 0))) {
+    if (!codec || !(codec->reader = avro_reader_memory("", 0))) {
         error_set(error, "codec: out of memory");
         goto fail;
     }
@@ -186,8 +185,6 @@ void codec_close(struct codec *codec)
         writer_close(&codec->writers[i]);
     if (codec->reader)
         avro_reader_free(codec->reader);
-    if (codec->writer)
-        avro_writer_free(codec->writer);
     free(codec);
 }
 
@@ -197,42 +194,22 @@ void buffer_free(struct buffer *buffer)
     *buffer = (struct buffer){NULL, 0, 0};
 }
 
-static int buffer_reserve(struct buffer *buffer, size_t size)
-{
-    uint8_t *grown;
-
-    if (size <= buffer->capacity)
-        return 0;
-    grown = realloc(buffer->data, size);
-    if (!grown)
-        return -1;
-    buffer->data = grown;
-    buffer->capacity = size;
-    return 0;
-}
-
 int codec_encode(struct codec *codec, enum record_type type, const void *record,
                  struct buffer *buffer, struct error *error)
 {
-    struct writer *own = &codec->writers[type];
-    size_t body;
+    const size_t head = FRAMING_SINGLE_OBJECT_SIZE;
 
-    if (avro_value_reset(&own->value))
-        return error_set(error, "%s: %s", record_bindings[type]->name, avro_strerror());
-    if (avro_value_from_struct(&own->value, record_bindings[type], record, error))
-        return -1;
-    if (avro_value_sizeof(&own->value, &body) || body > BODY_MAX)
-        return error_set(error, "%s: the record is larger than %d bytes",
-                         record_bindings[type]->name, BODY_MAX);
-    if (buffer_reserve(buffer, FRAMING_SINGLE_OBJECT_SIZE + body))
-        return error_set(error, "%s: out of memory", record_bindings[type]->name);
-    framing_write_single_object(buffer->data, own->fingerprint);
-    avro_writer_memory_set_dest(
-        codec->writer, (const char *)buffer->data + FRAMING_SINGLE_OBJECT_SIZE, (int64_t)body);
-    if (avro_value_write(codec->writer, &own->value))
-        return error_set(error, "%s: %s", record_bindings[type]->name, avro_strerror());
-    buffer->size = FRAMING_SINGLE_OBJECT_SIZE + (size_t)avro_writer_tell(codec->writer);
-    return 0;
+    if (buffer->capacity < head) {
+        uint8_t *grown = realloc(buffer->data, head);
+
+        if (!grown)
+            return error_set(error, "%s: out of memory", record_bindings[type]->name);
+        buffer->data = grown;
+        buffer->capacity = head;
+    }
+    framing_write_single_object(buffer->data, codec->writers[type].fingerprint);
+    buffer->size = head;
+    return avro_write_struct(buffer, head + BODY_MAX, record_bindings[type], record, error);
 }
 
 /* The writer's schema a frame names. A registry client for Confluent framing belongs here: it would

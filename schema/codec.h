@@ -50,7 +50,7 @@ struct buffer {
 void buffer_free(struct buffer *buffer);
 
 /* Replaces buffer's content with the framed record. record points at the struct of that type.
- * Returns -1 with the reason when the record does not fit its schema (a programming error). */
+ * Returns -1 with the reason: a body of more than 16 MiB, a NUL in a map's key, no memory. */
 int codec_encode(struct codec *codec, enum record_type type, const void *record,
                  struct buffer *buffer, struct error *error) PGPT_MUST_CHECK;
 

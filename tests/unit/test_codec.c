@@ -8,9 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
+#include <avro.h>
 
 #include "schema/canonical.h"
 #include "schema/codec.h"
+#include "schema/framing.h"
 
 static struct text text_of(const char *s)
 {
@@ -49,10 +51,39 @@ static int teardown(void **state)
     return 0;
 }
 
+/* Avro C reads what was written with the product's schema, and writes the same bytes. */
+static void assert_as_avro_c(enum record_type type, const struct buffer *b)
+{
+    const char *body = (const char *)b->data + FRAMING_SINGLE_OBJECT_SIZE;
+    size_t size = b->size - FRAMING_SINGLE_OBJECT_SIZE;
+    const char *json = codec_schema_json(type);
+    char *again = malloc(size + 1);
+    avro_reader_t reader = avro_reader_memory(body, (int64_t)size);
+    avro_writer_t writer = avro_writer_memory(again, (int64_t)size);
+    avro_schema_t schema;
+    avro_value_iface_t *iface;
+    avro_value_t value;
+
+    assert_int_equal(avro_schema_from_json_length(json, strlen(json), &schema), 0);
+    iface = avro_generic_class_from_schema(schema);
+    assert_int_equal(avro_generic_value_new(iface, &value), 0);
+    assert_int_equal(avro_value_read(reader, &value), 0);
+    assert_int_equal(avro_value_write(writer, &value), 0);
+    assert_int_equal(avro_writer_tell(writer), size);
+    assert_memory_equal(again, body, size);
+    avro_value_decref(&value);
+    avro_value_iface_decref(iface);
+    avro_schema_decref(schema);
+    avro_writer_free(writer);
+    avro_reader_free(reader);
+    free(again);
+}
+
 static void encode(struct fixture *f, enum record_type type, const void *record)
 {
     if (codec_encode(f->codec, type, record, &f->buffer, &f->error))
         fail_msg("%s", f->error.message);
+    assert_as_avro_c(type, &f->buffer);
 }
 
 static void decode(struct fixture *f, enum record_type type, void *record)
@@ -148,6 +179,55 @@ static void test_result_round_trip(void **state)
     assert_true(out.timings.batch_size_mean == 1.5);
     assert_true(out.has_error);
     assert_text(out.error.error_class, "internal");
+}
+
+/* Where a varint takes a byte more, on both sides of zero, and what no varint is. */
+static void test_numbers_of_every_length(void **state)
+{
+    struct fixture *f = *state;
+    static int32_t tokens[2 * 31 + 3];
+    struct generation_sequence sequence = {.text = text_of(""), .finish_reason = ""};
+    struct generation_result in = {.job_id = text_of("x"), .status = "completed"};
+    struct generation_result out;
+    size_t n = 0;
+
+    for (int bit = 0; bit < 31; bit++) {
+        tokens[n++] = (int32_t)(1u << bit);
+        tokens[n++] = -(int32_t)(1u << bit) - (bit == 30 ? (1 << 30) : 0);
+    }
+    tokens[n++] = INT32_MAX;
+    sequence.token_ids = tokens;
+    sequence.token_count = n;
+    sequence.score = -0.0;
+    in.sequences = &sequence;
+    in.sequence_count = 1;
+    for (int bit = 0; bit < 64; bit++) {
+        in.timings.queue_us = (int64_t)(UINT64_MAX >> bit);
+        in.timings.total_us = (int64_t)(UINT64_C(1) << (63 - bit));
+        in.timings.decode_us = -in.timings.queue_us - 1;
+        in.timings.batch_size_mean = 1e300 / (bit + 1);
+        encode(f, RECORD_GENERATION_RESULT, &in);
+        decode(f, RECORD_GENERATION_RESULT, &out);
+        assert_memory_equal(&out.timings, &in.timings, sizeof in.timings);
+    }
+    assert_memory_equal(out.sequences[0].token_ids, tokens, n * sizeof *tokens);
+    assert_memory_equal(&out.sequences[0].score, &sequence.score, sizeof sequence.score);
+}
+
+/* A body may have 16 MiB, to the byte. */
+static void test_largest_record(void **state)
+{
+    struct fixture *f = *state;
+    static char bytes[16 << 20];
+    struct job_control in = {text_of("x"), {bytes, 0}, text_of(""), 0};
+
+    memset(bytes, 'a', sizeof bytes);
+    in.action.size = sizeof bytes - 8; /* 2 of job_id, 4 of its own length, 1 and 1 of the rest */
+    assert_int_equal(codec_encode(f->codec, RECORD_JOB_CONTROL, &in, &f->buffer, &f->error), 0);
+    assert_int_equal(f->buffer.size, FRAMING_SINGLE_OBJECT_SIZE + sizeof bytes);
+    in.action.size++;
+    assert_int_equal(codec_encode(f->codec, RECORD_JOB_CONTROL, &in, &f->buffer, &f->error), -1);
+    assert_non_null(strstr(f->error.message, "larger"));
 }
 
 static void test_index_and_event(void **state)
@@ -371,6 +451,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_request_round_trip, setup, teardown),
         cmocka_unit_test_setup_teardown(test_result_round_trip, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_numbers_of_every_length, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_largest_record, setup, teardown),
         cmocka_unit_test_setup_teardown(test_index_and_event, setup, teardown),
         cmocka_unit_test_setup_teardown(test_truncated_at_every_byte, setup, teardown),
         cmocka_unit_test_setup_teardown(test_trailing_bytes_and_wrong_record, setup, teardown),
