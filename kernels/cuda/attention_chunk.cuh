@@ -373,17 +373,13 @@ static __device__ __forceinline__ void values_add(struct attention_part *out,
             __fadd_rn(__fadd_rn(sums[0][j], sums[1][j]), __fadd_rn(sums[2][j], sums[3][j]));
 }
 
-/* One query over the chunk's first `count` keys. */
+/* One query over the chunk's keys: half of the scores' sums each, in two lanes. */
 template <class T>
-static __device__ __forceinline__ void chunk_attend(const struct chunk_half<T> &chunk,
-                                                    const struct chunk_query &query, int count,
-                                                    int lane, struct attention_part *out)
+static __device__ __forceinline__ void chunk_halves(float (&half)[8],
+                                                    const struct chunk_half<T> &chunk,
+                                                    const struct chunk_query &query, int lane)
 {
     const uint2 q = query_words(query.part[0], lane & 4);
-    const bool odd = lane & 4;
-    const int source = 8 * (lane & 3);
-    float half[8], p[4];
-    uint32_t pairs[4];
 
 #pragma unroll
     for (int i = 0; i < 8; i++) {
@@ -392,6 +388,18 @@ static __device__ __forceinline__ void chunk_attend(const struct chunk_half<T> &
         pairs_multiply(score, chunk.key[i], q.x, q.y, (const T *)NULL);
         half[i] = __fadd_rn(score[0], score[3]);
     }
+}
+/* The rest, which needs no keys any more: of the first `count` of them, with their values. */
+template <class T>
+static __device__ __forceinline__ void
+chunk_finish(struct attention_part *out, const float (&half)[8], const struct chunk_half<T> &chunk,
+             int count, int lane)
+{
+    const bool odd = lane & 4;
+    const int source = 8 * (lane & 3);
+    uint32_t pairs[4];
+    float p[4];
+
     /* each of two lanes with halves of 8 scores gets four whole ones */
 #pragma unroll
     for (int i = 0; i < 4; i++)
@@ -407,6 +415,17 @@ static __device__ __forceinline__ void chunk_attend(const struct chunk_half<T> &
     }
     values_add<T>(
         out, pairs, [&](int j) { return chunk.value[j]; }, lane);
+}
+/* One query over the chunk's first `count` keys. */
+template <class T>
+static __device__ __forceinline__ void chunk_attend(const struct chunk_half<T> &chunk,
+                                                    const struct chunk_query &query, int count,
+                                                    int lane, struct attention_part *out)
+{
+    float half[8];
+
+    chunk_halves(half, chunk, query, lane);
+    chunk_finish<T>(out, half, chunk, count, lane);
 }
 
 /* A part's values, divided by its sum, as elements. */

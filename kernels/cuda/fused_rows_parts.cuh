@@ -219,72 +219,34 @@ static __device__ __forceinline__ void chunk_fetch(uint4 (&to)[8], const T *from
         chunk_fetch<I + 1>(to, from, first, left);
 }
 
+/* Where the task's chunk begins, in elements of a cache. */
+template <class T, class S>
+static __device__ __forceinline__ size_t chunk_place(const S *s, const struct chunk_cache<T> &cache,
+                                                     const struct attend_task &task, bool cross)
+{
+    const int row = min(task.row, S::ROWS - 1);
+
+    return (size_t)(cross ? s->cross[row] : s->row[row]) * cache.stride + task.c * CHUNK * HEAD;
+}
 template <class T, class S>
 static __device__ __forceinline__ void
 keys_fetch(const S *s, struct chunk_half<T> *chunk, const struct chunk_cache<T> &cache,
            const struct attend_task &task, bool cross, int lane)
 {
-    const int row = min(task.row, S::ROWS - 1);
-    const size_t at =
-        (size_t)(cross ? s->cross[row] : s->row[row]) * cache.stride + task.c * CHUNK * HEAD;
-
-    chunk_fetch(chunk->key, cache.keys + at + (lane >> 3) * HEAD + 8 * (lane & 7), lane >> 3,
-                task.length - task.c * CHUNK);
+    chunk_fetch(chunk->key,
+                cache.keys + chunk_place(s, cache, task, cross) + (lane >> 3) * HEAD +
+                    8 * (lane & 7),
+                lane >> 3, task.length - task.c * CHUNK);
 }
 template <class T, class S>
 static __device__ __forceinline__ void
 values_fetch(const S *s, struct chunk_half<T> *chunk, const struct chunk_cache<T> &cache,
              const struct attend_task &task, bool cross, int lane)
 {
-    const int row = min(task.row, S::ROWS - 1);
-    const size_t at =
-        (size_t)(cross ? s->cross[row] : s->row[row]) * cache.stride + task.c * CHUNK * HEAD;
-
-    chunk_fetch(chunk->value, cache.values + at + (lane & 3) * HEAD + 8 * (lane >> 2), lane & 3,
-                task.length - task.c * CHUNK);
-}
-
-/* chunk_attend() in two: first what needs keys, then what needs values. */
-template <class T>
-static __device__ __forceinline__ void chunk_halves(float (&half)[8],
-                                                    const struct chunk_half<T> &chunk,
-                                                    const struct chunk_query &query, int lane)
-{
-    const uint2 q = query_words(query.part[0], lane & 4);
-
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        float score[4] = {};
-
-        pairs_multiply(score, chunk.key[i], q.x, q.y, (const T *)NULL);
-        half[i] = __fadd_rn(score[0], score[3]);
-    }
-}
-template <class T>
-static __device__ __forceinline__ void
-chunk_finish(struct attention_part *out, const float (&half)[8], const struct chunk_half<T> &chunk,
-             int count, int lane)
-{
-    const bool odd = lane & 4;
-    const int source = 8 * (lane & 3);
-    uint32_t pairs[4];
-    float p[4];
-
-    /* each of two lanes with halves of 8 scores gets four whole ones */
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        p[i] = __fadd_rn(odd ? half[i + 4] : half[i],
-                         __shfl_xor_sync(0xffffffffu, odd ? half[i] : half[i + 4], 5));
-    chunk_softmax<T>(p, count, lane, out);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const uint32_t pair = pair_of<T>(p[2 * i], p[2 * i + 1]);
-
-        pairs[i] = __shfl_sync(0xffffffffu, pair, source);
-        pairs[i + 2] = __shfl_sync(0xffffffffu, pair, source + 5);
-    }
-    values_add<T>(
-        out, pairs, [&](int j) { return chunk.value[j]; }, lane);
+    chunk_fetch(chunk->value,
+                cache.values + chunk_place(s, cache, task, cross) + (lane & 3) * HEAD +
+                    8 * (lane >> 2),
+                lane & 3, task.length - task.c * CHUNK);
 }
 
 /* A row's result to every block's o. */

@@ -16,25 +16,32 @@
 #include "tests/unit/settle_fixture.h"
 #include "worker/dead_letter.h"
 
+/* The record's value into *out, whose texts lie in the arena that is returned. */
+static struct arena *decoded(const rd_kafka_message_t *record, enum record_type type, void *out)
+{
+    struct codec *codec = codec_open(NULL, &error);
+    struct arena *arena = arena_create(4096, 1 << 20);
+
+    assert_int_equal(codec_decode(codec, type, record->payload, record->len, arena, out, &error),
+                     CODEC_OK);
+    codec_close(codec);
+    return arena;
+}
+
 /* ---- what is published ---- */
 
 static void see_index(const rd_kafka_message_t *record, void *user)
 {
-    struct codec *codec = codec_open(NULL, &error);
-    struct arena *arena = arena_create(4096, 1 << 20);
     struct job_index index;
+    struct arena *arena = decoded(record, RECORD_JOB_INDEX, &index);
     uint8_t id[16];
 
-    assert_int_equal(
-        codec_decode(codec, RECORD_JOB_INDEX, record->payload, record->len, arena, &index, &error),
-        CODEC_OK);
     for (size_t i = 0; i < index.job_count; i++) {
         fixture_id((uint64_t)index.jobs[i].source_offset, id);
         assert_memory_equal(index.jobs[i].id, id, 16);
         *(uint64_t *)user |= (uint64_t)1 << index.jobs[i].source_offset;
     }
     arena_destroy(arena);
-    codec_close(codec);
 }
 
 static void header_is(const rd_kafka_message_t *record, const char *name, const char *wanted)
@@ -181,34 +188,24 @@ static void a_result_that_no_topic_takes_is_a_failure(void **state)
 
 static void see_failure(const rd_kafka_message_t *record, void *user)
 {
-    struct codec *codec = codec_open(NULL, &error);
-    struct arena *arena = arena_create(4096, 1 << 20);
     struct generation_result result;
+    struct arena *arena = decoded(record, RECORD_GENERATION_RESULT, &result);
 
     (void)user;
-    assert_int_equal(codec_decode(codec, RECORD_GENERATION_RESULT, record->payload, record->len,
-                                  arena, &result, &error),
-                     CODEC_OK);
     assert_string_equal(result.error.error_class.data, "invalid");
     assert_string_equal(result.error.message.data, "because");
     assert_int_equal(result.metadata_count, 0);
     arena_destroy(arena);
-    codec_close(codec);
 }
 
 static void see_tenant(const rd_kafka_message_t *record, void *user)
 {
-    struct codec *codec = codec_open(NULL, &error);
-    struct arena *arena = arena_create(4096, 1 << 20);
     struct job_event event;
+    struct arena *arena = decoded(record, RECORD_JOB_EVENT, &event);
 
     (void)user;
-    assert_int_equal(
-        codec_decode(codec, RECORD_JOB_EVENT, record->payload, record->len, arena, &event, &error),
-        CODEC_OK);
     assert_int_equal(event.tenant.size, 64);
     arena_destroy(arena);
-    codec_close(codec);
 }
 
 /* Texts of any length may be in a request that is refused, more so in a compressed one. */
