@@ -5,70 +5,39 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels/text/utf8.h"
+#include "schema/fill.h"
 
-struct getter {
-    struct arena *arena;
-    struct error *error;
-    enum codec_status status; /* of the first failure */
-};
-
-static int get_record(struct getter *g, const avro_value_t *value,
+static int get_record(struct fill *g, const avro_value_t *value,
                       const struct record_binding *binding, void *record);
 
-static int no_memory(struct getter *g)
-{
-    g->status = CODEC_NO_MEMORY;
-    return error_set(g->error, "the record needs more memory than one record may take");
-}
-
-static int mismatch(struct getter *g, const char *field, const char *wanted)
+static int mismatch(struct fill *g, const char *field, const char *wanted)
 {
     g->status = CODEC_BAD_PAYLOAD;
     return error_set(g->error, "field %s: the writer's type is no %s", field, wanted);
 }
 
-static int copy_text(struct getter *g, const char *field, const void *data, size_t size,
-                     struct text *out)
-{
-    if (!utf8_valid(data, size)) {
-        g->status = CODEC_BAD_PAYLOAD;
-        return error_set(g->error, "field %s: its text is not valid UTF-8", field);
-    }
-    *out = arena_text(g->arena, data, size);
-    return out->data ? 0 : no_memory(g);
-}
-
-static int get_text(struct getter *g, const avro_value_t *value, const char *field,
-                    struct text *out)
+static int get_text(struct fill *g, const avro_value_t *value, const char *field, struct text *out)
 {
     const char *text;
     const void *bytes;
     size_t size;
 
     if (avro_value_get_type(value) == AVRO_STRING && !avro_value_get_string(value, &text, &size))
-        return copy_text(g, field, text, size - 1, out);
+        return fill_text(g, field, text, size - 1, out);
     if (avro_value_get_type(value) == AVRO_BYTES && !avro_value_get_bytes(value, &bytes, &size))
-        return copy_text(g, field, bytes, size, out);
+        return fill_text(g, field, bytes, size, out);
     return mismatch(g, field, "string");
 }
 
-static int get_literal(struct getter *g, const avro_value_t *value, const char *field,
+static int get_literal(struct fill *g, const avro_value_t *value, const char *field,
                        const char **out)
 {
     struct text text;
 
-    if (get_text(g, value, field, &text))
-        return -1;
-    if (memchr(text.data, 0, text.size)) {
-        g->status = CODEC_BAD_PAYLOAD;
-        return error_set(g->error, "field %s: its text contains a NUL", field);
-    }
-    *out = text.data;
-    return 0;
+    return get_text(g, value, field, &text) ? -1 : fill_literal(g, field, text, out);
 }
 
-static int get_long(struct getter *g, const avro_value_t *value, const char *field, int64_t *out)
+static int get_long(struct fill *g, const avro_value_t *value, const char *field, int64_t *out)
 {
     int32_t narrow;
 
@@ -81,7 +50,7 @@ static int get_long(struct getter *g, const avro_value_t *value, const char *fie
     return mismatch(g, field, "long");
 }
 
-static int get_int(struct getter *g, const avro_value_t *value, const char *field, int32_t *out)
+static int get_int(struct fill *g, const avro_value_t *value, const char *field, int32_t *out)
 {
     int64_t wide;
 
@@ -96,7 +65,7 @@ static int get_int(struct getter *g, const avro_value_t *value, const char *fiel
     return 0;
 }
 
-static int get_double(struct getter *g, const avro_value_t *value, const char *field, double *out)
+static int get_double(struct fill *g, const avro_value_t *value, const char *field, double *out)
 {
     float narrow;
     int64_t whole;
@@ -113,7 +82,7 @@ static int get_double(struct getter *g, const avro_value_t *value, const char *f
     return 0;
 }
 
-static int get_float(struct getter *g, const avro_value_t *value, const char *field, float *out)
+static int get_float(struct fill *g, const avro_value_t *value, const char *field, float *out)
 {
     double wide;
 
@@ -127,7 +96,7 @@ static int get_float(struct getter *g, const avro_value_t *value, const char *fi
     return 0;
 }
 
-static int get_bool(struct getter *g, const avro_value_t *value, const char *field, bool *out)
+static int get_bool(struct fill *g, const avro_value_t *value, const char *field, bool *out)
 {
     int flag;
 
@@ -138,7 +107,7 @@ static int get_bool(struct getter *g, const avro_value_t *value, const char *fie
 }
 
 /* Replaces a union by its current branch. */
-static int unwrap(struct getter *g, avro_value_t *value, const char *field)
+static int unwrap(struct fill *g, avro_value_t *value, const char *field)
 {
     avro_value_t branch;
 
@@ -151,7 +120,7 @@ static int unwrap(struct getter *g, avro_value_t *value, const char *field)
 }
 
 /* The list's item i, out of its union if it is in one. */
-static int list_item(struct getter *g, const avro_value_t *list, const char *field, size_t i,
+static int list_item(struct fill *g, const avro_value_t *list, const char *field, size_t i,
                      avro_value_t *item, const char **key)
 {
     if (avro_value_get_by_index(list, i, item, key))
@@ -159,15 +128,15 @@ static int list_item(struct getter *g, const avro_value_t *list, const char *fie
     return unwrap(g, item, field);
 }
 
-static int list_size(struct getter *g, const avro_value_t *value, const char *field,
-                     avro_type_t type, size_t *count)
+static int list_size(struct fill *g, const avro_value_t *value, const char *field, avro_type_t type,
+                     size_t *count)
 {
     if (avro_value_get_type(value) != type || avro_value_get_size(value, count))
         return mismatch(g, field, type == AVRO_MAP ? "map" : "array");
     return 0;
 }
 
-static int get_ints(struct getter *g, const avro_value_t *value, const char *field,
+static int get_ints(struct fill *g, const avro_value_t *value, const char *field,
                     const int32_t **out, size_t *count)
 {
     int32_t *items;
@@ -176,7 +145,7 @@ static int get_ints(struct getter *g, const avro_value_t *value, const char *fie
         return -1;
     items = arena_calloc(g->arena, *count, sizeof *items);
     if (!items)
-        return no_memory(g);
+        return fill_no_memory(g);
     for (size_t i = 0; i < *count; i++) {
         avro_value_t item;
 
@@ -189,7 +158,7 @@ static int get_ints(struct getter *g, const avro_value_t *value, const char *fie
     return 0;
 }
 
-static int get_texts(struct getter *g, const avro_value_t *value, const char *field,
+static int get_texts(struct fill *g, const avro_value_t *value, const char *field,
                      const struct text **out, size_t *count)
 {
     struct text *items;
@@ -198,7 +167,7 @@ static int get_texts(struct getter *g, const avro_value_t *value, const char *fi
         return -1;
     items = arena_calloc(g->arena, *count, sizeof *items);
     if (!items)
-        return no_memory(g);
+        return fill_no_memory(g);
     for (size_t i = 0; i < *count; i++) {
         avro_value_t item;
 
@@ -211,7 +180,7 @@ static int get_texts(struct getter *g, const avro_value_t *value, const char *fi
     return 0;
 }
 
-static int get_map(struct getter *g, const avro_value_t *value, const char *field,
+static int get_map(struct fill *g, const avro_value_t *value, const char *field,
                    const struct text_pair **out, size_t *count)
 {
     struct text_pair *pairs;
@@ -220,14 +189,14 @@ static int get_map(struct getter *g, const avro_value_t *value, const char *fiel
         return -1;
     pairs = arena_calloc(g->arena, *count, sizeof *pairs);
     if (!pairs)
-        return no_memory(g);
+        return fill_no_memory(g);
     for (size_t i = 0; i < *count; i++) {
         avro_value_t item;
         const char *key;
 
         if (list_item(g, value, field, i, &item, &key))
             return -1;
-        if (copy_text(g, field, key, strlen(key), &pairs[i].key) ||
+        if (fill_text(g, field, key, strlen(key), &pairs[i].key) ||
             get_text(g, &item, field, &pairs[i].value))
             return -1;
     }
@@ -235,7 +204,7 @@ static int get_map(struct getter *g, const avro_value_t *value, const char *fiel
     return 0;
 }
 
-static int get_fixed16(struct getter *g, const avro_value_t *value, const char *field, uint8_t *out)
+static int get_fixed16(struct fill *g, const avro_value_t *value, const char *field, uint8_t *out)
 {
     const void *data;
     size_t size;
@@ -247,7 +216,7 @@ static int get_fixed16(struct getter *g, const avro_value_t *value, const char *
     return 0;
 }
 
-static int get_records(struct getter *g, const avro_value_t *value, const struct field_binding *f,
+static int get_records(struct fill *g, const avro_value_t *value, const struct field_binding *f,
                        const void **out, size_t *count)
 {
     char *items;
@@ -256,7 +225,7 @@ static int get_records(struct getter *g, const avro_value_t *value, const struct
         return -1;
     items = arena_calloc(g->arena, *count, f->record->size);
     if (!items)
-        return no_memory(g);
+        return fill_no_memory(g);
     for (size_t i = 0; i < *count; i++) {
         avro_value_t item;
 
@@ -269,7 +238,7 @@ static int get_records(struct getter *g, const avro_value_t *value, const struct
     return 0;
 }
 
-static int get_field(struct getter *g, const avro_value_t *value, const struct field_binding *f,
+static int get_field(struct fill *g, const avro_value_t *value, const struct field_binding *f,
                      char *base)
 {
     char *member = base + f->offset;
@@ -310,13 +279,8 @@ static int get_field(struct getter *g, const avro_value_t *value, const struct f
     return mismatch(g, f->name, "known type");
 }
 
-static bool has_flag(enum binding_kind kind)
-{
-    return kind == BIND_OPT_LONG || kind == BIND_OPT_INTS || kind == BIND_OPT_RECORD;
-}
-
 /* Steps into a union; null leaves the default in place. */
-static int get_present(struct getter *g, avro_value_t *value, const struct field_binding *f,
+static int get_present(struct fill *g, avro_value_t *value, const struct field_binding *f,
                        char *base)
 {
     if (unwrap(g, value, f->name))
@@ -328,24 +292,8 @@ static int get_present(struct getter *g, avro_value_t *value, const struct field
     }
     if (get_field(g, value, f, base))
         return -1;
-    if (has_flag(f->kind))
-        *(bool *)(base + f->flag) = true;
+    fill_flag(f, base);
     return 0;
-}
-
-/* Texts that are missing must still point at something. */
-static void texts_empty(const struct record_binding *binding, char *base)
-{
-    for (size_t i = 0; i < binding->field_count; i++) {
-        const struct field_binding *f = &binding->fields[i];
-
-        if (f->kind == BIND_TEXT)
-            *(struct text *)(base + f->offset) = (struct text){"", 0};
-        else if (f->kind == BIND_LITERAL)
-            *(const char **)(base + f->offset) = "";
-        else if (f->kind == BIND_RECORD || f->kind == BIND_OPT_RECORD)
-            texts_empty(f->record, base + f->offset);
-    }
 }
 
 /* The field of that name, looked for first in its place in the product's own schema. */
@@ -359,15 +307,12 @@ static int find_field(const avro_value_t *value, const char *name, size_t place,
     return avro_value_get_by_name(value, name, field, NULL);
 }
 
-static int get_record(struct getter *g, const avro_value_t *value,
+static int get_record(struct fill *g, const avro_value_t *value,
                       const struct record_binding *binding, void *record)
 {
     if (avro_value_get_type(value) != AVRO_RECORD)
         return mismatch(g, binding->name, "record");
-    memset(record, 0, binding->size);
-    texts_empty(binding, record);
-    if (binding->defaults)
-        binding->defaults(record);
+    fill_defaults(binding, record);
     for (size_t i = 0; i < binding->field_count; i++) {
         const struct field_binding *f = &binding->fields[i];
         avro_value_t field;
@@ -388,7 +333,7 @@ enum codec_status avro_value_to_struct(const avro_value_t *value,
                                        const struct record_binding *binding, struct arena *arena,
                                        void *record, struct error *error)
 {
-    struct getter g = {arena, error, CODEC_OK};
+    struct fill g = {arena, error, CODEC_OK};
 
     if (get_record(&g, value, binding, record))
         return g.status;

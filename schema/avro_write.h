@@ -3,7 +3,7 @@
  * avro_write: writes a C struct as Avro binary along its binding, whose fields stand in the order
  * of the product's own schema; unions there are all ["null", T]. Straight into the buffer: Avro C's
  * generic values, filled and then written, took a third of the time of the thread that publishes
- * results. Reading is Avro C's. Works on what one thread owns.
+ * results. Works on what one thread owns.
  */
 #ifndef PGPT_SCHEMA_AVRO_WRITE_H
 #define PGPT_SCHEMA_AVRO_WRITE_H

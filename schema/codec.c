@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "schema/avro_read.h"
 #include "schema/avro_value.h"
 #include "schema/avro_write.h"
 #include "schema/canonical.h"
@@ -253,6 +254,8 @@ enum codec_status codec_decode(struct codec *codec, enum record_type type, const
     }
     if (skim_check(writer->skim, frame.body, frame.body_size, error))
         return CODEC_BAD_PAYLOAD;
+    if (writer->fingerprint == codec->writers[type].fingerprint)
+        return avro_read_struct(frame.body, record_bindings[type], arena, record, error);
     avro_reader_memory_set_source(codec->reader, (const char *)frame.body,
                                   (int64_t)frame.body_size);
     if (avro_value_reset(&writer->value) || avro_value_read(codec->reader, &writer->value)) {

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 if(TARGET pgpt_schema)
   pgpt_unit_test(error pgpt_base)
+  pgpt_unit_test(utf8 pgpt_base)
   pgpt_unit_test(codec pgpt_schema)
   target_link_libraries(test_codec PRIVATE "${AVRO_LIBRARY}") # it writes the same again
   pgpt_unit_test(canonical pgpt_schema)

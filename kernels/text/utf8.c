@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "kernels/text/utf8.h"
 
+#include <string.h>
+
 int utf8_length(uint8_t first)
 {
     if (first < 0x80)
@@ -33,16 +35,33 @@ int utf8_decode(const char *p, size_t size, uint32_t *code)
     return length;
 }
 
+/* Almost all text is ASCII or of two bytes a character; these take no call. */
+static size_t common_length(const uint8_t *p, size_t size)
+{
+    uint64_t eight;
+
+    if (size >= sizeof eight) {
+        memcpy(&eight, p, sizeof eight);
+        if (!(eight & 0x8080808080808080u))
+            return sizeof eight;
+    }
+    if (*p < 0x80)
+        return 1;
+    return size >= 2 && *p >= 0xC2 && *p < 0xE0 && (p[1] & 0xC0) == 0x80 ? 2 : 0;
+}
+
 bool utf8_valid(const char *p, size_t size)
 {
     while (size) {
+        size_t length = common_length((const uint8_t *)p, size);
         uint32_t code;
-        int length = (uint8_t)*p < 0x80 ? 1 : utf8_decode(p, size, &code);
 
+        if (!length)
+            length = (size_t)utf8_decode(p, size, &code);
         if (!length)
             return false;
         p += length;
-        size -= (size_t)length;
+        size -= length;
     }
     return true;
 }

@@ -3,7 +3,8 @@
  * Fuzz target of the codec. The first byte says what the rest is: the body of a payload of writer
  * schema number N (the product's own, then those of tests/schema_versions in order of name), or
  * FRAMED bytes as they come from Kafka, or the JSON text of a SCHEMA. Whatever decodes must encode
- * again, and to the same bytes twice; whatever the skim lets through, Avro C must read.
+ * again, and to the same bytes twice; whatever the skim lets through, Avro C must read, and what is
+ * read without it, of the product's own schemas, must be what it reads.
  */
 #include <dirent.h>
 #include <stdio.h>
@@ -14,6 +15,7 @@
 #include "schema/codec.h"
 #include "schema/framing.h"
 #include "schema/skim.h"
+#include "tests/schema/twin_schemas.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 const char *__lsan_default_options(void);
@@ -28,19 +30,11 @@ const char *__lsan_default_options(void)
 
 enum { KIND_FRAMED = 255, KIND_SCHEMA = 254, WRITERS_MAX = 64, ARENA_MAX = 256 << 20 };
 
-union any_record {
-    struct generation_request request;
-    struct generation_chunk chunk;
-    struct generation_result result;
-    struct job_event event;
-    struct job_index index;
-    struct job_control control;
-};
-
 static struct {
     struct codec *codec;
     struct arena *arena, *second_arena;
     struct buffer first, second;
+    struct twin_schemas twins;
     struct {
         enum record_type type;
         uint64_t fingerprint;
@@ -88,12 +82,14 @@ static int is_schema(const struct dirent *entry)
 
 static void setup(void)
 {
-    const char *directories[] = {DIRECTORY, NULL};
+    const char *directories[] = {DIRECTORY, fuzz.twins.directory, NULL};
     struct error error = {""};
     struct dirent **entries;
     int count = scandir(DIRECTORY, &entries, is_schema, alphasort);
 
+    require(!twin_schemas_make(&fuzz.twins, ARENA_MAX), "twin schemas", &error);
     fuzz.codec = codec_open(directories, &error);
+    (void)twin_schemas_remove(&fuzz.twins);
     require(fuzz.codec != NULL && count > 0, "codec_open", &error);
     fuzz.arena = arena_create(1 << 16, ARENA_MAX);
     fuzz.second_arena = arena_create(1 << 16, ARENA_MAX);
@@ -131,6 +127,13 @@ static void check_framed(enum record_type type, const uint8_t *data, size_t size
     require(fuzz.first.size == fuzz.second.size &&
                 !memcmp(fuzz.first.data, fuzz.second.data, fuzz.first.size),
             "the second encoding differs", &error);
+}
+
+static void check_twin(enum record_type type, const uint8_t *body, size_t size)
+{
+    const char *differs = twin_differs(&fuzz.twins, fuzz.codec, type, body, size);
+
+    require(!differs, differs, &fuzz.twins.errors[0]);
 }
 
 static void check_schema(const uint8_t *data, size_t size)
@@ -174,6 +177,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         memcpy(bytes + FRAMING_SINGLE_OBJECT_SIZE, data + 1, size - 1);
         check_framed(fuzz.writers[writer].type, bytes, framed);
         free(bytes);
+        if (writer < RECORD_TYPE_COUNT)
+            check_twin(fuzz.writers[writer].type, data + 1, size - 1);
     }
     return 0;
 }

@@ -13,6 +13,7 @@
 #include "schema/canonical.h"
 #include "schema/codec.h"
 #include "schema/framing.h"
+#include "tests/schema/twin_schemas.h"
 
 static struct text text_of(const char *s)
 {
@@ -20,7 +21,8 @@ static struct text text_of(const char *s)
 }
 
 struct fixture {
-    struct codec *codec;
+    struct codec *codec; /* knows the twins */
+    struct twin_schemas twins;
     struct arena *arena;
     struct buffer buffer;
     struct error error;
@@ -29,8 +31,12 @@ struct fixture {
 static int setup(void **state)
 {
     struct fixture *f = calloc(1, sizeof *f);
+    const char *directories[] = {f->twins.directory, NULL};
 
-    f->codec = codec_open(NULL, &f->error);
+    if (twin_schemas_make(&f->twins, 64 << 20))
+        return -1;
+    f->codec = codec_open(directories, &f->error);
+    (void)twin_schemas_remove(&f->twins);
     if (!f->codec) {
         print_error("%s\n", f->error.message);
         return -1;
@@ -45,6 +51,7 @@ static int teardown(void **state)
     struct fixture *f = *state;
 
     codec_close(f->codec);
+    twin_schemas_free(&f->twins);
     arena_destroy(f->arena);
     buffer_free(&f->buffer);
     free(f);
@@ -79,11 +86,24 @@ static void assert_as_avro_c(enum record_type type, const struct buffer *b)
     free(again);
 }
 
+/* The body is read to the same record, or refused with the same words, straight and by Avro C. */
+static void assert_read_as_avro_c(struct fixture *f, enum record_type type, const uint8_t *body,
+                                  size_t size)
+{
+    const char *differs = twin_differs(&f->twins, f->codec, type, body, size);
+
+    if (differs)
+        fail_msg("%s differs: '%s', Avro C: '%s'", differs, f->twins.errors[0].message,
+                 f->twins.errors[1].message);
+}
+
 static void encode(struct fixture *f, enum record_type type, const void *record)
 {
     if (codec_encode(f->codec, type, record, &f->buffer, &f->error))
         fail_msg("%s", f->error.message);
     assert_as_avro_c(type, &f->buffer);
+    assert_read_as_avro_c(f, type, f->buffer.data + FRAMING_SINGLE_OBJECT_SIZE,
+                          f->buffer.size - FRAMING_SINGLE_OBJECT_SIZE);
 }
 
 static void decode(struct fixture *f, enum record_type type, void *record)
@@ -298,7 +318,7 @@ static void test_trailing_bytes_and_wrong_record(void **state)
 static void test_random_damage_never_breaks(void **state)
 {
     struct fixture *f = *state;
-    struct generation_request in = request_full(), out;
+    struct generation_request in = request_full();
     uint32_t seed = 1;
 
     encode(f, RECORD_GENERATION_REQUEST, &in);
@@ -310,11 +330,77 @@ static void test_random_damage_never_breaks(void **state)
             seed = seed * 1664525u + 1013904223u;
             copy[10 + seed / 7 % (f->buffer.size - 10)] = (uint8_t)(seed >> 24);
         }
-        arena_reset(f->arena);
-        (void)!codec_decode(f->codec, RECORD_GENERATION_REQUEST, copy, f->buffer.size, f->arena,
-                            &out, &f->error);
+        assert_read_as_avro_c(f, RECORD_GENERATION_REQUEST, copy + FRAMING_SINGLE_OBJECT_SIZE,
+                              f->buffer.size - FRAMING_SINGLE_OBJECT_SIZE);
         free(copy);
     }
+}
+
+static size_t put_long(uint8_t *out, int64_t value)
+{
+    uint64_t left = ((uint64_t)value << 1) ^ (uint64_t)(value >> 63);
+    size_t size = 0;
+
+    for (; left > 127; left >>= 7)
+        out[size++] = (uint8_t)(left | 128);
+    out[size++] = (uint8_t)left;
+    return size;
+}
+
+/* A list may come in any number of blocks, with and without their size in bytes. Ours has one. */
+static void test_lists_in_blocks(void **state)
+{
+    struct fixture *f = *state;
+    uint8_t body[1 << 14];
+    union any_record read;
+
+    for (int items = 0; items < 300; items += 1 + items / 10) {
+        for (int block = 1; block <= 7; block++) {
+            size_t size = put_long(body, 5);
+
+            for (int i = 0; i < items; i++) {
+                int left = items - i < block ? items - i : block;
+
+                if (i % block == 0 && block % 2)
+                    size += put_long(body + size, left);
+                if (i % block == 0 && block % 2 == 0) {
+                    size += put_long(body + size, -left);
+                    size += put_long(body + size, 17 * left);
+                }
+                memset(body + size, i, 16);
+                size += 16;
+                size += put_long(body + size, -(i % 64)); /* a byte */
+            }
+            size += put_long(body + size, 0);
+            assert_read_as_avro_c(f, RECORD_JOB_INDEX, body, size);
+            assert_int_equal(twin_read(&f->twins, f->codec, RECORD_JOB_INDEX, 0, body, size, &read),
+                             CODEC_OK);
+            assert_int_equal(read.index.job_count, items);
+            for (int i = 0; i < items; i++) {
+                assert_int_equal(read.index.jobs[i].id[0], i & 255);
+                assert_int_equal(read.index.jobs[i].source_offset, -(i % 64));
+            }
+        }
+    }
+}
+
+/* Avro knows no key twice. As often as it came it goes into the result. */
+static void test_key_that_is_there_twice(void **state)
+{
+    struct fixture *f = *state;
+    static const struct text_pair metadata[] = {
+        {{"k", 1}, {"1", 1}}, {{"e", 1}, {"", 0}}, {{"k", 1}, {"2", 1}}};
+    struct generation_request in = request_full(), out;
+
+    in.metadata = metadata;
+    in.metadata_count = 3;
+    if (codec_encode(f->codec, RECORD_GENERATION_REQUEST, &in, &f->buffer, &f->error))
+        fail_msg("%s", f->error.message);
+    assert_read_as_avro_c(f, RECORD_GENERATION_REQUEST, f->buffer.data + FRAMING_SINGLE_OBJECT_SIZE,
+                          f->buffer.size - FRAMING_SINGLE_OBJECT_SIZE);
+    decode(f, RECORD_GENERATION_REQUEST, &out);
+    assert_int_equal(out.metadata_count, 3);
+    assert_text(out.metadata[2].value, "2");
 }
 
 static void test_chunk_and_control(void **state)
@@ -350,6 +436,28 @@ static void test_chunk_and_control(void **state)
     decode(f, RECORD_JOB_CONTROL, &control_out);
     assert_text(control_out.action, "cancel");
     assert_true(control_out.created_at_us == 5);
+}
+
+static void test_words_and_texts_that_are_none(void **state)
+{
+    struct fixture *f = *state;
+    struct job_event in = {.job_id = text_of("id"), .attempt = 1, .state = "started"}, out;
+    uint8_t *state_text, *id_text;
+
+    encode(f, RECORD_JOB_EVENT, &in);
+    id_text = f->buffer.data + FRAMING_SINGLE_OBJECT_SIZE + 1;
+    state_text = id_text + 4;
+    assert_memory_equal(state_text, "started", 7);
+    state_text[3] = '\0';
+    assert_int_equal(codec_decode(f->codec, RECORD_JOB_EVENT, f->buffer.data, f->buffer.size,
+                                  f->arena, &out, &f->error),
+                     CODEC_BAD_PAYLOAD);
+    assert_string_equal(f->error.message, "field state: its text contains a NUL");
+    id_text[0] = 0xff;
+    assert_int_equal(codec_decode(f->codec, RECORD_JOB_EVENT, f->buffer.data, f->buffer.size,
+                                  f->arena, &out, &f->error),
+                     CODEC_BAD_PAYLOAD);
+    assert_string_equal(f->error.message, "field job_id: its text is not valid UTF-8");
 }
 
 /* A value that was used for a large record must not show through a small one. */
@@ -457,7 +565,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_truncated_at_every_byte, setup, teardown),
         cmocka_unit_test_setup_teardown(test_trailing_bytes_and_wrong_record, setup, teardown),
         cmocka_unit_test_setup_teardown(test_random_damage_never_breaks, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_lists_in_blocks, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_key_that_is_there_twice, setup, teardown),
         cmocka_unit_test_setup_teardown(test_chunk_and_control, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_words_and_texts_that_are_none, setup, teardown),
         cmocka_unit_test_setup_teardown(test_reuse_leaves_nothing_behind, setup, teardown),
         cmocka_unit_test_setup_teardown(test_record_larger_than_its_arena, setup, teardown),
         cmocka_unit_test_setup_teardown(test_key_that_cannot_be_encoded, setup, teardown),
