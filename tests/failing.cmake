@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# Copies of the worker's and the client's libraries whose calls out can be made to fail: see worker/failing.h.
+# Copies of the worker's, the client's and the base library whose calls out can be made to fail: see worker/failing.h.
 if(TARGET pgpt_worker AND TARGET pgpt_cli AND CMAKE_OBJCOPY)
   set(failing_calls "${CMAKE_CURRENT_SOURCE_DIR}/worker/failing.c")
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${failing_calls}")
@@ -11,7 +11,7 @@ if(TARGET pgpt_worker AND TARGET pgpt_cli AND CMAKE_OBJCOPY)
   endforeach()
   set(failing_list "${CMAKE_CURRENT_BINARY_DIR}/failing.txt")
   file(CONFIGURE OUTPUT "${failing_list}" CONTENT "${failing_names}" @ONLY)
-  foreach(library pgpt_worker pgpt_client pgpt_cli)
+  foreach(library pgpt_base pgpt_worker pgpt_client pgpt_cli)
     set(failing_copy "${CMAKE_CURRENT_BINARY_DIR}/lib${library}_failing.a")
     add_custom_command(OUTPUT "${failing_copy}" DEPENDS ${library} "${failing_list}"
       COMMAND "${CMAKE_OBJCOPY}" --redefine-syms=${failing_list} $<TARGET_FILE:${library}> "${failing_copy}")
@@ -30,8 +30,12 @@ if(TARGET pgpt_worker AND TARGET pgpt_cli AND CMAKE_OBJCOPY)
     add_dependencies(test_${name} ${made})
   endfunction()
 
-  foreach(part no_memory failing_calls recorder intake pg_session)
+  foreach(part failing_calls recorder intake pg_session)
     pgpt_failing_test(${part} pgpt_worker)
   endforeach()
+  foreach(part no_memory admission)
+    pgpt_failing_test(${part} pgpt_worker pgpt_base)
+  endforeach()
+  target_link_libraries(test_admission PRIVATE "${AVRO_LIBRARY}") # its allocator is replaced there
   pgpt_failing_test(client_failing_calls pgpt_cli pgpt_client)
 endif()

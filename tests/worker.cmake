@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
 if(TARGET pgpt_worker)
-  foreach(module engines ledger ledger_metadata duplicates assignment suspects delivery_model settle settle_records stream takeover scheduler log metrics health dead_letter admission control config recorder_batch kafka_client topics)
+  foreach(module engines ledger ledger_metadata duplicates assignment suspects delivery_model settle settle_records stream takeover scheduler log metrics health dead_letter control config recorder_batch kafka_client topics)
     pgpt_unit_test(${module} pgpt_worker)
   endforeach()
 
   target_link_options(test_suspects PRIVATE -Wl,--wrap=rd_kafka_message_destroy) # its messages are no client's
-  target_link_libraries(test_admission PRIVATE "${AVRO_LIBRARY}") # its allocator is replaced there
 
   # On a PostgreSQL of their own, with the migrations deployed.
   add_executable(test_recorder_store unit/test_recorder_store.c)

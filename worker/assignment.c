@@ -19,6 +19,7 @@ struct assignment {
     pthread_mutex_t lock;
     pthread_cond_t closed; /* a transaction ended */
     rd_kafka_t *consumer;
+    int32_t end;                                    /* nothing was ever owned from here on */
     struct owned *owned[ASSIGNMENT_PARTITIONS_MAX]; /* NULL = not owned */
     int32_t in_transaction[ASSIGNMENT_PARTITIONS_MAX];
     _Atomic uint32_t epochs[ASSIGNMENT_PARTITIONS_MAX]; /* odd while owned */
@@ -49,7 +50,7 @@ void assignment_destroy(struct assignment *a)
 {
     if (!a)
         return;
-    for (int i = 0; i < ASSIGNMENT_PARTITIONS_MAX; i++)
+    for (int32_t i = 0; i < a->end; i++)
         owned_free(a->owned[i]);
     pthread_cond_destroy(&a->closed);
     pthread_mutex_destroy(&a->lock);
@@ -99,6 +100,7 @@ int assignment_take(struct assignment *a, int32_t partition, const struct ledger
     pthread_mutex_lock(&a->lock);
     owned_free(a->owned[partition]);
     a->owned[partition] = owned;
+    a->end = partition < a->end ? a->end : partition + 1;
     if (atomic_load(&a->epochs[partition]) % 2 == 0)
         atomic_fetch_add(&a->epochs[partition], 1);
     else
@@ -204,7 +206,7 @@ bool assignment_expects_suspects(struct assignment *a)
     bool expects = false;
 
     pthread_mutex_lock(&a->lock);
-    for (int i = 0; i < ASSIGNMENT_PARTITIONS_MAX && !expects; i++)
+    for (int32_t i = 0; i < a->end && !expects; i++)
         expects = a->owned[i] && ledger_expects_suspects(&a->owned[i]->ledger);
     pthread_mutex_unlock(&a->lock);
     return expects;
@@ -241,7 +243,7 @@ int64_t assignment_ahead(struct assignment *a)
     int64_t most = 0;
 
     pthread_mutex_lock(&a->lock);
-    for (int i = 0; i < ASSIGNMENT_PARTITIONS_MAX; i++)
+    for (int32_t i = 0; i < a->end; i++)
         if (a->owned[i] && ledger_ahead(&a->owned[i]->ledger) > most)
             most = ledger_ahead(&a->owned[i]->ledger);
     pthread_mutex_unlock(&a->lock);

@@ -5,7 +5,7 @@
 #include <string.h>
 
 enum {
-    ARENA_FIRST = 2048,
+    ARENA_FIRST = 2560, /* with the payload twice, and the job: all that most jobs come to need */
     ARENA_BASE_MAX = 4 << 20, /* running_table_add() allows what the run needs */
     /* decoded against encoded size: an empty text in an array has 1 byte there and 32 here, and
      * blocks double */
@@ -27,16 +27,15 @@ const struct job_identity *job_identity_get(void)
 
 struct job *job_create(size_t payload_size)
 {
-    struct job *job = calloc(1, sizeof *job);
+    struct arena *arena = arena_create(sizeof(struct job) + ARENA_FIRST + 2 * payload_size,
+                                       ARENA_BASE_MAX + payload_size * ARENA_PAYLOAD_FACTOR);
+    struct job *job = arena ? arena_calloc(arena, 1, sizeof *job) : NULL;
 
-    if (!job)
-        return NULL;
-    job->arena = arena_create(ARENA_FIRST + payload_size,
-                              ARENA_BASE_MAX + payload_size * ARENA_PAYLOAD_FACTOR);
-    if (!job->arena) {
-        free(job);
+    if (!job) {
+        arena_destroy(arena);
         return NULL;
     }
+    job->arena = arena;
     job->attempt = 1;
     job->traceparent = job->tracestate = (struct text){"", 0};
     job->log.job_id = job->job_id;
@@ -52,8 +51,7 @@ void job_destroy(struct job *job)
     if (!job)
         return;
     atomic_fetch_sub(&bytes, job->charged);
-    arena_destroy(job->arena);
-    free(job);
+    arena_destroy(job->arena); /* and the job */
     atomic_fetch_sub(&alive, 1);
 }
 
@@ -69,7 +67,7 @@ size_t job_bytes(void)
 
 void job_charge(struct job *job)
 {
-    size_t held = sizeof *job + arena_held(job->arena);
+    size_t held = arena_held(job->arena);
 
     atomic_fetch_add(&bytes, held - job->charged); /* it never shrinks */
     job->charged = held;

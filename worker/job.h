@@ -47,9 +47,9 @@ struct scheduler_links {
 };
 
 struct job {
-    struct job *next; /* link of whichever queue owns the job */
-    struct arena *arena;
-    size_t charged; /* its part of job_bytes() */
+    struct job *next;    /* link of whichever queue owns the job */
+    struct arena *arena; /* the job itself lies in it: one allocation for most jobs */
+    size_t charged;      /* its part of job_bytes() */
 
     /* The record it came from. */
     int32_t partition;
@@ -94,7 +94,7 @@ struct job {
 
 /* NULL when memory is out; the arena's bound grows with the payload's size. */
 struct job *job_create(size_t payload_size) PGPT_MUST_CHECK;
-void job_destroy(struct job *job); /* frees the arena and the job; NULL is allowed */
+void job_destroy(struct job *job); /* frees the arena, the job with it; NULL is allowed */
 size_t job_alive(void);            /* jobs created and not destroyed, in the process */
 /* Memory of these: each as large as it was at its last charge. Its owner charges it when a stage
  * has added to it. */

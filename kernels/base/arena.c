@@ -14,40 +14,33 @@ struct arena_block {
     _Alignas(ARENA_ALIGN) unsigned char payload[];
 };
 
+/* In one piece with its first block, which stands behind it. */
 struct arena {
-    struct arena_block *first; /* oldest, kept by reset */
-    struct arena_block *last;  /* newest, allocations come from it */
-    size_t total;              /* payload bytes of all blocks */
+    _Alignas(ARENA_ALIGN) struct arena_block *first; /* kept by reset */
+    struct arena_block *last;                        /* newest, allocations come from it */
+    size_t total;                                    /* payload bytes of all blocks */
     size_t max;
     bool full; /* an allocation met the maximum */
 };
 
-static struct arena_block *block_create(size_t size)
+static void block_init(struct arena_block *block, size_t size)
 {
-    struct arena_block *block = malloc(sizeof *block + size);
-
-    if (!block)
-        return NULL;
     block->next = NULL;
     block->size = size;
     block->used = 0;
-    return block;
 }
 
 struct arena *arena_create(size_t first_block, size_t max_bytes)
 {
-    struct arena *arena = malloc(sizeof *arena);
+    size_t size = first_block < max_bytes ? first_block : max_bytes;
+    struct arena *arena =
+        size < SIZE_MAX / 2 ? malloc(sizeof *arena + sizeof *arena->first + size) : NULL;
 
     if (!arena)
         return NULL;
-    if (first_block > max_bytes)
-        first_block = max_bytes;
-    arena->first = arena->last = block_create(first_block);
-    if (!arena->first) {
-        free(arena);
-        return NULL;
-    }
-    arena->total = first_block;
+    arena->first = arena->last = (struct arena_block *)(arena + 1);
+    block_init(arena->first, size);
+    arena->total = size;
     arena->max = max_bytes;
     arena->full = false;
     return arena;
@@ -67,7 +60,7 @@ void arena_destroy(struct arena *arena)
 {
     if (!arena)
         return;
-    blocks_free(arena->first);
+    blocks_free(arena->first->next);
     free(arena);
 }
 
@@ -96,9 +89,10 @@ static int arena_grow(struct arena *arena, size_t need)
         size = need;
     if (size > left)
         size = left;
-    block = block_create(size);
+    block = malloc(sizeof *block + size);
     if (!block)
         return -1;
+    block_init(block, size);
     arena->last->next = block;
     arena->last = block;
     arena->total += size;

@@ -12,7 +12,9 @@
 #include <avro.h>
 
 #include "schema/codec.h"
+#include "tests/schema/twin_schemas.h"
 #include "tests/unit/kafka_fixture.h"
+#include "tests/worker/failing.h"
 #include "worker/admission.h"
 
 #define ID "00000000-0000-4000-8000-000000000001"
@@ -43,6 +45,7 @@ static struct kafka_fixture k;
 static rd_kafka_t *producer;
 static struct admission *admission;
 static struct codec *codec;
+static struct twin_schemas twins; /* in schema.dir */
 static struct error error;
 static const struct assignment_admission first = {.answer = LEDGER_ADMIT, .epoch = 1, .attempt = 1};
 
@@ -58,12 +61,18 @@ static int group_setup(void **state)
     assert_int_equal(rd_kafka_assign(k.consumer, list), 0);
     rd_kafka_topic_partition_list_destroy(list);
     codec = codec_open(NULL, &error);
+    if (twin_schemas_make(&twins, 4096))
+        return -1;
+    free(k.config->schema_dir);
+    k.config->schema_dir = strdup(twins.directory);
     return codec ? 0 : -1;
 }
 
 static int group_teardown(void **state)
 {
     (void)state;
+    assert_int_equal(twin_schemas_remove(&twins), 0);
+    twin_schemas_free(&twins);
     codec_close(codec);
     rd_kafka_destroy(producer);
     kafka_fixture_close(&k);
@@ -299,8 +308,45 @@ static void *avro_memory(void *user, void *old, size_t old_size, size_t size)
     return NULL;
 }
 
+static void comes_again_and_is_read(const struct buffer *buffer, enum admission_status status)
+{
+    assert_int_equal(status, ADMISSION_RETRY);
+    assert_int_equal(settled.count + prepared.count, 0);
+    assert_int_equal(job_alive(), 0);
+    assert_int_equal(admit(buffer->data, buffer->size, NULL, &first), ADMISSION_OK);
+    assert_int_equal(prepared.count, 1);
+}
+
 /* Nothing is wrong with the record: it must come again, not go to the dead letters. */
 static void a_record_without_memory_comes_again(void **state)
+{
+    static struct text
+        stops[2000]; /* a byte there, 32 here: they take more than is made at first */
+    struct generation_request request;
+    struct buffer buffer = {0};
+    enum admission_status status;
+
+    (void)state;
+    for (size_t i = 0; i < 2000; i++)
+        stops[i] = (struct text){"", 0};
+    generation_request_init(&request);
+    request.job_id = (struct text){ID, 36};
+    request.prompt = (struct text){"x", 1};
+    request.stop = stops;
+    request.stop_count = 2000;
+    assert_int_equal(codec_encode(codec, RECORD_GENERATION_REQUEST, &request, &buffer, &error), 0);
+    for (int at = 1; at <= 2; at++) { /* the job, the list */
+        failing_set("memory", at, 1);
+        status = admit(buffer.data, buffer.size, NULL, &first);
+        assert_int_equal(failing_clear(), 1);
+        comes_again_and_is_read(&buffer, status);
+        fixture_jobs_destroy(&prepared);
+        kafka_fixture_take(&k, 0);
+    }
+    buffer_free(&buffer);
+}
+
+static void a_record_of_another_schema_without_memory_comes_again(void **state)
 {
     static char prompt[100001]; /* texts have a byte behind them */
     struct generation_request request;
@@ -313,14 +359,11 @@ static void a_record_without_memory_comes_again(void **state)
     request.job_id = (struct text){ID, 36};
     request.prompt = (struct text){prompt, sizeof prompt - 1};
     assert_int_equal(codec_encode(codec, RECORD_GENERATION_REQUEST, &request, &buffer, &error), 0);
+    framing_write_single_object(buffer.data, twins.fingerprints[RECORD_GENERATION_REQUEST]);
     memory_out = true;
     status = admit(buffer.data, buffer.size, NULL, &first);
     memory_out = false;
-    assert_int_equal(status, ADMISSION_RETRY);
-    assert_int_equal(settled.count + prepared.count, 0);
-    assert_int_equal(job_alive(), 0);
-    assert_int_equal(admit(buffer.data, buffer.size, NULL, &first), ADMISSION_OK);
-    assert_int_equal(prepared.count, 1);
+    comes_again_and_is_read(&buffer, status);
     buffer_free(&buffer);
 }
 
@@ -490,6 +533,7 @@ int main(void)
         TEST(bytes_that_nobody_can_decode_are_dead_letters),
         TEST(a_request_that_decodes_into_much_is_no_dead_letter),
         TEST(a_record_without_memory_comes_again),
+        TEST(a_record_of_another_schema_without_memory_comes_again),
         TEST(an_id_that_is_no_uuid_is_a_dead_letter),
         TEST(a_retry_is_a_duplicate),
         TEST(a_replay_is_no_duplicate_and_counts_on),

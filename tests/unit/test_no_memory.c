@@ -305,7 +305,7 @@ static void a_page_of_metrics_needs_memory(void **state)
 static void a_job_needs_memory(void **state)
 {
     (void)state;
-    failing_set("calloc", 1, 1);
+    failing_set("memory", 1, 1);
     assert_null(job_create(100));
     assert_int_equal(failing_clear(), 1);
     assert_int_equal(job_alive(), 0);
