@@ -14,16 +14,24 @@ struct entry {
     struct entry *newer; /* finished ones in order of finishing */
 };
 
+/* A table that grows keeps the old one until its entries have moved, a few at a time: all at once
+ * are a fifth of a second for half a million, under the assignment's lock. */
 struct duplicates {
     struct duplicates_limits limits;
     struct entry **buckets;
     size_t bucket_count; /* a power of two */
+    struct entry **old;  /* half as many buckets, or NULL; those below `moved` are empty */
+    size_t moved;
     size_t count;
     size_t finished;
     struct entry *oldest, *newest;
 };
 
-enum { FIRST_BUCKETS = 1024 };
+enum {
+    FIRST_BUCKETS = 1024,
+    MOVED_AT_ONCE = 2, /* buckets of the old table an addition; done when half of the new is used */
+    EXPIRED_AT_ONCE = 64 /* ids, at most, when one is finished; more may be left by silence */
+};
 
 struct duplicates *duplicates_create(struct duplicates_limits limits)
 {
@@ -41,72 +49,96 @@ struct duplicates *duplicates_create(struct duplicates_limits limits)
     return d;
 }
 
+static void buckets_free(struct entry **buckets, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        while (buckets[i]) {
+            struct entry *next = buckets[i]->chain;
+
+            free(buckets[i]);
+            buckets[i] = next;
+        }
+    free(buckets);
+}
+
 void duplicates_destroy(struct duplicates *d)
 {
     if (!d)
         return;
-    for (size_t i = 0; i < d->bucket_count; i++)
-        while (d->buckets[i]) {
-            struct entry *next = d->buckets[i]->chain;
-
-            free(d->buckets[i]);
-            d->buckets[i] = next;
-        }
-    free(d->buckets);
+    if (d->old)
+        buckets_free(d->old, d->bucket_count / 2);
+    buckets_free(d->buckets, d->bucket_count);
     free(d);
 }
 
-static size_t bucket_of(const struct duplicates *d, const uint8_t id[16])
+/* Where an id is, or would be. */
+static struct entry **bucket_of(const struct duplicates *d, const uint8_t id[16])
 {
-    return (size_t)job_id_hash(id) & (d->bucket_count - 1);
+    size_t hash = (size_t)job_id_hash(id), old = hash & (d->bucket_count / 2 - 1);
+
+    return d->old && old >= d->moved ? &d->old[old] : &d->buckets[hash & (d->bucket_count - 1)];
 }
 
 static struct entry *find(const struct duplicates *d, const uint8_t id[16])
 {
-    struct entry *e = d->buckets[bucket_of(d, id)];
+    struct entry *e = *bucket_of(d, id);
 
     while (e && memcmp(e->id, id, 16) != 0)
         e = e->chain;
     return e;
 }
 
-/* Doubles the table; keeping the old one on failure only costs speed. */
+static void put(struct duplicates *d, struct entry *e)
+{
+    struct entry **bucket = bucket_of(d, e->id);
+
+    e->chain = *bucket;
+    *bucket = e;
+}
+
+/* Begins to double the table; keeping the old one on failure only costs speed. */
 static void grow(struct duplicates *d)
 {
-    size_t old_count = d->bucket_count;
-    struct entry **old = d->buckets;
-    struct entry **buckets = calloc(old_count * 2, sizeof *buckets);
+    struct entry **buckets = calloc(d->bucket_count * 2, sizeof *buckets);
 
     if (!buckets)
         return;
+    d->old = d->buckets;
+    d->moved = 0;
     d->buckets = buckets;
-    d->bucket_count = old_count * 2;
-    for (size_t i = 0; i < old_count; i++)
-        while (old[i]) {
-            struct entry *e = old[i];
-            size_t b = bucket_of(d, e->id);
+    d->bucket_count *= 2;
+}
 
-            old[i] = e->chain;
-            e->chain = buckets[b];
-            buckets[b] = e;
+static void move_some(struct duplicates *d)
+{
+    for (int n = 0; n < MOVED_AT_ONCE && d->moved < d->bucket_count / 2; n++) {
+        struct entry *e = d->old[d->moved], *next;
+
+        d->old[d->moved++] = NULL;
+        for (; e; e = next) {
+            next = e->chain;
+            put(d, e);
         }
-    free(old);
+    }
+    if (d->moved == d->bucket_count / 2) {
+        free(d->old);
+        d->old = NULL;
+    }
 }
 
 static struct entry *add(struct duplicates *d, const uint8_t id[16], int64_t offset)
 {
     struct entry *e = calloc(1, sizeof *e);
-    size_t b;
 
     if (!e)
         return NULL;
-    if (d->count >= d->bucket_count)
+    if (d->old)
+        move_some(d);
+    else if (d->count >= d->bucket_count)
         grow(d);
     memcpy(e->id, id, 16);
     e->offset = offset;
-    b = bucket_of(d, id);
-    e->chain = d->buckets[b];
-    d->buckets[b] = e;
+    put(d, e);
     d->count++;
     return e;
 }
@@ -114,7 +146,7 @@ static struct entry *add(struct duplicates *d, const uint8_t id[16], int64_t off
 static void remove_oldest(struct duplicates *d)
 {
     struct entry *e = d->oldest;
-    struct entry **link = &d->buckets[bucket_of(d, e->id)];
+    struct entry **link = bucket_of(d, e->id);
 
     while (*link != e)
         link = &(*link)->chain;
@@ -127,11 +159,16 @@ static void remove_oldest(struct duplicates *d)
     free(e);
 }
 
+static bool is_over(const struct duplicates *d, int64_t now_us)
+{
+    return d->oldest && (d->finished > d->limits.max_jobs ||
+                         (d->finished > d->limits.min_jobs &&
+                          d->oldest->finished_us < now_us - d->limits.window_us));
+}
+
 static void expire(struct duplicates *d, int64_t now_us)
 {
-    while (d->oldest && (d->finished > d->limits.max_jobs ||
-                         (d->finished > d->limits.min_jobs &&
-                          d->oldest->finished_us < now_us - d->limits.window_us)))
+    for (int n = 0; n < EXPIRED_AT_ONCE && is_over(d, now_us); n++)
         remove_oldest(d);
 }
 

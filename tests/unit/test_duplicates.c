@@ -79,6 +79,26 @@ static void young_ones_stay_between_the_bounds(void **state)
     duplicates_destroy(d);
 }
 
+/* After a silence all are old; who comes first does not pay for all of them. */
+static void old_ones_go_a_few_at_a_time(void **state)
+{
+    enum { IDS = 5000, LEAST = 10 };
+    struct duplicates *d = create(1000, LEAST, 100000);
+    size_t before = IDS;
+
+    (void)state;
+    for (uint64_t i = 0; i < IDS; i++)
+        finish(d, i, (int64_t)i, 100);
+    assert_int_equal(duplicates_count(d), IDS);
+    for (uint64_t i = IDS; before > LEAST; i++) {
+        finish(d, i, (int64_t)i, 1000000 + (int64_t)i * 2000);
+        assert_in_range(before + 1 - duplicates_count(d), 1, 100);
+        before = duplicates_count(d);
+    }
+    assert_int_equal(before, LEAST);
+    duplicates_destroy(d);
+}
+
 static void the_most_is_the_most(void **state)
 {
     struct duplicates *d = create(1000000, 5, 20);
@@ -184,6 +204,7 @@ int main(void)
         cmocka_unit_test(running_and_finished_ids_are_duplicates),
         cmocka_unit_test(rebuilt_from_the_index),
         cmocka_unit_test(young_ones_stay_between_the_bounds),
+        cmocka_unit_test(old_ones_go_a_few_at_a_time),
         cmocka_unit_test(the_most_is_the_most),
         cmocka_unit_test(running_ones_are_never_pushed_out),
         cmocka_unit_test(chosen_ids_do_not_share_a_bucket),
