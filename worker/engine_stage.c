@@ -335,6 +335,7 @@ static void step(struct engine_stage *s)
 
     if (!batch_get(s))
         return;
+    FAULT_POINT("step");
     begun = clock_mono_us();
     if (engine_step(s->engine, s->steps_each, &out, &error)) {
         health_fail(s->pipeline->health, "engine: %s", error.message);

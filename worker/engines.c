@@ -6,11 +6,13 @@
 #include <string.h>
 
 #include "worker/condition.h"
+#include "worker/fault.h"
 #include "worker/kafka_client.h"
 #include "worker/ledger_metadata.h"
 
 enum {
     ASK_EVERY_S = 15,
+    ASK_OFTEN_S = 1,      /* tests, that need not wait */
     ASK_TIMEOUT_MS = 1000 /* engines_destroy() waits for two of them at most */
 };
 
@@ -75,7 +77,8 @@ static void ask(struct engines *e)
 /* Waits until the next question is due; false when it is time to end. */
 static bool rest(struct engines *e)
 {
-    struct timespec until = condition_end((int64_t)ASK_EVERY_S * 1000000);
+    int64_t pause_s = FAULT_FAILS("ask_engines_seldom") ? ASK_OFTEN_S : ASK_EVERY_S;
+    struct timespec until = condition_end(pause_s * 1000000);
     bool stopping;
     int due = 0;
 

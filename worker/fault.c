@@ -10,16 +10,20 @@
 
 #include "worker/log.h"
 
-enum { FAULTS_MAX = 16 };
+enum { FAULTS_MAX = 16, TOLD_MS = 100 };
 
 /* action: what follows the name, up to the next comma. True = the caller shall fail. A stall is
- * told, since what the thread held comes late: nobody else can know when that was. A death is told,
- * too: else nothing says whether it was this one or somebody's kill -9. */
+ * told, since what the thread held comes late: nobody else can know when that was; one that is
+ * shorter only paces a thread. A death is told, too: else nothing says whether it was this one or
+ * somebody's kill -9. */
 static bool act(const char *name, const char *action)
 {
     if (!strncmp(action, "stall:", 6)) {
-        log_write(LOG_INFO, "fault", NULL, "stalls at %s for %d ms", name, atoi(action + 6));
-        usleep((useconds_t)atoi(action + 6) * 1000);
+        int ms = atoi(action + 6);
+
+        if (ms >= TOLD_MS)
+            log_write(LOG_INFO, "fault", NULL, "stalls at %s for %d ms", name, ms);
+        usleep((useconds_t)ms * 1000);
     } else if (!strncmp(action, "kill", 4)) {
         log_write(LOG_INFO, "fault", NULL, "dies at %s", name);
         kill(getpid(), SIGKILL);

@@ -5,6 +5,7 @@
  * (CMake option of that name, preset `faults`); then the environment's PGPT_FAULT=name:kill,
  * name:stall:MILLISECONDS or name:fail acts there, at every pass or, with @N behind it, at the Nth
  * alone; several are separated by commas. A job_id is the name of that job's start on the device.
+ * A short stall at "step" paces the engine.
  * Any thread.
  */
 #ifndef PGPT_WORKER_FAULT_H
