@@ -215,7 +215,7 @@ def check_bad(report, job, field, result):
 
 def check_sql(report, database, jobs, results):
     import psycopg
-    deadline = time.time() + 20
+    deadline = time.time() + 60
     wanted = {j["job_id"]: results[j["job_id"]]["status"] for j in jobs if j["job_id"] in results}
     rows = {}
     with psycopg.connect(database, autocommit=True) as db:

@@ -125,15 +125,16 @@ class Worker(threading.Thread):
       !silent               no answer             !fail REASON         a failed result
       !slow SECONDS TEXT    answers late          !script NAME         a script given to the worker
       anything else         its words in capitals, a chunk each when it streams
-    """
 
-    def __init__(self, client, scripts=None):
+    It answers nothing for stall_s seconds from the first request on, or until go_on()."""
+
+    def __init__(self, client, scripts=None, stall_s=0):
         super().__init__(daemon=True)
         self.client, self.scripts = client, scripts or {}
         self.requests, self.cancels, self.failure = [], [], None
         self.stopping = threading.Event()
         self.later = [] # (when, request, partition)
-        self.stalled_until = 0
+        self.stall_s, self.stalled_until = stall_s, None
         common = {"bootstrap.servers": client.brokers, "log_level": 0, "linger.ms": 0}
         self.chunks = Producer({**common, "enable.idempotence": True})
         self.results = Producer({**common, "transactional.id": client.prefix})
@@ -161,7 +162,9 @@ class Worker(threading.Thread):
             else:
                 self.requests.append((m, record))
                 self.later.append((now + self.delay(record["prompt"]), record, m.partition()))
-        if now < self.stalled_until:
+        if self.stalled_until is None and self.requests:
+            self.stalled_until = now + self.stall_s
+        if now < (self.stalled_until or 0):
             return
         due = [x for x in self.later if x[0] <= now]
         self.later = [x for x in self.later if x[0] > now]
@@ -169,6 +172,15 @@ class Worker(threading.Thread):
             done += self.answer(record, partition)
         if done:
             self.commit(done)
+
+    def go_on(self):
+        self.stalled_until = 0
+
+    def wait_requests(self, count, timeout=60):
+        deadline = time.time() + timeout
+        while len(self.requests) < count:
+            assert time.time() < deadline and not self.failure, f"{len(self.requests)} of {count} requests: {self.failure}"
+            time.sleep(0.01)
 
     @staticmethod
     def delay(prompt):

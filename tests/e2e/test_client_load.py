@@ -33,19 +33,20 @@ def test_translate_goes_on_past_what_fails(client, worker):
 
 
 def test_translate_gives_up_on_a_line_not_on_all(client, worker):
-    told = client.run("translate", "--timeout", "2s", stdin=b"one\n!silent\nthree\n", code=4)
+    told = client.run("translate", "--timeout", "3s", stdin=b"one\n!silent\nthree\n", code=4)
     assert told.out == "ONE \n\nTHREE \n" and "line 2 late: no result within --timeout" in told.err
 
 
 def test_translate_is_bounded(client):
-    worker = Worker(client)
-    worker.stalled_until = time.time() + 3
+    worker = Worker(client, stall_s=600)
     running = client.start("translate", "--in-flight", "4", stdin=-1)
     running.stdin.write(b"".join(b"line %d\n" % i for i in range(20)))
     running.stdin.flush()
-    time.sleep(2)
+    worker.wait_requests(4)
+    time.sleep(1)
     assert len(worker.requests) == 4 # the rest waits for room
-    out, _ = running.communicate(timeout=30)
+    worker.go_on()
+    out, _ = running.communicate(timeout=60)
     assert out.decode().splitlines() == [f"LINE {i} " for i in range(20)]
     worker.stop()
 
@@ -55,10 +56,10 @@ def test_translate_answers_while_input_stays_open(client, worker):
     for text in (b"one\n", b"two\n"):
         running.stdin.write(text)
         running.stdin.flush()
-        assert select.select([running.stdout], [], [], 10)[0]
+        assert select.select([running.stdout], [], [], 30)[0]
         assert os.read(running.stdout.fileno(), 100) == text.upper()[:-1] + b" \n"
     running.stdin.close()
-    assert running.wait(10) == 0
+    assert running.wait(30) == 0
 
 
 # ---- load ----
@@ -80,8 +81,7 @@ def test_load_counts_and_measures(client, worker):
 
 
 def test_load_charges_a_stall_to_all_it_delayed(client):
-    worker = Worker(client)
-    worker.stalled_until = time.time() + 3
+    worker = Worker(client, stall_s=3)
     report = load(client, "--rate", 100, "--arrivals", "constant", "--count", 300, "--outstanding", 1, "one")
     assert report["completed"] == 300
     # One job at a time saw the stall; from when they were due, most did.
@@ -94,7 +94,7 @@ def test_load_charges_a_stall_to_all_it_delayed(client):
 def test_load_tells_failures_and_missing_results(client, worker):
     report = load(client, "--rate", 200, "--count", 20, "ok", "!fail no", code=5)
     assert (report["completed"], report["failed"]) == (10, 10)
-    report = load(client, "--rate", 200, "--count", 10, "--timeout", "1s", "ok", "!silent", code=4)
+    report = load(client, "--rate", 200, "--count", 10, "--timeout", "2s", "ok", "!silent", code=4)
     assert (report["completed"], report["unfinished"]) == (5, 5)
 
 

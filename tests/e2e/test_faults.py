@@ -64,7 +64,7 @@ def test_a_thread_that_stands_still_ends_its_worker(point, thread, new_realm, ge
     realm = new_realm(partitions=2)
     stuck = realm.worker("stuck", faults=f"{point}:stall:600000@2", worker_stall_ms=3000)
     realm.send(*work(20))
-    deadline = time.time() + 40
+    deadline = time.time() + 90
     while stuck.alive and time.time() < deadline:
         realm.reader.poll()
     assert not stuck.alive and stuck.child.returncode == 1, stuck.tail(5)
@@ -77,10 +77,8 @@ def test_a_drain_ends_even_when_a_thread_does_not(new_realm, generate):
     realm = new_realm(partitions=2)
     stuck = realm.worker("stuck", faults="send_offsets:stall:600000@2", worker_drain_ms=1000, kafka_call_timeout_ms=2000)
     realm.send(*work(20))
-    realm.reader.until(lambda: realm.reader.records["results"], 30, realm.state)
-    time.sleep(1)
-    since = time.time()
-    assert stuck.terminate(60) == 1 and time.time() - since < 30
+    stuck.wait_says("stalls at send_offsets")
+    assert stuck.terminate(60) == 1
     realm.worker("successor", faults="none")
     check_all(realm, generate)
 
@@ -102,7 +100,7 @@ def test_death_at_a_point(point, new_realm, generate):
     realm = new_realm(partitions=2)
     realm.send(*work(20))
     victim = realm.worker("victim", faults=point, wait=False, commit_max_jobs=2, engine_max_rows=8)
-    deadline = time.time() + 30
+    deadline = time.time() + 90
     while victim.alive and time.time() < deadline:
         realm.reader.poll()
     assert not victim.alive, f"it never passed {point}"

@@ -6,9 +6,10 @@ from collections import Counter
 
 import pytest
 
-from realm import check_stream, request
+from realm import check_stream, paced, request
 
-# a few tenths of a second of work for one thread, streamed
+# streamed; with PACE a second of work for a batch, whatever the machine: what is done to a worker meets jobs that run
+PACE = paced(10)
 LONG = {"stream": True, "do_sample": True, "num_return_sequences": 4, "min_length": 100, "max_length": 110}
 
 
@@ -45,9 +46,8 @@ class Commits:
 
     def run(self):
         while not self.stop.wait(0.2):
-            before = time.time()
-            for partition, offset in self.realm.committed().items():
-                self.samples.append((before, partition, offset))
+            committed, by = self.realm.committed(), time.time()
+            self.samples += [(by, partition, offset) for partition, offset in committed.items()]
 
     def __enter__(self):
         self.thread.start()
@@ -68,15 +68,15 @@ class Commits:
             assert offset >= last[partition], "a committed offset went back"
             last[partition] = offset
             for (p, o), result_at in written.items():
-                assert p != partition or o >= offset or result_at <= at + 0.6, \
+                assert p != partition or o >= offset or result_at <= at + 0.05, \
                     f"offset {o} was committed {result_at - at:.3f} s before its result was written"
         assert any(offset > 0 for _, _, offset in self.samples)
 
 
 def test_two_workers_share_the_load(new_realm, generate):
     realm = new_realm(partitions=4)
-    realm.worker("one")
-    realm.worker("two")
+    for worker in [realm.worker("one"), realm.worker("two")]:
+        worker.wait_metric("pgpt_partitions_assigned", 2)
     realm.send(*work(40))
     results = realm.check_exactly_once()
     shares = Counter(r["worker"] for r in results.values())
@@ -102,11 +102,12 @@ def test_a_worker_joins_while_another_runs(new_realm, generate):
 
 def test_sigterm_drains_and_hands_nothing_over_twice(new_realm, generate):
     realm = new_realm(partitions=4)
-    first = realm.worker("first", queue_max_jobs=16)
+    first = realm.worker("first", faults=PACE, queue_max_jobs=16)
     realm.worker("second")
-    realm.send(*work(60))
-    realm.reader.until(lambda: any(r.value["worker"] == "first" for r in realm.reader.records["results"]), 30, realm.state)
-    assert first.terminate(30) == 0
+    first.wait_metric("pgpt_partitions_assigned", 2)
+    realm.send(*work(100)) # more than it has begun when it is told to end
+    realm.reader.until(lambda: any(r.value["worker"] == "first" for r in realm.reader.records["results"]), 60, realm.state)
+    assert first.terminate(60) == 0
     results = realm.check_exactly_once()
     assert {r["worker"] for r in results.values()} == {"first", "second"}
     assert {r["attempt"] for r in results.values()} == {1}, "a drain is no death"
@@ -119,13 +120,14 @@ def test_sigterm_drains_and_hands_nothing_over_twice(new_realm, generate):
 def test_the_last_worker_drains_and_its_successor_goes_on(new_realm):
     """A rolling restart of one: what was queued is handed back, what ran is finished."""
     realm = new_realm(partitions=2)
-    worker = realm.worker("w", queue_max_jobs=16)
-    realm.send(*work(40))
-    realm.reader.until(lambda: len(realm.reader.records["results"]) >= 3, 30, realm.state)
-    assert worker.terminate(30) == 0
+    worker = realm.worker("w", faults=PACE, queue_max_jobs=16)
+    realm.send(*work(64))
+    realm.reader.until(lambda: len(realm.reader.records["results"]) >= 3, 60, realm.state)
+    assert worker.terminate(60) == 0
     realm.reader.quiet(0.5)
     done = len(realm.reader.records["results"])
-    assert done < 40, "everything was finished before the drain: the test shows nothing"
+    assert done < 64, "everything was finished before the drain: the test shows nothing"
+    worker.env.pop("PGPT_FAULT")
     worker.start()
     results = realm.check_exactly_once()
     assert {r["attempt"] for r in results.values()} == {1} and doubles(realm) == []
@@ -136,12 +138,12 @@ def test_the_last_worker_drains_and_its_successor_goes_on(new_realm):
 def test_a_drain_without_time_gives_up_what_runs(new_realm, generate):
     """No grace: exit 0 all the same, the running jobs run again elsewhere, once in the end."""
     realm = new_realm(partitions=2)
-    worker = realm.worker("hasty", worker_drain_ms=0)
+    worker = realm.worker("hasty", faults=paced(50), worker_drain_ms=0)
     realm.send(*work(20))
-    realm.reader.until(lambda: realm.reader.records["chunks"], 30, realm.state)
-    began = time.time()
-    assert worker.terminate(30) == 0
-    assert time.time() - began < 10
+    realm.reader.until(lambda: realm.reader.records["chunks"], 60, realm.state)
+    assert worker.terminate(60) == 0
+    realm.reader.quiet(0.5)
+    assert len(realm.reader.records["results"]) < 20, "it finished what ran"
     realm.worker("next")
     results = realm.check_exactly_once()
     check_streams(realm, results)
@@ -150,11 +152,12 @@ def test_a_drain_without_time_gives_up_what_runs(new_realm, generate):
 
 def test_kill_9_while_others_run(new_realm, generate):
     realm = new_realm(partitions=4)
-    victim = realm.worker("victim")
+    victim = realm.worker("victim", faults=PACE)
     realm.worker("survivor")
+    victim.wait_metric("pgpt_partitions_assigned", 2)
     with Commits(realm) as commits:
         realm.send(*work(60))
-        realm.reader.until(lambda: any(r.value["worker"] == "victim" for r in realm.reader.records["results"]), 30, realm.state)
+        realm.reader.until(lambda: any(r.value["worker"] == "victim" for r in realm.reader.records["results"]), 60, realm.state)
         victim.kill()
         killed = time.time()
         results = realm.check_exactly_once()
@@ -164,7 +167,7 @@ def test_kill_9_while_others_run(new_realm, generate):
     again = [r for r in results.values() if r["attempt"] > 1]
     assert again and all(r["worker"] == "survivor" for r in again), "nothing ran at the kill: the test shows nothing"
     first_again = min(realm.reader.results[r["job_id"]][0].at for r in again)
-    assert first_again - killed < 15, f"{first_again - killed:.1f} s from the kill to the first job of the dead"
+    assert first_again - killed < 30, f"{first_again - killed:.1f} s from the kill to the first job of the dead"
     realm.wait_lag_zero()
     commits.check()
 
@@ -172,12 +175,12 @@ def test_kill_9_while_others_run(new_realm, generate):
 def test_a_killed_workers_successor_runs_only_what_was_not_finished(new_realm):
     """One partition, a slow job at its head: those finished behind it are in the commit's metadata."""
     realm = new_realm(partitions=1)
-    worker = realm.worker("w")
+    worker = realm.worker("w", faults=paced(20))
     head = request(stream=True, do_sample=True, seed=1, num_return_sequences=8, min_length=250, max_length=256)
     quick = [request(f"Number {n}", stream=True, max_length=6, min_length=6) for n in range(20)]
     realm.send(*[dict(head, job_id=request()["job_id"]) for _ in range(4)], *quick)
     ids = {q["job_id"] for q in quick}
-    realm.reader.until(lambda: sum(i in realm.reader.results for i in ids) >= 10, 30, realm.state)
+    realm.reader.until(lambda: sum(i in realm.reader.results for i in ids) >= 10, 60, realm.state)
     worker.kill()
     realm.reader.quiet(0.3)
     finished = set(realm.reader.results)
@@ -193,7 +196,7 @@ def test_a_killed_workers_successor_runs_only_what_was_not_finished(new_realm):
 def test_a_stream_is_seamless_across_a_kill(new_realm):
     """A reader that drops what it has, by sequence and text_start, sees one unbroken text."""
     realm = new_realm(partitions=1)
-    worker = realm.worker("w")
+    worker = realm.worker("w", faults=PACE)
     jobs = work(6, num_return_sequences=8, min_length=250, max_length=256)
     realm.send(*jobs)
     realm.wait_chunk(jobs[0]["job_id"])
@@ -217,18 +220,18 @@ def test_a_stream_is_seamless_across_a_kill(new_realm):
 
 @pytest.mark.release_only
 def test_days_of_kills_dead_letter_nobody(new_realm, generate):
-    """Four kills under load, each after some progress."""
+    """Four kills under load, each after some progress: what one transaction holds, 16 jobs at most."""
     realm = new_realm(partitions=2)
     jobs = work(80, num_return_sequences=2)
     realm.send(*jobs)
     for n in range(4):
-        worker = realm.worker(f"w{n}", queue_max_jobs=24, wait=False)
-        before = len(realm.reader.records["results"])
-        realm.reader.until(lambda: len(realm.reader.records["results"]) > before + 5, 40, realm.state)
+        worker = realm.worker(f"w{n}", queue_max_jobs=16, faults="committed:stall:600000@1", wait=False)
+        worker.wait_says("stalls at committed")
         worker.kill()
     realm.worker("last")
     results = realm.check_exactly_once()
     assert not realm.reader.records["dlq"], "a healthy job was dead-lettered"
+    assert len({r["worker"] for r in results.values()}) == 5
     check_streams(realm, results)
     check_pure(results, realm.sent, generate)
 
@@ -245,12 +248,12 @@ def test_duplicates_get_one_result(least, new_realm):
     realm.results(realm.sent)
     realm.send(*jobs)
     realm.wait_lag_zero()
-    assert worker.metric('pgpt_jobs_total{outcome="duplicate"}') == 15
+    worker.wait_metric('pgpt_jobs_total{outcome="duplicate"}', 15)
     assert worker.terminate() == 0
     worker = realm.worker("next", duplicate_min_jobs=least)
     realm.send(*jobs)
     realm.wait_lag_zero()
-    assert worker.metric('pgpt_jobs_total{outcome="duplicate"}') == 5, "the window was not rebuilt"
+    worker.wait_metric('pgpt_jobs_total{outcome="duplicate"}', 5) # else the window was not rebuilt
     realm.check_exactly_once()
     assert doubles(realm) == []
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: MIT
 """PostgreSQL is a projection of the events: rows equal results, whatever happens to it."""
-import time
 from datetime import datetime, timedelta, timezone
 
 import psycopg
@@ -139,10 +138,7 @@ def test_postgres_is_killed_and_comes_back(realm, cluster):
     realm.send(*mixed(12))
     check_rows(realm, realm.check_exactly_once(status=None))
     assert worker.metric("pgpt_recorder_errors_total") > 0
-    deadline = time.time() + 20
-    while worker.metric("pgpt_recorder_connected") != 1 and time.time() < deadline:
-        time.sleep(0.1)
-    assert worker.metric("pgpt_recorder_connected") == 1
+    worker.wait_metric("pgpt_recorder_connected", 1)
 
 
 def test_two_recorders_write_everything_once(new_realm):

@@ -3,6 +3,7 @@
 processes, each with its own directory, log file and ports, each of which can be killed, stopped,
 continued and started again."""
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,12 +17,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = Path(os.environ.get("PGPT_LOCAL_DIR", ROOT / ".local"))
 CLUSTER_ID = "pgpt-tests-AAAAAAAAAAA"
+PORTS = set() # that were handed out
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port that nobody has, and that the system gives to nobody who asks for any: who is to listen there may take its
+    time to start."""
+    given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(min(10000, given - 1000), given - 1) # the next one is none of the system's either
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in PORTS:
+            PORTS.add(port)
+            return port
 
 
 class Process:
@@ -112,6 +124,7 @@ group.consumer.session.timeout.ms={session_ms}
 group.consumer.min.heartbeat.interval.ms=500
 group.consumer.heartbeat.interval.ms={min(1000, session_ms // 5)}
 transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
+log.segment.delete.delay.ms=1000
 num.network.threads=2
 num.io.threads=4
 log.cleaner.dedupe.buffer.size=4194304
@@ -281,3 +294,21 @@ class Worker(Process):
             if line.startswith(name + " "):
                 return float(line.split()[-1])
         return None
+
+    def wait_metric(self, name, wanted, timeout=60):
+        """Until a series has the value. What the brokers show is counted a moment later."""
+        deadline = time.time() + timeout
+        while (value := self.metric(name)) != wanted:
+            assert time.time() < deadline, f"{self.name}: {name} is {value}, not {wanted}\n{self.tail()}"
+            time.sleep(0.05)
+
+    def says(self, text, since=0):
+        return text in self.log.read_text(errors="replace")[since:]
+
+    def wait_says(self, text, since=0, timeout=60, pause=0.02):
+        """Until its log holds the text, behind so many characters."""
+        deadline = time.time() + timeout
+        while not self.says(text, since):
+            assert self.alive or self.says(text, since), f"{self.name} exited without {text!r}:\n{self.tail()}"
+            assert time.time() < deadline, f"{self.name} does not say {text!r} within {timeout} s:\n{self.tail()}"
+            time.sleep(pause)

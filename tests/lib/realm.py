@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 import wire
 from cluster import ROOT, Worker, free_port
@@ -27,6 +27,12 @@ def request(prompt="Where is the nearest station?", **fields):
               "created_at_us": int(time.time() * 1e6)}
     record.update(fields)
     return record
+
+
+def paced(milliseconds):
+    """A fault that lets each step of the engine take so long: what a job is asked for while it runs comes in time on any
+    machine."""
+    return f"step:stall:{milliseconds}"
 
 
 @dataclass
@@ -78,6 +84,17 @@ class Reader:
                 raise AssertionError(f"not within {timeout} s: {what()}")
             self.poll()
 
+    def catch_up(self, kind):
+        """Reads on to where the topic ends now: a fetch may bring a result before chunks that were written earlier."""
+        topic = self.realm.topic(kind)
+        partitions = [TopicPartition(topic, p) for p in range(self.realm.partitions)]
+        asked = self.realm.admin.list_offsets({p: OffsetSpec.latest() for p in partitions})
+        ends = {p.partition: future.result(30).offset for p, future in asked.items()}
+
+        def behind():
+            return [p.partition for p in self.consumer.position(partitions) if max(p.offset, 0) < ends[p.partition]]
+        self.until(lambda: not behind(), 60, lambda: f"{topic}: partitions {behind()} are not read to {ends}")
+
     def quiet(self, seconds=1.0):
         """Reads on until nothing came for so long: late doubles would come now."""
         since = time.time()
@@ -118,7 +135,8 @@ class Realm:
 
     def worker(self, name=None, faults=None, wait=True, **settings):
         """Starts a worker of this realm. settings: underscores for dots where the name has them, as
-        in PGPT_*; faults: the PGPT_FAULT text, which takes the build that has fault points."""
+        in PGPT_*; faults: the PGPT_FAULT text, which takes the build that has fault points; paced(ms)
+        is one that makes jobs run as long as a test needs them."""
         build = self.cluster.build if faults is None else self.cluster.faults_build()
         env = {"PGPT_BROKERS": self.brokers, "PGPT_GROUP": self.group, "PGPT_RECORDER_GROUP": f"{self.prefix}-recorder",
                "PGPT_MODEL": str(ROOT / "models/prometheus-mini"), "PGPT_ENGINE_THREADS": "1",
@@ -187,6 +205,7 @@ class Realm:
                      lambda: f"{sum(not reader.results.get(i) for i in ids)} of {len(ids)} results; {self.state()}")
         for i in ids:
             assert len(reader.results[i]) == 1, f"{i} has {len(reader.results[i])} results"
+        reader.catch_up("chunks")
         return {i: reader.results[i][0].value for i in ids}
 
     def run(self, *requests, timeout=60, **how):
