@@ -193,6 +193,7 @@ static int teardown(void **state)
     struct pipeline *p = &stage.pipeline;
 
     (void)state;
+    atomic_store(&fake_engine_control.holds, false); /* of a test that failed */
     engine_stage_stop(p->engine_stage);
     engine_stage_destroy(p->engine_stage);
     scheduler_destroy(p->scheduler);

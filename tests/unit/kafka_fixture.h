@@ -76,7 +76,7 @@ __attribute__((unused)) static struct config *kafka_fixture_config(const char *b
     setenv("PGPT_WORKER_NAME", "worker-1", 1);
     setenv("PGPT_KAFKA_CALL_TIMEOUT_MS", call, 1);
     setenv("PGPT_TRANSACTION_TIMEOUT_MS", "6000", 1);
-    setenv("PGPT_COMMIT_INTERVAL_MS", "200", 1); /* jobs that are pushed together go together */
+    setenv("PGPT_COMMIT_INTERVAL_MS", "500", 1); /* jobs that are pushed together go together */
     config = config_load(NULL, stderr);
     assert_non_null(config);
     return config;

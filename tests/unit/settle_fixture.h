@@ -86,13 +86,29 @@ static struct job *outcome_of(int32_t partition, int64_t offset, enum job_outcom
     return job;
 }
 
-static bool settles_within(int ms)
+/* No more than so many jobs are left. */
+static bool falls_to(size_t depth, int ms)
 {
     int64_t until = clock_mono_us() + (int64_t)ms * 1000;
 
-    while (settle_depth(settle) && clock_mono_us() < until)
+    while (settle_depth(settle) > depth && clock_mono_us() < until)
         usleep(2000);
-    return settle_depth(settle) == 0;
+    return settle_depth(settle) <= depth;
+}
+
+static bool settles_within(int ms)
+{
+    return falls_to(0, ms);
+}
+
+/* The brokers were asked so; tracking has begun. */
+__attribute__((unused)) static void wait_asked(int api)
+{
+    int64_t until = clock_mono_us() + 20000000;
+
+    while (!kafka_fixture_requests(&k, api) && clock_mono_us() < until)
+        usleep(2000);
+    assert_true(kafka_fixture_requests(&k, api) > 0);
 }
 
 static int results(int32_t partition)

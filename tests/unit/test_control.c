@@ -115,7 +115,7 @@ static bool is_cancelled(struct control *control, uint64_t number)
 
 static void catch_up(struct control *control)
 {
-    for (int i = 0; i < 1000 && !control_caught_up(control); i++)
+    for (int i = 0; i < 3000 && !control_caught_up(control); i++)
         usleep(10000);
     assert_true(control_caught_up(control));
 }
@@ -144,8 +144,10 @@ static void cancels_sent_before_the_start_count(void **state)
     cancel(2, "pause"); /* no such action */
     kafka_fixture_produce(&k, k.config->topic_control, 0, "junk", 4);
     cancel(3, "cancel");
+    rd_kafka_mock_broker_set_down(k.cluster, 1);
     control = start();
     assert_true(control_blocks());
+    rd_kafka_mock_broker_set_up(k.cluster, 1);
     catch_up(control); /* the last of them has been read then */
     assert_true(is_cancelled(control, 1));
     assert_false(is_cancelled(control, 2));
@@ -258,7 +260,7 @@ static int64_t wait_known(struct control *control, int64_t at)
 static void what_was_sent_before_a_request_is_known_soon(void **state)
 {
     struct control *control = start();
-    int64_t took_ms = 0;
+    int quick = 0;
 
     (void)state;
     catch_up(control);
@@ -268,12 +270,13 @@ static void what_was_sent_before_a_request_is_known_soon(void **state)
         assert_false(control_knows(control, at));
         atomic_store(&pokes, 0);
         control_look(control, at);
-        took_ms += wait_known(control, at);
-        for (int n = 0; n < 200 && !atomic_load(&pokes); n++)
+        quick += wait_known(control, at) < 40;
+        for (int n = 0; n < 10000 && !atomic_load(&pokes); n++)
             usleep(1000);
         assert_true(atomic_load(&pokes) >= 1); /* settle waits for it */
     }
-    assert_true(took_ms < 20 * 40); /* not behind a fetch that waits for 100 ms */
+    /* Not behind a fetch that waits for 100 ms; a busy machine holds up some of them. */
+    assert_true(quick >= 10);
     stop(control);
 }
 

@@ -213,7 +213,7 @@ static void test_cancel_while_running(void **state)
 
     (void)state;
     atomic_store(&fake_engine_control.length, 200);
-    atomic_store(&fake_engine_control.step_us, 1000);
+    atomic_store(&fake_engine_control.step_us, 10000);
     job->request.max_length = 200;
     job->request.stream = true;
     job->request.do_sample = true;
@@ -259,11 +259,11 @@ static void test_deadlines_queued_and_running(void **state)
 
     (void)state;
     atomic_store(&fake_engine_control.length, 200);
-    atomic_store(&fake_engine_control.step_us, 1000);
+    atomic_store(&fake_engine_control.step_us, 6000); /* it takes 1.2 s, and has half of that */
     running->request.max_length = 200;
     running->request.stream = true;
     running->request.has_deadline = true;
-    running->request.deadline_us = clock_wall_us() + 60000;
+    running->request.deadline_us = clock_wall_us() + 600000;
     queued->request.has_deadline = true;
     queued->request.deadline_us = clock_wall_us() - 1;
     push(queued);
@@ -286,7 +286,7 @@ static void test_revoked_partitions_drop_their_work(void **state)
     (void)state;
     atomic_store(&fake_engine_control.rows, 16);
     atomic_store(&fake_engine_control.length, 200);
-    atomic_store(&fake_engine_control.step_us, 1000);
+    atomic_store(&fake_engine_control.step_us, 10000);
     running->request.max_length = queued->request.max_length = 200;
     running->request.stream = true;
     start();
@@ -312,6 +312,7 @@ static void test_a_suspect_runs_alone(void **state)
     (void)state;
     atomic_store(&fake_engine_control.length, 20);
     atomic_store(&fake_engine_control.step_us, 500);
+    atomic_store(&fake_engine_control.holds, true);
     for (int i = 0; i < 4; i++)
         push(job_make(i));
     start();
@@ -322,6 +323,7 @@ static void test_a_suspect_runs_alone(void **state)
     push(alone); /* waits for the four, and the next four wait for it */
     for (int i = 4; i < 8; i++)
         push(job_make(i));
+    atomic_store(&fake_engine_control.holds, false);
     wait_settled(9);
     assert_ptr_equal(world.settled[4], alone);
     assert_true(alone->result.timings.batch_size_mean == 1.0);
@@ -355,7 +357,8 @@ static void test_a_waiting_job_can_still_be_cancelled(void **state)
     (void)state;
     atomic_store(&fake_engine_control.memory_jobs, 1);
     atomic_store(&fake_engine_control.length, 200);
-    atomic_store(&fake_engine_control.step_us, 1000);
+    atomic_store(&fake_engine_control.step_us, 10000);
+    atomic_store(&fake_engine_control.holds, true);
     first->request.max_length = 200;
     push(first);
     push(second); /* taken, but there is no memory for it */
@@ -363,6 +366,7 @@ static void test_a_waiting_job_can_still_be_cancelled(void **state)
     while (engine_stage_depth(stage.pipeline.engine_stage) < 2)
         usleep(100);
     assert_true(engine_stage_cancel(stage.pipeline.engine_stage, second->id));
+    atomic_store(&fake_engine_control.holds, false);
     wait_settled(1);
     assert_ptr_equal(world.settled[0], second);
     assert_int_equal(second->outcome, JOB_CANCELLED);
@@ -411,13 +415,14 @@ static void test_drain_lets_running_jobs_end_and_starts_none(void **state)
     (void)state;
     atomic_store(&fake_engine_control.length, 30);
     atomic_store(&fake_engine_control.step_us, 1000);
+    atomic_store(&fake_engine_control.holds, true);
     start();
     push(running);
-    while (!engine_stage_depth(stage.pipeline.engine_stage))
+    while (!engine_stage_depth(stage.pipeline.engine_stage)) /* it is taken, and steps next */
         usleep(100);
     engine_stage_close(stage.pipeline.engine_stage);
-    usleep(2000); /* a take that was on its way has ended */
     push(job_make(2));
+    atomic_store(&fake_engine_control.holds, false);
     wait_settled(1);
     assert_int_equal(running->outcome, JOB_COMPLETED);
     usleep(20000);
@@ -432,7 +437,7 @@ static void test_stopping_hands_back_what_runs(void **state)
 
     (void)state;
     atomic_store(&fake_engine_control.length, 200);
-    atomic_store(&fake_engine_control.step_us, 5000);
+    atomic_store(&fake_engine_control.step_us, 10000);
     job->request.max_length = 200;
     start();
     push(job);
@@ -448,9 +453,9 @@ static void test_live_events_for_jobs_that_live_long(void **state)
     struct job *lives = job_make(1), *brief = job_make(2);
 
     (void)state;
-    stage.config.live_event_ms = 50;
+    stage.config.live_event_ms = 400;
     atomic_store(&fake_engine_control.length, 200);
-    atomic_store(&fake_engine_control.step_us, 1000);
+    atomic_store(&fake_engine_control.step_us, 4000);
     lives->request.max_length = 150;
     brief->request.max_length = 2;
     start();
@@ -464,7 +469,7 @@ static void test_live_events_for_jobs_that_live_long(void **state)
 static void test_an_idle_stage_wakes_at_once_and_does_not_spin(void **state)
 {
     struct timespec before, after;
-    int64_t begun;
+    int64_t least_us = INT64_MAX;
 
     (void)state;
     atomic_store(&fake_engine_control.length, 1);
@@ -475,10 +480,16 @@ static void test_an_idle_stage_wakes_at_once_and_does_not_spin(void **state)
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
     assert_true((after.tv_sec - before.tv_sec) * 1000000000L + after.tv_nsec - before.tv_nsec <
                 30000000L);
-    begun = clock_mono_us();
-    push(job_make(1));
-    wait_settled(1);
-    assert_true(clock_mono_us() - begun < 50000); /* the idle wait is twice this long */
+    for (size_t i = 1; i <= 8; i++) { /* a busy machine may be late for some of them */
+        int64_t begun = clock_mono_us();
+
+        push(job_make((int)i));
+        wait_settled(i);
+        if (clock_mono_us() - begun < least_us)
+            least_us = clock_mono_us() - begun;
+    }
+    assert_true(least_us <
+                50000); /* an idle wait, begun when the last job ended, is twice this long */
 }
 
 #define STAGE_TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)

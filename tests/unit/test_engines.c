@@ -69,7 +69,7 @@ static void another_engine_is_seen(void **state)
     (void)state;
     commit(0, "e1", true);
     commit(2, "e2", true);
-    assert_true(mixed_within(5000));
+    assert_true(mixed_within(30000));
 }
 
 static void the_same_engine_and_one_that_left_are_not(void **state)
@@ -89,10 +89,11 @@ static void brokers_that_do_not_answer_keep_nobody(void **state)
     rd_kafka_mock_broker_set_down(k.cluster, 1);
     engines = engines_create(&k.pipeline, &error);
     assert_non_null(engines);
-    assert_in_range(clock_mono_us() - begun, 0, 500000); /* it asks in its own thread */
+    assert_in_range(clock_mono_us() - begun, 0,
+                    900000); /* less than a call: it asks in its thread */
     usleep(100000);
     engines_destroy(engines);
-    assert_in_range(clock_mono_us() - begun, 0, 5000000);
+    assert_in_range(clock_mono_us() - begun, 0, 12000000); /* two calls of a second */
     rd_kafka_mock_broker_set_up(k.cluster, 1);
 }
 

@@ -373,8 +373,11 @@ static void suspects_run_in_one_group(void **state)
     }
     for (int i = 0; i < 70; i++)
         request_send(2);
-    assert_nothing_more(6);
+    for (int i = 0; i < 2000 && metrics_value(METRIC_PARTITIONS_PAUSED) < KAFKA_FIXTURE_PARTITIONS;
+         i++)
+        usleep(10000);
     assert_true(metrics_value(METRIC_PARTITIONS_PAUSED) == KAFKA_FIXTURE_PARTITIONS);
+    assert_nothing_more(6);
     world.hold = false;
     let_go();
     wait_total(76);

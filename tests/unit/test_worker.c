@@ -165,13 +165,19 @@ static void answers(const char *method, const char *path, int status, const char
         fail_msg("%s %s: %s", method, path, answer);
 }
 
-static bool becomes(int status, const char *words)
+static bool tells(const char *path, int status, const char *words)
 {
     static char answer[ANSWER_MAX];
+
+    return asked("GET", path, answer) == status && strstr(answer, words);
+}
+
+static bool becomes(int status, const char *words)
+{
     int64_t until = clock_mono_us() + (int64_t)READY_MS * 1000;
 
     while (clock_mono_us() < until) {
-        if (asked("GET", "/readyz", answer) == status && strstr(answer, words))
+        if (tells("/readyz", status, words))
             return true;
         usleep(20000);
     }
@@ -275,7 +281,10 @@ static void a_worker_serves_and_drains(void **state)
         usleep(50000);
         results = kafka_fixture_read(&k, k.config->topic_results, 1, see_result, NULL);
     }
-    assert_int_equal(results, 2);
+    assert_int_equal(results, 2); /* which are in the log before their transaction ends */
+    for (int i = 0; i < 500 && !tells("/metrics", 200, "pgpt_jobs_total{outcome=\"completed\"} 2");
+         i++)
+        usleep(20000);
     answers("GET", "/metrics", 200, "pgpt_jobs_total{outcome=\"completed\"} 2");
     kill(p.child, SIGTERM);
     assert_int_equal(ended(&p), 0);

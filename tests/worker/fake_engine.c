@@ -343,6 +343,8 @@ int engine_step(struct engine *e, int32_t k, struct engine_output *out, struct e
         usleep((useconds_t)fixed);
     else
         wait_about(e, e->step_us * k);
+    while (atomic_load(&fake_engine_control.holds))
+        usleep(100);
     out->items = e->items;
     out->steps = rows ? k : 0;
     out->rows_mean = rows;

@@ -21,6 +21,7 @@ struct fake_engine_control {
     _Atomic int32_t step_us;       /* exactly this long; 0 = the environment's */
     _Atomic int32_t length;        /* every sequence exactly this long; 0 = by hash */
     _Atomic int32_t fail_in_steps; /* engine_step() fails at the Nth call from now; 0 = never */
+    _Atomic bool holds;            /* engine_step() does not come back */
     /* What was seen. */
     _Atomic int32_t most_rows, most_jobs, stopped_sequences;
 };
