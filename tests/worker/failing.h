@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
  * failing: calls of the worker, the client and the base library that fail when a test says so: of
- * librdkafka, libpq, the allocator and for threads. tests/failing.cmake makes copies of their libraries whose
- * references to what failing.c lists go there; librdkafka, libpq and the tests themselves keep the
- * real ones. For what a mock cluster or a broken server cannot be made to answer. Any thread.
+ * librdkafka, libpq, the allocator and for threads. tests/failing.cmake makes copies of their
+ * libraries whose references to what failing.c lists go there; librdkafka, libpq and the tests
+ * themselves keep the real ones. For what a mock cluster or a broken server cannot be made to
+ * answer. Any thread.
  */
 #ifndef PGPT_TESTS_FAILING_H
 #define PGPT_TESTS_FAILING_H
