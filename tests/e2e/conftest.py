@@ -172,7 +172,7 @@ def new_realm(request, cluster):
     make.realms = realms
     yield make
     for realm in realms:
-        realm.close()
+        realm.close(keep_database=getattr(request.node, "failed_call", False))
     for worker in (w for r in realms for w in r.workers):
         report = sanitizer_reports(worker)
         assert not report, f"{worker.log}: {report}"

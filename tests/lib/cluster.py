@@ -248,6 +248,11 @@ class Postgres(Process):
             db.execute(f'create database "{name}" template pgpt_empty')
         return f"{self.server}/{name}"
 
+    def drop(self, name):
+        import psycopg
+        with psycopg.connect(f"{self.server}/postgres", autocommit=True) as db:
+            db.execute(f'drop database "{name}" with (force)')
+
     def remove_outside(self):
         if self.outside:
             shutil.rmtree(self.outside, ignore_errors=True)

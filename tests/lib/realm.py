@@ -295,13 +295,15 @@ class Realm:
         return "; ".join(f"{w.name} {'runs' if w.alive else 'exited'}"
                          + (f": {w.tail(2)}" if not w.alive else f", ready: {w.http('/readyz')}") for w in self.workers)
 
-    def close(self):
+    def close(self, keep_database=False):
         for worker in self.workers:
             worker.kill()
         for reader in self.readers:
             reader.close()
         self.producer.flush(1)
         self.admin.delete_topics([self.topic(kind) for kind in KINDS])
+        if self.database and not keep_database: # hundreds of files each: at the end that takes a minute
+            self.cluster.postgres.drop(self.name)
 
 
 def joined(chunks, sequence=0):
