@@ -58,13 +58,21 @@ static double take_double(struct in *in)
     return value;
 }
 
-static int take_text(struct in *in, const char *field, struct text *out)
+/* Where they lie in the payload; no NUL behind them. */
+static struct text take_bytes(struct in *in)
 {
     size_t size = (size_t)take_long(in);
-    const uint8_t *data = in->at;
+    struct text bytes = {(const char *)in->at, size};
 
     in->at += size;
-    return fill_text(&in->fill, field, data, size, out);
+    return bytes;
+}
+
+static int take_text(struct in *in, const char *field, struct text *out)
+{
+    struct text bytes = take_bytes(in);
+
+    return fill_text(&in->fill, field, bytes.data, bytes.size, out);
 }
 
 static int take_literal(struct in *in, const char *field, const char **out)
@@ -82,82 +90,116 @@ static void take_fixed16(struct in *in, char *out)
 
 /* ---- lists ---- */
 
-static size_t item_size(const struct field_binding *f)
+/* The items of the list that begins here: one block, and the empty one that ends it; or this one
+ * alone. */
+static size_t list_begin(struct in *in)
 {
-    switch (f->kind) {
-    case BIND_TEXTS:
-        return sizeof(struct text);
-    case BIND_MAP:
-        return sizeof(struct text_pair);
-    case BIND_RECORDS:
-        return f->record->size;
-    default:
-        return sizeof(int32_t);
-    }
+    return (size_t)take_long(in);
 }
 
-static int take_item(struct in *in, const struct field_binding *f, void *item)
+static void list_end(struct in *in, size_t count)
 {
-    struct text_pair *pair = item;
-
-    switch (f->kind) {
-    case BIND_TEXTS:
-        return take_text(in, f->name, item);
-    case BIND_MAP:
-        return take_text(in, f->name, &pair->key) || take_text(in, f->name, &pair->value) ? -1 : 0;
-    case BIND_RECORDS:
-        return take_record(in, f->record, item);
-    default:
-        *(int32_t *)item = (int32_t)take_long(in);
-        return 0;
-    }
-}
-
-/* The items of the block that begins here, 0 = it is the end. A negative count is followed by the
- * block's size in bytes. */
-static size_t take_block(struct in *in)
-{
-    int64_t count = take_long(in);
-
-    if (count < 0)
-        (void)take_long(in);
-    return (size_t)(count < 0 ? -count : count);
-}
-
-/* Moves the list to where it has room for `more` items behind its `count`. The arena keeps the
- * places it had before: together no more than the last one. */
-static int list_grow(struct in *in, size_t size, char **items, size_t count, size_t *room,
-                     size_t more)
-{
-    size_t wanted = count + more > 2 * *room ? count + more : 2 * *room;
-    char *grown;
-
-    if (count + more <= *room)
-        return 0;
-    grown = arena_calloc(in->fill.arena, wanted, size);
-    if (!grown)
-        return fill_no_memory(&in->fill);
     if (count)
-        memcpy(grown, *items, count * size);
-    *items = grown;
-    *room = wanted;
+        (void)take_long(in);
+}
+
+static void *items_make(struct in *in, size_t count, size_t size)
+{
+    void *items = arena_calloc(in->fill.arena, count, size);
+
+    if (!items)
+        (void)fill_no_memory(&in->fill);
+    return items;
+}
+
+static int take_ints(struct in *in, const int32_t **out, size_t *count)
+{
+    int32_t *items;
+
+    *count = list_begin(in);
+    items = items_make(in, *count, sizeof *items);
+    if (!items)
+        return -1;
+    for (size_t i = 0; i < *count; i++)
+        items[i] = (int32_t)take_long(in);
+    list_end(in, *count);
+    *out = items;
     return 0;
 }
 
-static int take_list(struct in *in, const struct field_binding *f, const void **out, size_t *count)
+static int take_texts(struct in *in, const char *field, const struct text **out, size_t *count)
 {
-    char *items = arena_alloc(in->fill.arena, 0); /* nothing; not NULL */
-    size_t size = item_size(f), room = 0, more;
+    struct text *items;
 
-    *count = 0;
-    while ((more = take_block(in)) > 0) {
-        if (list_grow(in, size, &items, *count, &room, more))
+    *count = list_begin(in);
+    items = items_make(in, *count, sizeof *items);
+    if (!items)
+        return -1;
+    for (size_t i = 0; i < *count; i++)
+        if (take_text(in, field, &items[i]))
             return -1;
-        for (; more; more--)
-            if (take_item(in, f, items + (*count)++ * size))
-                return -1;
-    }
+    list_end(in, *count);
     *out = items;
+    return 0;
+}
+
+static int take_records(struct in *in, const struct record_binding *binding, const void **out,
+                        size_t *count)
+{
+    char *items;
+
+    *count = list_begin(in);
+    items = items_make(in, *count, binding->size);
+    if (!items)
+        return -1;
+    for (size_t i = 0; i < *count; i++)
+        if (take_record(in, binding, items + i * binding->size))
+            return -1;
+    list_end(in, *count);
+    *out = items;
+    return 0;
+}
+
+/* As Avro C has it: a key that comes again has its last value, in its first place. What was
+ * replaced is not looked at. Returns how many are left. */
+static size_t pairs_unite(struct text_pair *pairs, size_t count)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        size_t at = 0;
+
+        while (at < kept && (pairs[at].key.size != pairs[i].key.size ||
+                             memcmp(pairs[at].key.data, pairs[i].key.data, pairs[i].key.size)))
+            at++;
+        pairs[at] = pairs[i];
+        kept += at == kept;
+    }
+    return kept;
+}
+
+static int take_map(struct in *in, const char *field, const struct text_pair **out, size_t *count)
+{
+    struct text_pair *pairs;
+
+    *count = list_begin(in);
+    pairs = items_make(in, *count, sizeof *pairs);
+    if (!pairs)
+        return -1;
+    for (size_t i = 0; i < *count; i++) {
+        pairs[i].key = take_bytes(in);
+        pairs[i].value = take_bytes(in);
+    }
+    list_end(in, *count);
+    *count = pairs_unite(pairs, *count);
+    for (size_t i = 0; i < *count; i++) {
+        struct text key = pairs[i].key, value = pairs[i].value;
+
+        if (fill_text(&in->fill, field, key.data, key.size, &pairs[i].key) ||
+            fill_text(&in->fill, field, value.data, value.size, &pairs[i].value))
+            return -1;
+    }
+    *out = pairs;
     return 0;
 }
 
@@ -166,6 +208,7 @@ static int take_list(struct in *in, const struct field_binding *f, const void **
 static int take_field(struct in *in, const struct field_binding *f, char *base)
 {
     char *member = base + f->offset;
+    size_t *count = (size_t *)(base + f->count);
 
     switch (f->kind) {
     case BIND_TEXT:
@@ -194,10 +237,13 @@ static int take_field(struct in *in, const struct field_binding *f, char *base)
         return 0;
     case BIND_INTS:
     case BIND_OPT_INTS:
+        return take_ints(in, (const int32_t **)member, count);
     case BIND_TEXTS:
+        return take_texts(in, f->name, (const struct text **)member, count);
     case BIND_MAP:
+        return take_map(in, f->name, (const struct text_pair **)member, count);
     case BIND_RECORDS:
-        return take_list(in, f, (const void **)member, (size_t *)(base + f->count));
+        return take_records(in, f->record, (const void **)member, count);
     case BIND_RECORD:
     case BIND_OPT_RECORD:
         return take_record(in, f->record, member);

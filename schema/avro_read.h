@@ -13,9 +13,9 @@
 
 #include "schema/binding.h"
 
-/* body: one record of the binding's own schema, and skim_check() found no fault with it: no length
- * is looked at again here. A map's key that is there twice is kept twice. CODEC_OK, BAD_PAYLOAD
- * (text that is not UTF-8, a NUL in a literal) or NO_MEMORY. */
+/* body: one record of the binding's own schema, which skim_check() found plain: no length is looked
+ * at again here. The record, or the failure and its words, that Avro C's way comes to. CODEC_OK,
+ * BAD_PAYLOAD (text that is not UTF-8, a NUL in a literal) or NO_MEMORY. */
 enum codec_status avro_read_struct(const uint8_t *body, const struct record_binding *binding,
                                    struct arena *arena, void *record,
                                    struct error *error) PGPT_MUST_CHECK;

@@ -86,6 +86,8 @@ static int get_float(struct fill *g, const avro_value_t *value, const char *fiel
 {
     double wide;
 
+    if (avro_value_get_type(value) == AVRO_FLOAT) /* bit by bit, be it a number or not */
+        return avro_value_get_float(value, out) ? mismatch(g, field, "number") : 0;
     if (get_double(g, value, field, &wide))
         return -1;
     if (isfinite(wide) && fabs(wide) > (double)FLT_MAX) {

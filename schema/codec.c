@@ -241,6 +241,7 @@ enum codec_status codec_decode(struct codec *codec, enum record_type type, const
     struct frame frame;
     struct writer *writer = NULL;
     enum codec_status status;
+    bool plain;
 
     if (framing_read(data, size, &frame, error))
         return CODEC_BAD_FRAME;
@@ -252,9 +253,9 @@ enum codec_status codec_decode(struct codec *codec, enum record_type type, const
                   record_bindings[type]->name);
         return CODEC_UNKNOWN_SCHEMA;
     }
-    if (skim_check(writer->skim, frame.body, frame.body_size, error))
+    if (skim_check(writer->skim, frame.body, frame.body_size, &plain, error))
         return CODEC_BAD_PAYLOAD;
-    if (writer->fingerprint == codec->writers[type].fingerprint)
+    if (plain && writer->fingerprint == codec->writers[type].fingerprint)
         return avro_read_struct(frame.body, record_bindings[type], arena, record, error);
     avro_reader_memory_set_source(codec->reader, (const char *)frame.body,
                                   (int64_t)frame.body_size);

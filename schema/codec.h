@@ -2,9 +2,9 @@
  *
  * codec: records to framed Avro bytes and back. A codec holds the compiled writer schemas (its own
  * and every older or newer one it was given) and reusable Avro values, so it belongs to one thread;
- * each thread opens its own. Payloads are skimmed against hard caps before Avro C sees a byte,
- * decoded with the writer's schema, mapped by field name, and missing fields take the defaults of
- * the wire contract.
+ * each thread opens its own. Payloads are skimmed against hard caps before anything reads them.
+ * Those of the product's own schemas go straight into the structs, others by Avro C: with the
+ * writer's schema, mapped by field name, and missing fields take the defaults of the wire contract.
  */
 #ifndef PGPT_SCHEMA_CODEC_H
 #define PGPT_SCHEMA_CODEC_H

@@ -291,7 +291,8 @@ struct cursor {
     const unsigned char *at, *end, *start;
     int64_t empty_items; /* left */
     int64_t values;      /* left */
-    const char *field;   /* the record field last entered, for messages */
+    bool plain;
+    const char *field; /* the record field last entered, for messages */
     struct error *error;
 };
 
@@ -370,7 +371,7 @@ static int items(struct cursor *c, const struct node *node, int64_t count, int d
 /* Blocks until a count of 0; a negative count is followed by the block's size in bytes. */
 static int blocks(struct cursor *c, const struct node *node, int depth)
 {
-    for (;;) {
+    for (bool first = true;; first = false) {
         int64_t count, bytes = -1;
         const unsigned char *begin;
 
@@ -378,6 +379,8 @@ static int blocks(struct cursor *c, const struct node *node, int depth)
             return -1;
         if (count == 0)
             return 0;
+        if (!first || count < 0 || (node->kind == NODE_MAP && count > SKIM_PLAIN_PAIRS))
+            c->plain = false;
         if (count < 0) {
             if (count == INT64_MIN || varint(c, &bytes))
                 return bad(c, "a block's count is out of range");
@@ -451,13 +454,15 @@ static int value(struct cursor *c, const struct node *node, int depth)
     return bad(c, "unknown type");
 }
 
-int skim_check(const struct skim_schema *schema, const void *data, size_t size, struct error *error)
+int skim_check(const struct skim_schema *schema, const void *data, size_t size, bool *plain,
+               struct error *error)
 {
     struct cursor c = {.at = data,
                        .end = (const unsigned char *)data + size,
                        .start = data,
                        .empty_items = SKIM_EMPTY_ITEMS_MAX,
                        .values = SKIM_VALUES_MAX,
+                       .plain = true,
                        .field = "-",
                        .error = error};
 
@@ -468,5 +473,7 @@ int skim_check(const struct skim_schema *schema, const void *data, size_t size, 
         return -1;
     if (c.at != c.end)
         return bad(&c, "bytes are left after the record");
+    if (plain)
+        *plain = c.plain;
     return 0;
 }

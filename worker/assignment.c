@@ -89,7 +89,7 @@ rd_kafka_t *assignment_consumer(struct assignment *a)
 int assignment_take(struct assignment *a, int32_t partition, const struct ledger *ledger,
                     struct duplicates *duplicates)
 {
-    struct owned *owned = malloc(sizeof *owned);
+    struct owned *owned = malloc(sizeof *owned), *before;
 
     if (!owned)
         return -1;
@@ -98,7 +98,7 @@ int assignment_take(struct assignment *a, int32_t partition, const struct ledger
     owned->duplicates = duplicates;
     owned->again = -1;
     pthread_mutex_lock(&a->lock);
-    owned_free(a->owned[partition]);
+    before = a->owned[partition];
     a->owned[partition] = owned;
     a->end = partition < a->end ? a->end : partition + 1;
     if (atomic_load(&a->epochs[partition]) % 2 == 0)
@@ -106,6 +106,7 @@ int assignment_take(struct assignment *a, int32_t partition, const struct ledger
     else
         atomic_fetch_add(&a->epochs[partition], 2);
     pthread_mutex_unlock(&a->lock);
+    owned_free(before); /* a million ids take a while: not under the lock */
     return 0;
 }
 
@@ -113,6 +114,7 @@ bool assignment_give_up(struct assignment *a, int32_t partition, int timeout_ms,
                         struct ledger *ledger)
 {
     struct timespec until = condition_end((int64_t)timeout_ms * 1000);
+    struct owned *owned = NULL;
     bool in_order = false;
 
     pthread_mutex_lock(&a->lock);
@@ -122,12 +124,13 @@ bool assignment_give_up(struct assignment *a, int32_t partition, int timeout_ms,
            pthread_cond_timedwait(&a->closed, &a->lock, &until) != ETIMEDOUT)
         ;
     in_order = !a->in_transaction[partition];
-    *ledger = a->owned[partition]->ledger;
-    owned_free(a->owned[partition]);
+    owned = a->owned[partition];
+    *ledger = owned->ledger;
     a->owned[partition] = NULL;
     atomic_fetch_add(&a->epochs[partition], 1);
 done:
     pthread_mutex_unlock(&a->lock);
+    owned_free(owned);
     return in_order;
 }
 

@@ -61,7 +61,7 @@ INT(commit_max_jobs, "commit.max_jobs", 500, 1, 16384, "or when this many are fi
 INT(ledger_max_ahead, "ledger.max_ahead", 16384, 64, 16384,
     "offsets past the oldest unfinished one that a partition may run ahead")
 INT(duplicate_window_ms, "duplicate.window_ms", 900000, 0, 86400000,
-    "how long a finished job_id is remembered")
+    "how long a finished job_id is remembered at least")
 INT(duplicate_min_jobs, "duplicate.min_jobs", 100000, 0, 1000000,
     "finished job_ids a partition remembers at least")
 INT(duplicate_max_jobs, "duplicate.max_jobs", 1000000, 1, 10000000,

@@ -3,8 +3,8 @@
  * duplicates: the job ids of one partition that are running or were finished within the window, so
  * that an upstream retry gets no second run. Bounded: at least `min_jobs` finished ids are kept, at
  * most `max_jobs`, in between those younger than the window (after a silence older ones too, which
- * go a few at a time). No call does much at once. No lock: the intake thread and settle use it
- * under the assignment's lock.
+ * go a few at a time). No call but the last does much at once. No lock: the intake thread and
+ * settle use it under the assignment's lock.
  */
 #ifndef PGPT_WORKER_DUPLICATES_H
 #define PGPT_WORKER_DUPLICATES_H

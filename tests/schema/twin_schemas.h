@@ -92,32 +92,6 @@ static inline void twin_schemas_free(struct twin_schemas *t)
     }
 }
 
-/* Avro C keeps a key once, with its last value; read straight it is there as often as it came. */
-static inline void twin_pairs_unite(const struct text_pair *const_pairs, size_t *count)
-{
-    struct text_pair *pairs = (struct text_pair *)const_pairs;
-    size_t kept = 0;
-
-    for (size_t i = 0; i < *count; i++) {
-        size_t at = 0;
-
-        while (at < kept && (pairs[at].key.size != pairs[i].key.size ||
-                             memcmp(pairs[at].key.data, pairs[i].key.data, pairs[i].key.size)))
-            at++;
-        pairs[at] = pairs[i];
-        kept += at == kept;
-    }
-    *count = kept;
-}
-
-static inline void twin_unite(enum record_type type, union any_record *record)
-{
-    if (type == RECORD_GENERATION_REQUEST)
-        twin_pairs_unite(record->request.metadata, &record->request.metadata_count);
-    if (type == RECORD_GENERATION_RESULT)
-        twin_pairs_unite(record->result.metadata, &record->result.metadata_count);
-}
-
 static inline enum codec_status twin_read(struct twin_schemas *t, struct codec *codec,
                                           enum record_type type, int which, const uint8_t *body,
                                           size_t size, union any_record *record)
@@ -153,7 +127,6 @@ static inline const char *twin_differs(struct twin_schemas *t, struct codec *cod
         return "the message";
     if (own != CODEC_OK)
         return NULL;
-    twin_unite(type, &records[0]);
     for (int i = 0; i < 2; i++)
         if (codec_encode(codec, type, &records[i], &t->buffers[i], &t->errors[i]))
             return t->errors[i].message;

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 #include <avro.h>
 
+#include "schema/binding.h"
 #include "schema/canonical.h"
 #include "schema/codec.h"
 #include "schema/framing.h"
@@ -384,23 +385,135 @@ static void test_lists_in_blocks(void **state)
     }
 }
 
-/* Avro knows no key twice. As often as it came it goes into the result. */
-static void test_key_that_is_there_twice(void **state)
+static void read_both_ways(struct fixture *f, const struct generation_request *in)
 {
-    struct fixture *f = *state;
-    static const struct text_pair metadata[] = {
-        {{"k", 1}, {"1", 1}}, {{"e", 1}, {"", 0}}, {{"k", 1}, {"2", 1}}};
-    struct generation_request in = request_full(), out;
-
-    in.metadata = metadata;
-    in.metadata_count = 3;
-    if (codec_encode(f->codec, RECORD_GENERATION_REQUEST, &in, &f->buffer, &f->error))
+    if (codec_encode(f->codec, RECORD_GENERATION_REQUEST, in, &f->buffer, &f->error))
         fail_msg("%s", f->error.message);
     assert_read_as_avro_c(f, RECORD_GENERATION_REQUEST, f->buffer.data + FRAMING_SINGLE_OBJECT_SIZE,
                           f->buffer.size - FRAMING_SINGLE_OBJECT_SIZE);
+}
+
+/* Avro knows no key twice: the last value counts, and what it replaces is not looked at. */
+static void test_key_that_is_there_twice(void **state)
+{
+    struct fixture *f = *state;
+    struct text_pair metadata[] = {
+        {{"k", 1}, {"\xff", 1}}, {{"e", 1}, {"", 0}}, {{"k", 1}, {"2", 1}}, {{"kk", 2}, {"3", 1}}};
+    struct generation_request in = request_full(), out;
+
+    in.metadata = metadata;
+    in.metadata_count = 4;
+    read_both_ways(f, &in);
     decode(f, RECORD_GENERATION_REQUEST, &out);
     assert_int_equal(out.metadata_count, 3);
-    assert_text(out.metadata[2].value, "2");
+    assert_text(out.metadata[0].key, "k");
+    assert_text(out.metadata[0].value, "2");
+    assert_text(out.metadata[2].value, "3");
+    metadata[2].value = (struct text){"\xff", 1};
+    read_both_ways(f, &in);
+    assert_string_equal(f->twins.errors[0].message, "field metadata: its text is not valid UTF-8");
+}
+
+static void test_maps_of_every_size(void **state)
+{
+    struct fixture *f = *state;
+    struct text_pair metadata[100];
+    char keys[100][8];
+    struct generation_request in = request_full(), out;
+
+    for (size_t i = 0; i < 100; i++) {
+        snprintf(keys[i], sizeof keys[i], "key %zu", i);
+        metadata[i].key = metadata[i].value = text_of(keys[i]);
+    }
+    in.metadata = metadata;
+    for (in.metadata_count = 0; in.metadata_count <= 100; in.metadata_count++) {
+        read_both_ways(f, &in);
+        decode(f, RECORD_GENERATION_REQUEST, &out);
+        assert_int_equal(out.metadata_count, in.metadata_count);
+        if (in.metadata_count)
+            assert_text(out.metadata[in.metadata_count - 1].value, keys[in.metadata_count - 1]);
+        arena_reset(f->arena);
+    }
+}
+
+/* Bits that are no number go through as they are; validation refuses them. */
+static void test_floats_that_are_no_numbers(void **state)
+{
+    static const uint32_t bits[] = {0x7f800000, 0xff800000, 0x7f800001, 0x7fc00000,
+                                    0xffffffff, 0x80000000, 0x00000001};
+    struct fixture *f = *state;
+    struct generation_request in = request_full(), out;
+
+    for (size_t i = 0; i < sizeof bits / sizeof *bits; i++) {
+        memcpy(&in.temperature, &bits[i], sizeof *bits);
+        read_both_ways(f, &in);
+        decode(f, RECORD_GENERATION_REQUEST, &out);
+        assert_memory_equal(&out.temperature, &bits[i], sizeof *bits);
+    }
+}
+
+/* The reader and the writer go along the bindings and trust them to be the schemas. */
+static void assert_bound(const struct record_binding *binding, avro_schema_t schema)
+{
+    static const avro_type_t types[] = {[BIND_TEXT] = AVRO_STRING,
+                                        [BIND_LITERAL] = AVRO_STRING,
+                                        [BIND_OPT_LITERAL] = AVRO_STRING,
+                                        [BIND_INT] = AVRO_INT32,
+                                        [BIND_LONG] = AVRO_INT64,
+                                        [BIND_BOOL] = AVRO_BOOLEAN,
+                                        [BIND_FLOAT] = AVRO_FLOAT,
+                                        [BIND_DOUBLE] = AVRO_DOUBLE,
+                                        [BIND_OPT_LONG] = AVRO_INT64,
+                                        [BIND_INTS] = AVRO_ARRAY,
+                                        [BIND_OPT_INTS] = AVRO_ARRAY,
+                                        [BIND_TEXTS] = AVRO_ARRAY,
+                                        [BIND_MAP] = AVRO_MAP,
+                                        [BIND_FIXED16] = AVRO_FIXED,
+                                        [BIND_RECORD] = AVRO_RECORD,
+                                        [BIND_OPT_RECORD] = AVRO_RECORD,
+                                        [BIND_RECORDS] = AVRO_ARRAY};
+
+    assert_int_equal(avro_schema_record_size(schema), binding->field_count);
+    for (size_t i = 0; i < binding->field_count; i++) {
+        const struct field_binding *b = &binding->fields[i];
+        avro_schema_t type = avro_schema_record_field_get_by_index(schema, (int)i);
+        bool optional = b->kind == BIND_OPT_LITERAL || b->kind == BIND_OPT_LONG ||
+                        b->kind == BIND_OPT_INTS || b->kind == BIND_OPT_RECORD;
+
+        assert_string_equal(avro_schema_record_field_name(schema, (int)i), b->name);
+        assert_int_equal(avro_typeof(type) == AVRO_UNION, optional);
+        if (optional) {
+            assert_int_equal(avro_schema_union_size(type), 2);
+            assert_int_equal(avro_typeof(avro_schema_union_branch(type, 0)), AVRO_NULL);
+            type = avro_schema_union_branch(type, 1);
+        }
+        if (avro_typeof(type) == AVRO_LINK)
+            type = avro_schema_link_target(type);
+        assert_int_equal(avro_typeof(type), types[b->kind]);
+        if (b->kind == BIND_FIXED16)
+            assert_int_equal(avro_schema_fixed_size(type), 16);
+        if (b->kind == BIND_INTS || b->kind == BIND_OPT_INTS)
+            assert_int_equal(avro_typeof(avro_schema_array_items(type)), AVRO_INT32);
+        if (b->kind == BIND_TEXTS)
+            assert_int_equal(avro_typeof(avro_schema_array_items(type)), AVRO_STRING);
+        if (b->kind == BIND_MAP)
+            assert_int_equal(avro_typeof(avro_schema_map_values(type)), AVRO_STRING);
+        if (b->record)
+            assert_bound(b->record, b->kind == BIND_RECORDS ? avro_schema_array_items(type) : type);
+    }
+}
+
+static void test_bindings_are_the_schemas(void **state)
+{
+    (void)state;
+    for (int type = 0; type < RECORD_TYPE_COUNT; type++) {
+        const char *json = codec_schema_json((enum record_type)type);
+        avro_schema_t schema;
+
+        assert_int_equal(avro_schema_from_json_length(json, strlen(json), &schema), 0);
+        assert_bound(record_bindings[type], schema);
+        avro_schema_decref(schema);
+    }
 }
 
 static void test_chunk_and_control(void **state)
@@ -567,6 +680,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_random_damage_never_breaks, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lists_in_blocks, setup, teardown),
         cmocka_unit_test_setup_teardown(test_key_that_is_there_twice, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_maps_of_every_size, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_floats_that_are_no_numbers, setup, teardown),
+        cmocka_unit_test(test_bindings_are_the_schemas),
         cmocka_unit_test_setup_teardown(test_chunk_and_control, setup, teardown),
         cmocka_unit_test_setup_teardown(test_words_and_texts_that_are_none, setup, teardown),
         cmocka_unit_test_setup_teardown(test_reuse_leaves_nothing_behind, setup, teardown),

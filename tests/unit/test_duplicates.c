@@ -7,8 +7,18 @@
 #include <cmocka.h>
 
 #include "tests/unit/worker_fixture.h"
-#include "worker/duplicates.h"
-#include "worker/job_id.h"
+
+static bool memory_out;
+
+static void *calloc_or_not(size_t count, size_t size)
+{
+    return memory_out && count > 1 ? NULL : calloc(count, size); /* tables; never an id's entry */
+}
+
+/* Its table is looked into, and cannot always grow. */
+#define calloc calloc_or_not
+#include "worker/duplicates.c"
+#undef calloc
 
 static int begin(struct duplicates *d, uint64_t number, int64_t offset)
 {
@@ -127,6 +137,52 @@ static void running_ones_are_never_pushed_out(void **state)
     duplicates_destroy(d);
 }
 
+/* Growing is spread over the additions, and is over before it must begin again. */
+static void the_table_grows_a_little_at_a_time(void **state)
+{
+    enum { IDS = 9 * FIRST_BUCKETS };
+    struct duplicates *d = create(1000, 10, 100);
+    size_t moved, tables = 1;
+
+    (void)state;
+    for (uint64_t i = 0; i < IDS; i++) {
+        bool growing = d->old != NULL;
+
+        moved = growing ? d->moved : 0;
+        assert_int_equal(begin(d, i, (int64_t)i), 1);
+        if (d->old)
+            assert_in_range(d->moved, moved + growing, moved + 2);
+        if (!growing && d->old) {
+            assert_int_equal(d->bucket_count, 2 * (i > FIRST_BUCKETS ? i : FIRST_BUCKETS));
+            tables++;
+        }
+        if (growing && !d->old)
+            assert_in_range(i, d->bucket_count * 3 / 4 - 2, d->bucket_count * 3 / 4 + 2);
+    }
+    assert_int_equal(tables, 5);
+    for (uint64_t i = 0; i < IDS; i++)
+        assert_int_equal(begin(d, i, -1), 0);
+    duplicates_destroy(d);
+}
+
+static void a_table_that_cannot_grow_is_only_slower(void **state)
+{
+    struct duplicates *d = create(1000, 10, 100);
+
+    (void)state;
+    memory_out = true;
+    for (uint64_t i = 0; i < 3000; i++)
+        assert_int_equal(begin(d, i, (int64_t)i), 1);
+    assert_int_equal(d->bucket_count, FIRST_BUCKETS);
+    memory_out = false;
+    for (uint64_t i = 3000; i < 9000; i++)
+        assert_int_equal(begin(d, i, (int64_t)i), 1);
+    assert_true(d->bucket_count > 4 * FIRST_BUCKETS);
+    for (uint64_t i = 0; i < 9000; i++)
+        assert_int_equal(begin(d, i, -1), 0);
+    duplicates_destroy(d);
+}
+
 /* Senders choose ids. These all have one sum under a shift and an exclusive or, such as a hash
  * without a secret may begin with; they must not fall into a few buckets. */
 static void chosen_ids_do_not_share_a_bucket(void **state)
@@ -207,6 +263,8 @@ int main(void)
         cmocka_unit_test(old_ones_go_a_few_at_a_time),
         cmocka_unit_test(the_most_is_the_most),
         cmocka_unit_test(running_ones_are_never_pushed_out),
+        cmocka_unit_test(the_table_grows_a_little_at_a_time),
+        cmocka_unit_test(a_table_that_cannot_grow_is_only_slower),
         cmocka_unit_test(chosen_ids_do_not_share_a_bucket),
         cmocka_unit_test(sequences_agree_with_a_list),
     };

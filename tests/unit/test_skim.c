@@ -22,6 +22,8 @@
 
 static struct error error;
 
+static bool plain; /* the last one skimmed */
+
 /* The bytes lie in an exact allocation, so that a sanitizer sees a read past them. */
 static int skim(const char *json, const unsigned char *bytes, size_t size)
 {
@@ -35,7 +37,7 @@ static int skim(const char *json, const unsigned char *bytes, size_t size)
     if (size)
         memcpy(copy, bytes, size);
     error.message[0] = '\0';
-    status = skim_check(schema, copy, size, &error);
+    status = skim_check(schema, copy, size, &plain, &error);
     skim_free(schema);
     free(copy);
     return status;
@@ -60,6 +62,32 @@ static void assert_accepted(const char *json, const unsigned char *bytes, size_t
 #define BILLIONS 0x80, 0x80, 0x80, 0x80, 0x40
 #define LONG_MAX_BYTES 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01
 #define LONG_MIN_BYTES 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01
+
+/* One block a list, no sizes in bytes, small maps. */
+static void test_what_is_plain(void **state)
+{
+    unsigned char bytes[2 + 2 * SKIM_PLAIN_PAIRS + 3];
+
+    (void)state;
+    assert_accepted(FIELD(ARRAY("\"int\"")), BYTES(0));
+    assert_true(plain);
+    assert_accepted(FIELD(ARRAY("\"int\"")), BYTES(4, 2, 2, 0));
+    assert_true(plain);
+    assert_accepted(FIELD(ARRAY("\"int\"")), BYTES(3, 4, 2, 2, 0)); /* -2 items, 2 bytes */
+    assert_false(plain);
+    assert_accepted(FIELD(ARRAY("\"int\"")), BYTES(2, 2, 2, 2, 0)); /* two blocks */
+    assert_false(plain);
+    assert_accepted(FIELD(ARRAY(ARRAY("\"int\""))), BYTES(2, 2, 2, 2, 2, 0, 0));
+    assert_false(plain);
+    for (int pairs = SKIM_PLAIN_PAIRS; pairs <= SKIM_PLAIN_PAIRS + 1; pairs++) {
+        memset(bytes, 0, sizeof bytes); /* empty keys, empty strings */
+        bytes[0] = (unsigned char)(pairs * 2 & 127) | 128;
+        bytes[1] = (unsigned char)(pairs * 2 >> 7);
+        assert_accepted(FIELD("{\"type\":\"map\",\"values\":\"string\"}"), bytes,
+                        (size_t)(2 + 2 * pairs + 1));
+        assert_int_equal(plain, pairs == SKIM_PLAIN_PAIRS);
+    }
+}
 
 static void test_array_of_null_bomb(void **state)
 {
@@ -247,6 +275,7 @@ static void test_schema_that_multiplies(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_what_is_plain),
         cmocka_unit_test(test_array_of_null_bomb),
         cmocka_unit_test(test_array_of_null_in_many_blocks),
         cmocka_unit_test(test_wide_empty_items_are_counted_by_values),

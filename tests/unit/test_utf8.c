@@ -58,17 +58,18 @@ static void check(const uint8_t *p, size_t size)
 
 static void test_up_to_three_bytes(void **state)
 {
-    uint8_t p[4] = {0};
+    uint8_t p[5]; /* behind what is looked at lies what would go on with it */
 
     (void)state;
+    memset(p, 0x80, sizeof p);
     for (uint32_t all = 0; all < 1u << 24; all++) {
         p[0] = (uint8_t)all;
         p[1] = (uint8_t)(all >> 8);
         p[2] = (uint8_t)(all >> 16);
         check(p, 3);
-        if (all < 1u << 16)
+        if (p[2] == 0x80)
             check(p, 2);
-        if (all < 1u << 8)
+        if (p[2] == 0x80 && p[1] == 0x80)
             check(p, 1);
     }
 }
@@ -77,7 +78,7 @@ static void test_four_bytes(void **state)
 {
     static const uint8_t borders[] = {0x00, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0, 0xFF};
     enum { BORDERS = sizeof borders };
-    uint8_t p[4];
+    uint8_t p[5] = {[4] = 0x80};
 
     (void)state;
     for (int first = 0; first < 256; first++)
@@ -104,7 +105,6 @@ static void test_behind_ascii(void **state)
 
             memset(text, 'a', sizeof text);
             memcpy(text + ascii, tails[i], strlen(tails[i]));
-            assert_int_equal(utf8_valid((const char *)text, size), wanted_valid(text, size));
             assert_int_equal(utf8_valid((const char *)text, size + 9),
                              wanted_valid(text, size + 9));
         }
