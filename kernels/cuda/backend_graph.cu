@@ -10,7 +10,7 @@ static const int32_t buckets[] = {1,   2,   4,    8,    16,   28,   32,   48,   
                                   768, 896, 1024, 1280, 1536, 1792, 2048, 3072, 4096};
 
 /* A run of many rows is cut into parts that go side by side: the products of one work while the
- * attention of another waits for memory. As measured (cuda/NOTES.md). */
+ * attention of another waits for memory. As measured (kernels/cuda/NOTES.md). */
 enum {
     PARTS_STEPS = 4,     /* of a run, at least: parts begin and end together */
     PARTS_UNIT = 64,     /* of a part's rows */

@@ -20,7 +20,7 @@ enum {
     FUSED_SHAPES = 2,        /* clusters of 16 blocks, and of 8 */
     FUSED_VOCABULARY = 4096, /* most tokens whose logits come from this kernel */
     /* most rows of a step with the wide feed-forward: its weights come to every cluster anew, and
-     * launched steps were faster from 80 rows on (cuda/NOTES.md) */
+     * launched steps were faster from 80 rows on (kernels/cuda/NOTES.md) */
     FUSED_WIDE_ROWS = 64,
 };
 
