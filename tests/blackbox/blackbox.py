@@ -240,6 +240,8 @@ def collect(args, logs, wanted, dead_letters):
         now_total = sum(len(log.messages) for log in logs.values())
         results = {m.key().decode() for m in logs["pgpt.results"].messages if m.key()}
         done = wanted <= results and len(logs["pgpt.dlq"].messages) >= dead_letters
+        if now_total != before:
+            deadline = time.time() + args.timeout
         if not done or now_total != before:
             quiet_since = None
         elif quiet_since is None:
@@ -255,7 +257,7 @@ def main():
     parser.add_argument("--database", help="PostgreSQL URL; leaves SQL unchecked without")
     parser.add_argument("--jobs", type=int, default=300)
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--timeout", type=float, default=180)
+    parser.add_argument("--timeout", type=float, default=180, help="seconds without a new record")
     args = parser.parse_args()
     print(f"seed {args.seed}")
     rng = random.Random(args.seed)

@@ -78,7 +78,7 @@ class Client:
                "env": self.env, **how}
         return subprocess.Popen([str(PGPT), *map(str, arguments)], **how)
 
-    def run(self, *arguments, stdin=b"", code=0, timeout=60, env=None):
+    def run(self, *arguments, stdin=b"", code=0, timeout=120, env=None):
         """Runs to its end; the exit code must be the one expected."""
         done = subprocess.run([str(PGPT), *map(str, arguments)], input=stdin, capture_output=True, timeout=timeout,
                               env={**self.env, **(env or {})})

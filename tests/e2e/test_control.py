@@ -179,8 +179,9 @@ def test_a_deadline_passes_in_the_queue(new_realm):
 
 def test_a_deadline_passes_while_it_runs(new_realm):
     realm = new_realm(partitions=1)
-    realm.worker(engine_max_rows=16, faults=paced(12))
-    company, job = request(stream=True, **SLOW), request(stream=True, **SLOW)
+    realm.worker(faults=paced(16))
+    slow = {**SLOW, "num_return_sequences": 2, "min_length": 180, "max_length": 190}
+    company, job = request(stream=True, **slow), request(stream=True, **slow)
     job["deadline_us"] = now_us() + 1_500_000 # of the three seconds that both take
     realm.send(company, job)
     results = realm.check_exactly_once(status=None)

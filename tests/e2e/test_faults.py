@@ -36,7 +36,7 @@ def test_a_stall_inside_a_transaction_during_a_rebalance(point, new_realm, gener
     realm = new_realm(partitions=4)
     first = realm.worker("first", faults=f"{point}:stall:2500@3")
     realm.send(*work(30))
-    realm.reader.until(lambda: len(realm.reader.records["results"]) >= 2, 30, realm.state)
+    realm.reader.until(lambda: len(realm.reader.records["results"]) >= 2, 90, realm.state)
     realm.worker("second", faults="none")
     realm.send(*work(20))
     results = check_all(realm, generate)
@@ -51,7 +51,7 @@ def test_a_stall_longer_than_a_call_may_take(point, new_realm, generate):
     realm = new_realm(partitions=4)
     realm.worker("first", faults=f"{point}:stall:7000@3", transaction_timeout_ms=3000, kafka_call_timeout_ms=2000)
     realm.send(*work(30))
-    realm.reader.until(lambda: len(realm.reader.records["results"]) >= 2, 30, realm.state)
+    realm.reader.until(lambda: len(realm.reader.records["results"]) >= 2, 90, realm.state)
     realm.worker("second", faults="none")
     check_all(realm, generate)
 
@@ -157,7 +157,7 @@ def test_a_bad_deploy_that_fails_every_record_stops_itself(new_realm):
     jobs = [request(f"This is sentence number {n}.", max_length=4) for n in range(600)]
     realm.send(*jobs)
     bad = realm.worker("bad", faults="decoded:fail", wait=False)
-    deadline = time.time() + 30
+    deadline = time.time() + 90
     while "dead-letter" not in bad.http("/readyz")[1] and time.time() < deadline:
         time.sleep(0.05)
     status, reason = bad.http("/readyz")

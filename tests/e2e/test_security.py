@@ -135,7 +135,7 @@ def secure_worker(realm, certificates, password=PASSWORD, authority="authority",
                            "log_level": "debug", **settings})
 
 
-def log_says(worker, *words, timeout=30):
+def log_says(worker, *words, timeout=90):
     """A line with all the words; secrets are in none."""
     deadline = time.time() + timeout
     while time.time() < deadline:

@@ -15,7 +15,7 @@ def at(us):
     return EPOCH + timedelta(microseconds=us)
 
 
-def recorded(realm, ids, timeout=30):
+def recorded(realm, ids, timeout=90):
     """job_id -> row, once every job has its final one."""
     ids = list(ids)
     rows = realm.wait_rows("select *, job_id::text as id from job where job_id = any(%s::uuid[])", (ids,),

@@ -281,7 +281,7 @@ class Worker(Process):
         except OSError as problem:
             return 0, str(problem)
 
-    def wait_ready(self, timeout=60):
+    def wait_ready(self, timeout=120):
         deadline = time.time() + timeout
         while True:
             status, body = self.http("/readyz")

@@ -199,10 +199,13 @@ class Realm:
         return self.results([job_id], timeout)[job_id]
 
     def results(self, ids, timeout=60):
-        """job_id -> result, once all of them are there; each must be the only one so far."""
+        """job_id -> result, once all of them are there; each must be the only one so far. timeout: without a new one."""
         reader, ids = self.reader, list(ids)
-        reader.until(lambda: all(reader.results.get(i) for i in ids), timeout,
-                     lambda: f"{sum(not reader.results.get(i) for i in ids)} of {len(ids)} results; {self.state()}")
+
+        def missing():
+            return sum(not reader.results.get(i) for i in ids)
+        while left := missing():
+            reader.until(lambda: missing() < left, timeout, lambda: f"{left} of {len(ids)} results do not come; {self.state()}")
         for i in ids:
             assert len(reader.results[i]) == 1, f"{i} has {len(reader.results[i])} results"
         reader.catch_up("chunks")
@@ -217,11 +220,11 @@ class Realm:
     def chunks(self, job_id):
         return [read.value for read in self.reader.chunks[job_id]]
 
-    def wait_chunk(self, job_id, timeout=30):
+    def wait_chunk(self, job_id, timeout=90):
         reader = self.reader
         reader.until(lambda: reader.chunks.get(job_id), timeout, lambda: f"a chunk of {job_id}; {self.state()}")
 
-    def final_events(self, job_id, timeout=20, count=1):
+    def final_events(self, job_id, timeout=90, count=1):
         reader = self.reader
 
         def finals():
@@ -229,7 +232,7 @@ class Realm:
         reader.until(lambda: len(finals()) >= count, timeout, lambda: f"a final event of {job_id}")
         return finals()
 
-    def dead_letters(self, count, timeout=30):
+    def dead_letters(self, count, timeout=90):
         reader = self.reader
         reader.until(lambda: len(reader.records["dlq"]) >= count, timeout,
                      lambda: f"{len(reader.records['dlq'])} of {count} dead letters; {self.state()}")
@@ -255,7 +258,7 @@ class Realm:
         finally:
             c.close()
 
-    def wait_lag_zero(self, timeout=30):
+    def wait_lag_zero(self, timeout=90):
         deadline = time.time() + timeout
         while self.committed() != self.ends():
             assert time.time() < deadline, f"lag stays: committed {self.committed()} of {self.ends()}; {self.state()}"
@@ -267,7 +270,7 @@ class Realm:
         with psycopg.connect(self.database, autocommit=True, row_factory=dict_row) as db:
             return db.execute(query, parameters).fetchall()
 
-    def wait_rows(self, query, parameters, done, timeout=30):
+    def wait_rows(self, query, parameters, done, timeout=90):
         """Asks SQL until done(rows); returns the rows."""
         deadline = time.time() + timeout
         while True:
