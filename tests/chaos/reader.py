@@ -87,7 +87,7 @@ class Along:
     """A slow read_committed reader of results and chunks that reads while faults go on: what it is given
     must be what stands there in the end."""
     EVERY_S = 0.02 # a record; fewer than are written, so that it falls behind
-    REST_S = 60
+    REST_S = 180
 
     def __init__(self, bootstrap):
         self.seen, self.next = {}, 0 # (topic, partition) -> [(offset, value)]

@@ -199,10 +199,10 @@ class Trial:
     def wait_for_work(self):
         """The faults begin when the workers work: a first result is there."""
         probe = reader.Reader(self.kafka.bootstrap, ROOT / "schema")
-        deadline = time.time() + 90
+        deadline = time.time() + 180
         while not probe.logs.results:
             if time.time() > deadline:
-                raise RuntimeError(f"no result within 90 s of the start: {self.workers[0].tail()}")
+                raise RuntimeError(f"no result within 180 s of the start: {self.workers[0].tail()}")
             self.load.step()
             probe.poll()
         probe.close()

@@ -178,7 +178,7 @@ def test_too_many_dead_letters_stop_the_intake(realm):
         realm.produce("requests", f"junk-{n}", b"junk %d" % n, partition=0)
     realm.flush()
     deadline = time.time() + 90
-    while worker.http("/readyz")[0] == 200 and time.time() < deadline:
+    while worker.http("/readyz")[0] != 503 and time.time() < deadline:
         time.sleep(0.05)
     status, reason = worker.http("/readyz")
     assert status == 503 and "dead-letter" in reason, reason

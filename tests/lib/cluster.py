@@ -165,12 +165,12 @@ class Kafka:
         self.bootstrap = ",".join(f"127.0.0.1:{p}" for p in ports)
         self.fronts = ",".join(f"127.0.0.1:{b.front_port}" for b in self.brokers) if front else self.bootstrap
 
-    def start(self, timeout=90):
+    def start(self, timeout=180):
         for broker in self.brokers:
             broker.start()
         self.wait(timeout)
 
-    def wait(self, timeout=90):
+    def wait(self, timeout=180):
         from confluent_kafka import KafkaException
         from confluent_kafka.admin import AdminClient
         admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
@@ -215,7 +215,7 @@ class Postgres(Process):
         self.server = f"postgresql://app@127.0.0.1:{self.port}"
         self.url = f"{self.server}/pgpt"
 
-    def start(self, timeout=60):
+    def start(self, timeout=180):
         import psycopg
         deadline = time.time() + timeout
         while True:
