@@ -521,7 +521,7 @@ static __device__ __forceinline__ void rows_tell(S *s, const struct fused_params
     }
 }
 
-/* The row that this block chooses for, if there is one: its token to every block. */
+/* The row that this block chooses for, if there is one: its token to every block. All workers. */
 template <class S>
 static __device__ __forceinline__ void row_draw(S *s, const struct fused_params &p, int32_t step,
                                                 const struct fused_place &at,
@@ -538,6 +538,9 @@ static __device__ __forceinline__ void row_draw(S *s, const struct fused_params 
                                              s->min_new[row], s->max_new[row], (int)threadIdx.x);
     int32_t token = before.token;
 
+    /* The letter says that this block's share of the one row was read; the choice works where the
+     * other rows' sums lie, too. */
+    workers_sync();
     letter_receive(s, p, LETTER_LOGITS, at, l);
     if (!before.finished)
         token = draw_run((struct draw_scratch *)&s->partial, &s->drawn, DRAW_BARRIER, s->logits,

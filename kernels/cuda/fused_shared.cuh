@@ -116,9 +116,10 @@ template <int CL, int FFN> struct fused_constants {
  *   head, thus of every block: each belongs to a head whose rows somebody attends to.
  * - unit or logits, and told, are read by the warp that tells the world, for which all wait
  *   (told_read) when the last layer of the next step begins; who sends them again has y of that.
- * - Who chooses a row works in y and partial: the block's own share has come with the letter, so
- *   partial has been read, and y was before; the next y is not sent before this block has sent its
- *   columns of q, nor does it multiply before the row is chosen.
+ * - Who chooses a row works in y and partial: the block's own share of that row has come with the
+ *   letter, and a barrier of the workers says so of the other rows' sums; y was read before; the
+ *   next y is not sent before this block has sent its columns of q, nor does it multiply before the
+ *   row is chosen.
  * - Bytes that come before the receiver has announced their letter count below zero meanwhile; the
  *   phase cannot end before the announcement, which is its only arrival.
  * - partial is read in front of what is sent of it, and the letter comes with the block's own share
