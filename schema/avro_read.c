@@ -90,11 +90,17 @@ static void take_fixed16(struct in *in, char *out)
 
 /* ---- lists ---- */
 
-/* The items of the list that begins here: one block, and the empty one that ends it; or this one
- * alone. */
-static size_t list_begin(struct in *in)
+/* Room for the items of the list that begins here, and how many: one block, and the empty one that
+ * ends it, or this one alone. NULL: there is no memory. */
+static void *list_begin(struct in *in, size_t size, size_t *count)
 {
-    return (size_t)take_long(in);
+    void *items;
+
+    *count = (size_t)take_long(in);
+    items = arena_calloc(in->fill.arena, *count, size);
+    if (!items)
+        (void)fill_no_memory(&in->fill);
+    return items;
 }
 
 static void list_end(struct in *in, size_t count)
@@ -103,21 +109,10 @@ static void list_end(struct in *in, size_t count)
         (void)take_long(in);
 }
 
-static void *items_make(struct in *in, size_t count, size_t size)
-{
-    void *items = arena_calloc(in->fill.arena, count, size);
-
-    if (!items)
-        (void)fill_no_memory(&in->fill);
-    return items;
-}
-
 static int take_ints(struct in *in, const int32_t **out, size_t *count)
 {
-    int32_t *items;
+    int32_t *items = list_begin(in, sizeof *items, count);
 
-    *count = list_begin(in);
-    items = items_make(in, *count, sizeof *items);
     if (!items)
         return -1;
     for (size_t i = 0; i < *count; i++)
@@ -129,10 +124,8 @@ static int take_ints(struct in *in, const int32_t **out, size_t *count)
 
 static int take_texts(struct in *in, const char *field, const struct text **out, size_t *count)
 {
-    struct text *items;
+    struct text *items = list_begin(in, sizeof *items, count);
 
-    *count = list_begin(in);
-    items = items_make(in, *count, sizeof *items);
     if (!items)
         return -1;
     for (size_t i = 0; i < *count; i++)
@@ -146,10 +139,8 @@ static int take_texts(struct in *in, const char *field, const struct text **out,
 static int take_records(struct in *in, const struct record_binding *binding, const void **out,
                         size_t *count)
 {
-    char *items;
+    char *items = list_begin(in, binding->size, count);
 
-    *count = list_begin(in);
-    items = items_make(in, *count, binding->size);
     if (!items)
         return -1;
     for (size_t i = 0; i < *count; i++)
@@ -180,10 +171,8 @@ static size_t pairs_unite(struct text_pair *pairs, size_t count)
 
 static int take_map(struct in *in, const char *field, const struct text_pair **out, size_t *count)
 {
-    struct text_pair *pairs;
+    struct text_pair *pairs = list_begin(in, sizeof *pairs, count);
 
-    *count = list_begin(in);
-    pairs = items_make(in, *count, sizeof *pairs);
     if (!pairs)
         return -1;
     for (size_t i = 0; i < *count; i++) {

@@ -13,7 +13,8 @@ BACKLOG, COMMIT_S, START_S = 400, 0.25, 3
 def kill_in_first_transaction(realm, name):
     """A worker that has taken over everything and is about to commit what it made: nothing of it ever counts."""
     worker = realm.worker(name, faults="send_offsets:stall:600000", wait=False)
-    realm.reader.until(lambda: "stalls at send_offsets" in worker.tail() and "4 owned" in worker.tail(), 60, worker.tail)
+    worker.wait_says("4 owned")
+    worker.wait_says("stalls at send_offsets")
     worker.kill()
 
 

@@ -10,17 +10,9 @@
 #include <string.h>
 
 #include "schema/codec.h"
+#include "tests/schema/any_record.h"
 
 enum { LINE_BYTES = 8 << 20, ARENA_BYTES = 256 << 20 };
-
-union any_record {
-    struct generation_request request;
-    struct generation_chunk chunk;
-    struct generation_result result;
-    struct job_event event;
-    struct job_index index;
-    struct job_control control;
-};
 
 static int type_find(const char *name)
 {

@@ -14,15 +14,7 @@
 #include "schema/canonical.h"
 #include "schema/codec.h"
 #include "schema/framing.h"
-
-union any_record {
-    struct generation_request request;
-    struct generation_chunk chunk;
-    struct generation_result result;
-    struct job_event event;
-    struct job_index index;
-    struct job_control control;
-};
+#include "tests/schema/any_record.h"
 
 struct twin_schemas {
     char directory[64]; /* for codec_open(); twin_schemas_remove() when it is open */
@@ -31,6 +23,11 @@ struct twin_schemas {
     struct buffer buffers[2];
     struct error errors[2];
 };
+
+static inline void twin_path(const struct twin_schemas *t, int type, char path[128])
+{
+    snprintf(path, 128, "%s/%s.twin.avsc", t->directory, codec_record_name((enum record_type)type));
+}
 
 static inline int twin_write(struct twin_schemas *t, enum record_type type)
 {
@@ -45,7 +42,7 @@ static inline int twin_write(struct twin_schemas *t, enum record_type type)
     memcpy(place + sizeof own - 6, "twin", 4);
     canonical = canonical_form(twin, strlen(twin), &t->errors[0]);
     t->fingerprints[type] = canonical ? canonical_crc64(canonical, strlen(canonical)) : 0;
-    snprintf(path, sizeof path, "%s/%s.twin.avsc", t->directory, codec_record_name(type));
+    twin_path(t, (int)type, path);
     file = fopen(path, "w");
     status = file && canonical && fputs(twin, file) >= 0 ? 0 : -1;
     if (file && fclose(file))
@@ -77,8 +74,7 @@ static inline int twin_schemas_remove(const struct twin_schemas *t)
     int status = 0;
 
     for (int type = 0; type < RECORD_TYPE_COUNT; type++) {
-        snprintf(path, sizeof path, "%s/%s.twin.avsc", t->directory,
-                 codec_record_name((enum record_type)type));
+        twin_path(t, type, path);
         status |= remove(path);
     }
     return status | remove(t->directory);

@@ -203,4 +203,14 @@ __attribute__((unused)) static int kafka_fixture_requests(struct kafka_fixture *
     return found;
 }
 
+/* Until the brokers were asked so; tracking has begun. */
+__attribute__((unused)) static void kafka_fixture_wait_asked(struct kafka_fixture *f, int api)
+{
+    int64_t until = clock_mono_us() + 20000000;
+
+    while (!kafka_fixture_requests(f, api) && clock_mono_us() < until)
+        usleep(2000);
+    assert_true(kafka_fixture_requests(f, api) > 0);
+}
+
 #endif

@@ -101,16 +101,6 @@ static bool settles_within(int ms)
     return falls_to(0, ms);
 }
 
-/* The brokers were asked so; tracking has begun. */
-__attribute__((unused)) static void wait_asked(int api)
-{
-    int64_t until = clock_mono_us() + 20000000;
-
-    while (!kafka_fixture_requests(&k, api) && clock_mono_us() < until)
-        usleep(2000);
-    assert_true(kafka_fixture_requests(&k, api) > 0);
-}
-
 static int results(int32_t partition)
 {
     return kafka_fixture_read(&k, k.config->topic_results, partition, NULL, NULL);

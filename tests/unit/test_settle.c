@@ -179,7 +179,7 @@ static void a_lost_partition_drops_its_jobs_when_they_are_tried_again(void **sta
                                                  RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION, 1500);
     settle_push(settle, first);
     settle_push(settle, second);
-    wait_asked(API_TXN_OFFSET_COMMIT);
+    kafka_fixture_wait_asked(&k, API_TXN_OFFSET_COMMIT);
     assert_false(assignment_give_up(k.pipeline.assignment, 1, 0, &ledger)); /* it is in there */
     assert_true(settles_within(15000));
     assert_int_equal(grown(METRIC_STALE_DROPPED), 1);
@@ -198,7 +198,7 @@ static void a_partition_lost_before_the_commit_aborts(void **state)
     rd_kafka_mock_broker_push_request_error_rtts(k.cluster, 1, API_TXN_OFFSET_COMMIT, 1,
                                                  RD_KAFKA_RESP_ERR_NO_ERROR, 1500);
     settle_push(settle, outcome_of(1, 0, JOB_COMPLETED));
-    wait_asked(API_TXN_OFFSET_COMMIT);
+    kafka_fixture_wait_asked(&k, API_TXN_OFFSET_COMMIT);
     assert_false(assignment_give_up(k.pipeline.assignment, 1, 0, &ledger));
     assert_true(settles_within(15000));
     assert_int_equal(grown(METRIC_TRANSACTIONS_ABORTED), 1);

@@ -137,8 +137,7 @@ static void a_refused_event_does_not(void **state)
     rd_kafka_mock_push_request_errors(k.cluster, API_PRODUCE, 1,
                                       RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED);
     stream_event(stream, jobs[1], "started", 1);
-    for (int i = 0; i < 4000 && !kafka_fixture_requests(&k, API_PRODUCE); i++)
-        usleep(5000);
+    kafka_fixture_wait_asked(&k, API_PRODUCE);
     assert_false(failed_within(reason, 500));
     rd_kafka_mock_stop_request_tracking(k.cluster);
     while (later < 200 && !events()) {
