@@ -222,6 +222,14 @@ static int results_read(struct backend *backend, int32_t index, struct engine_ou
     return 0;
 }
 
+enum backend_rows backend_rows_kind(int32_t flags)
+{
+    return !(flags & CUDA_ROW_FULL)                     ? ROWS_PLAIN
+           : (flags & CUDA_ROW_FULL) == CUDA_ROW_SAMPLE ? ROWS_SAMPLED
+           : flags & CUDA_ROW_BEAM                      ? ROWS_BEAMS
+                                                        : ROWS_FULL;
+}
+
 /* keys: positions that an attention of all rows looks at, sources included, at the call's start. */
 static void steps_plan(const struct backend *backend, int32_t *k, enum backend_rows *kind,
                        int64_t *keys)
@@ -241,10 +249,7 @@ static void steps_plan(const struct backend *backend, int32_t *k, enum backend_r
         *k = left;
     if (*k > MEMORY_STEPS_MOST)
         *k = MEMORY_STEPS_MOST;
-    *kind = !(flags & CUDA_ROW_FULL)                     ? ROWS_PLAIN
-            : (flags & CUDA_ROW_FULL) == CUDA_ROW_SAMPLE ? ROWS_SAMPLED
-            : flags & CUDA_ROW_BEAM                      ? ROWS_BEAMS
-                                                         : ROWS_FULL;
+    *kind = backend_rows_kind(flags);
 }
 
 /* Notes who steps in the call, and takes those off the active list that will have ended by it. */

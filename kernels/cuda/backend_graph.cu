@@ -172,6 +172,11 @@ void backend_graphs_close(struct backend *backend)
                     (void)cudaGraphExecDestroy(backend->graphs.exec[b][kind][l]);
 }
 
+bool backend_graphs_fused(const struct backend *backend, int32_t n, enum backend_rows kind)
+{
+    return kind <= ROWS_SAMPLED && n <= backend->fused.rows;
+}
+
 cudaError_t backend_graphs_run(struct backend *backend, int32_t n, enum backend_rows kind,
                                int32_t steps, int64_t keys)
 {
@@ -179,7 +184,7 @@ cudaError_t backend_graphs_run(struct backend *backend, int32_t n, enum backend_
     int32_t b = 0;
 
     backend->running = "fused kernel";
-    if (kind <= ROWS_SAMPLED && n <= backend->fused.rows) {
+    if (backend_graphs_fused(backend, n, kind)) {
         struct network_step step = backend_step_of(backend, n, false);
 
         return fused_enqueue(backend->network, &step, n, steps, kind == ROWS_SAMPLED,

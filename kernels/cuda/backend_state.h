@@ -159,6 +159,10 @@ struct network_sources backend_sources_of(const struct memory_batch *m, int32_t 
 cudaError_t backend_encode(struct backend *backend);
 /* The oldest encoding's rows join; waits for it. There is one under way. */
 int backend_join_first(struct backend *backend, int64_t *waited_us, struct error *error);
+/* What rows with these flags, all together (enum cuda_row_flags), ask of a step. */
+enum backend_rows backend_rows_kind(int32_t flags);
+/* Are steps of n such rows the fused kernel's, which ends at once where rows have ended? */
+bool backend_graphs_fused(const struct backend *backend, int32_t n, enum backend_rows kind);
 int backend_step(struct backend *backend, int32_t k, struct engine_output *out,
                  struct error *error);
 

@@ -144,21 +144,24 @@ static int batches_join(struct backend *backend, int32_t k, int64_t *waited_us, 
 
 /* Is the device to be told of the next call, too, before this one's end is waited for? What the
  * host does between two calls then costs nothing. A row that ends by an EOS in the one is led
- * through the other for nothing, so not where it might be the only one. */
+ * through the other for nothing, so not where it might be the only one, unless a kernel that finds
+ * all rows ended leaves at once. */
 static bool ahead_wanted(const struct backend *backend, int32_t k)
 {
     const struct backend_call *call = &backend->calls[backend->call_first];
+    int32_t flags = 0;
 
-    if (backend->call_count != 1 || call->groups || k != backend->k_last ||
-        backend->active_count < AHEAD_ROWS)
+    if (backend->call_count != 1 || call->groups || k != backend->k_last || !backend->active_count)
         return false;
     for (int32_t i = 0; i < backend->active_count; i++) {
         const struct backend_row *row = &backend->rows[backend->active[i]];
 
         if (backend->slots[row->slot].num_beams > 1)
             return false;
+        flags |= row->flags;
     }
-    return true;
+    return backend->active_count >= AHEAD_ROWS ||
+           backend_graphs_fused(backend, backend->active_count, backend_rows_kind(flags));
 }
 
 int backend_step(struct backend *backend, int32_t k, struct engine_output *out, struct error *error)

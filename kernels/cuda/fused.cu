@@ -191,6 +191,18 @@ static __device__ __forceinline__ void logits_run(S *s, const struct fused_param
     }
 }
 
+/* Has every row of the cluster ended? Then there is nothing to do: the host tells the device of a
+ * call before it knows who ended in the one before. */
+template <class S>
+static __device__ __forceinline__ bool rows_ended(const S *s, const struct fused_place &at)
+{
+    bool ended = true;
+
+    for (int r = 0; r < at.rows; r++)
+        ended = ended && s->state[0][r].finished;
+    return ended;
+}
+
 /* What the warps that work do. */
 template <class F, enum fused_end END, class S>
 static __device__ __forceinline__ void work(S *s, const struct fused_params &p,
@@ -295,7 +307,11 @@ static __global__ void __launch_bounds__(THREADS, 1)
         letters_open(s, p, at.rows);
     if (!(END == FUSED_STEP && p.y))
         units_begin(s, p, at.rank);
-    cluster_sync(); /* everybody's mailboxes are open */
+    if (END != FUSED_STEP)
+        rows_begin(s, p, at);
+    cluster_sync(); /* everybody's mailboxes are open, and rows are known */
+    if (END != FUSED_STEP && rows_ended(s, at))
+        return;
     if (at.warp >= WARPS) {
         registers_give();
         if (threadIdx.x == WORKERS)
@@ -308,7 +324,8 @@ static __global__ void __launch_bounds__(THREADS, 1)
         registers_take();
         launch_wait();
         launch_next();
-        rows_begin(s, p, at);
+        if (END == FUSED_STEP) /* the kernel in front may have written them */
+            rows_begin(s, p, at);
         if (END == FUSED_SAMPLED)
             row_ask(s, p, at);
         workers_sync();
