@@ -73,67 +73,73 @@ static int batch_wait(struct backend *backend, struct error *error)
                         error);
 }
 
+static int32_t source_longest(const struct engine_request *requests, int32_t count)
+{
+    int32_t longest = 0;
+
+    for (int32_t i = 0; i < count; i++)
+        if (requests[i].source_len > longest)
+            longest = requests[i].source_len;
+    return longest;
+}
+
 /* `count` requests of `tokens` source tokens together, side by side. */
 static void batch_pack(struct backend *backend, const struct engine_request *requests,
                        const int32_t *slots, int32_t count, int32_t tokens)
 {
     int32_t index = batch_next(backend);
     struct backend_batch *batch = &backend->batches[index];
-    int32_t *host = backend->memory.batches[index].host;
-    int32_t *host_tokens = host + 1, *positions = host_tokens + tokens, *rows = positions + tokens;
-    int32_t *starts = rows + tokens, at = 0;
+    const struct encode_shape shape =
+        backend_graphs_shape(tokens, count, source_longest(requests, count));
+    int32_t *host = backend->memory.batch_sources[index], *host_tokens = host + 1;
+    int32_t *positions = host_tokens + shape.tokens, *rows = positions + shape.tokens;
+    int32_t *starts = rows + shape.tokens, at = 0;
 
     host[0] = tokens;
-    batch->longest = batch->rows = 0;
+    batch->rows = 0;
     for (int32_t i = 0; i < count; i++) {
         starts[i] = at;
         batch->slots[i] = slots[i];
         batch->rows += backend->slots[slots[i]].row_count;
         batch->generations[i] = backend->slots[slots[i]].generation;
-        if (requests[i].source_len > batch->longest)
-            batch->longest = requests[i].source_len;
         for (int32_t t = 0; t < requests[i].source_len; t++, at++) {
             host_tokens[at] = requests[i].source[t];
             positions[at] = t;
             rows[at] = backend->slots[slots[i]].rows[0];
         }
     }
-    starts[count] = at;
+    for (int32_t i = count; i <= shape.sources; i++)
+        starts[i] = at; /* those that are not there are empty */
     batch->count = count;
-    batch->tokens = tokens;
+    batch->shape = shape;
     batch->enqueued = false;
     backend->batch_count++;
 }
 
-struct network_sources backend_sources_of(const struct memory_batch *m, int32_t tokens,
-                                          int32_t count, int32_t longest)
+struct network_sources backend_sources_of(int32_t *memory, const struct encode_shape *shape)
 {
     struct network_sources sources;
 
-    sources.n = m->device;
-    sources.tokens = m->device + 1;
-    sources.positions = sources.tokens + tokens;
-    sources.rows = sources.positions + tokens;
-    sources.starts = sources.rows + tokens;
-    sources.token_count = tokens;
-    sources.count = count;
-    sources.longest = longest;
+    sources.n = memory;
+    sources.tokens = memory + 1;
+    sources.positions = sources.tokens + shape->tokens;
+    sources.rows = sources.positions + shape->tokens;
+    sources.starts = sources.rows + shape->tokens;
+    sources.token_count = shape->tokens;
+    sources.count = shape->sources;
+    sources.longest = shape->longest;
     return sources;
 }
 
 static cudaError_t batch_enqueue(struct backend *backend, int32_t index)
 {
     struct backend_batch *batch = &backend->batches[index];
-    const struct memory_batch *m = &backend->memory.batches[index];
-    size_t tokens = (size_t)batch->tokens;
-    struct network_sources sources =
-        backend_sources_of(m, batch->tokens, batch->count, batch->longest);
+    const struct backend_memory *m = &backend->memory;
+    const size_t ints = 2 + 3 * (size_t)batch->shape.tokens + (size_t)batch->shape.sources;
 
-    CUDA_PASS(cudaMemcpyAsync(m->device, m->host,
-                              (2 + 3 * tokens + (size_t)batch->count) * sizeof(int32_t),
+    CUDA_PASS(cudaMemcpyAsync(m->sources, m->batch_sources[index], ints * sizeof(int32_t),
                               cudaMemcpyHostToDevice, backend->encode));
-    CUDA_PASS(network_encode(backend->network, &sources, &backend->memory.encode_space,
-                             &backend->memory.cross, false, backend->pdl, backend->encode));
+    CUDA_PASS(backend_graphs_encode(backend, &batch->shape));
     batch->enqueued = true;
     return cudaEventRecord(batch->done, backend->encode);
 }

@@ -9,6 +9,14 @@ static const int32_t buckets[] = {1,   2,   4,    8,    16,   28,   32,   48,   
                                   64,  90,  120,  128,  192,  256,  384,  512,  640,
                                   768, 896, 1024, 1280, 1536, 1792, 2048, 3072, 4096};
 
+/* Shapes of encodings that have graphs: a launch of each of some twenty kernels takes the host
+ * longer than the device takes for few tokens. What a graph has room for and is not there costs a
+ * block each that ends at once. */
+static const struct encode_shape encode_shapes[GRAPH_ENCODINGS] = {
+    {32, 8, 32, 0},    {64, 16, 64, 1},   {128, 32, 128, 2},
+    {256, 32, 128, 3}, {512, 64, 128, 4}, {1024, 128, 128, 5},
+};
+
 /* A run of many rows is cut into parts that go side by side: the products of one work while the
  * attention of another waits for memory. As measured (kernels/cuda/NOTES.md). */
 enum {
@@ -123,24 +131,55 @@ static cudaError_t steps_enqueue(struct backend *backend, int32_t n_most, enum b
     return cudaSuccess;
 }
 
-static int graph_capture(struct backend *backend, int32_t n_most, enum backend_rows kind,
-                         int32_t steps, cudaGraphExec_t *exec, struct error *error)
+/* Ends what a stream captures; status: what came of enqueueing it. */
+static int graph_end(cudaStream_t stream, cudaError_t status, cudaGraphExec_t *exec,
+                     struct error *error)
 {
     cudaGraph_t graph = NULL;
-    cudaError_t status = cudaSuccess;
     int result = -1;
 
-    CUDA_TRY(cudaStreamBeginCapture(backend->decode, cudaStreamCaptureModeThreadLocal), error, out);
-    status = steps_enqueue(backend, n_most, kind, steps);
-    CUDA_TRY(cudaStreamEndCapture(backend->decode, &graph), error, out);
+    CUDA_TRY(cudaStreamEndCapture(stream, &graph), error, out);
     CUDA_TRY(status, error, out);
     CUDA_TRY(cudaGraphInstantiate(exec, graph, 0), error, out);
-    CUDA_TRY(cudaGraphUpload(*exec, backend->decode), error, out);
+    CUDA_TRY(cudaGraphUpload(*exec, stream), error, out);
     result = 0;
 out:
     if (graph)
         (void)cudaGraphDestroy(graph);
     return result;
+}
+
+static int steps_capture(struct backend *backend, int32_t n_most, enum backend_rows kind,
+                         int32_t steps, cudaGraphExec_t *exec, struct error *error)
+{
+    CUDA_TRY(cudaStreamBeginCapture(backend->decode, cudaStreamCaptureModeThreadLocal), error,
+             fail);
+    return graph_end(backend->decode, steps_enqueue(backend, n_most, kind, steps), exec, error);
+fail:
+    return -1;
+}
+
+static cudaError_t encoding_enqueue(struct backend *backend, const struct encode_shape *shape)
+{
+    const struct network_sources sources = backend_sources_of(backend->memory.sources, shape);
+
+    return network_encode(backend->network, &sources, &backend->memory.encode_space,
+                          &backend->memory.cross, false, backend->pdl, backend->encode);
+}
+
+static int encodings_capture(struct backend *backend, struct error *error)
+{
+    for (int i = 0; i < GRAPH_ENCODINGS; i++) {
+        CUDA_TRY(cudaStreamBeginCapture(backend->encode, cudaStreamCaptureModeThreadLocal), error,
+                 fail);
+        if (graph_end(backend->encode, encoding_enqueue(backend, &encode_shapes[i]),
+                      &backend->graphs.encode[i], error))
+            return -1;
+    }
+    CUDA_TRY(cudaStreamSynchronize(backend->encode), error, fail);
+    return 0;
+fail:
+    return -1;
 }
 
 int backend_graphs_open(struct backend *backend, struct error *error)
@@ -154,11 +193,11 @@ int backend_graphs_open(struct backend *backend, struct error *error)
     for (int32_t b = 0; b < graphs->bucket_count; b++)
         for (int kind = 0; kind < ROWS_KINDS; kind++)
             for (int l = 0; l < GRAPH_LENGTHS && kind != ROWS_SAMPLED; l++)
-                if (graph_capture(backend, graphs->n_most[b], (enum backend_rows)kind,
+                if (steps_capture(backend, graphs->n_most[b], (enum backend_rows)kind,
                                   graph_lengths[l], &graphs->exec[b][kind][l], error))
                     return -1;
     CUDA_TRY(cudaStreamSynchronize(backend->decode), error, fail);
-    return 0;
+    return encodings_capture(backend, error);
 fail:
     return -1;
 }
@@ -170,6 +209,27 @@ void backend_graphs_close(struct backend *backend)
             for (int l = 0; l < GRAPH_LENGTHS; l++)
                 if (backend->graphs.exec[b][kind][l])
                     (void)cudaGraphExecDestroy(backend->graphs.exec[b][kind][l]);
+    for (int i = 0; i < GRAPH_ENCODINGS; i++)
+        if (backend->graphs.encode[i])
+            (void)cudaGraphExecDestroy(backend->graphs.encode[i]);
+}
+
+struct encode_shape backend_graphs_shape(int32_t tokens, int32_t count, int32_t longest)
+{
+    const struct encode_shape exact = {tokens, count, longest, -1};
+
+    for (int i = 0; i < GRAPH_ENCODINGS; i++)
+        if (tokens <= encode_shapes[i].tokens && count <= encode_shapes[i].sources &&
+            longest <= encode_shapes[i].longest)
+            return encode_shapes[i];
+    return exact;
+}
+
+cudaError_t backend_graphs_encode(struct backend *backend, const struct encode_shape *shape)
+{
+    return shape->graph < 0
+               ? encoding_enqueue(backend, shape)
+               : cudaGraphLaunch(backend->graphs.encode[shape->graph], backend->encode);
 }
 
 bool backend_graphs_fused(const struct backend *backend, int32_t n, enum backend_rows kind)

@@ -93,9 +93,8 @@ static size_t device_layout(struct backend_memory *memory, const struct network 
     bytes = network_space_bytes(network, memory->batch_tokens, true);
     space = (char *)carve(&carver, 1, bytes);
     network_space_carve(network, memory->batch_tokens, true, space, &memory->encode_space);
-    for (int i = 0; i < MEMORY_BATCHES; i++)
-        memory->batches[i].device =
-            (int32_t *)carve(&carver, batch_ints(memory, sizes->max_rows), sizeof(int32_t));
+    memory->sources =
+        (int32_t *)carve(&carver, batch_ints(memory, sizes->max_rows), sizeof(int32_t));
     memory->cache_bytes = cache_carve(&carver, network, sizes, sizes->max_new, &memory->self);
     memory->cache_bytes += cache_carve(&carver, network, sizes, sizes->max_source, &memory->cross);
     return carver.at;
@@ -124,7 +123,7 @@ static size_t pinned_layout(struct backend_memory *memory, const struct backend_
     memory->beam_scores = (float *)carve(&carver, R * BEAM_MAX, sizeof(float));
     memory->beam_tokens = (int32_t *)carve(&carver, R * BEAM_MAX * P, sizeof(int32_t));
     for (int i = 0; i < MEMORY_BATCHES; i++)
-        memory->batches[i].host =
+        memory->batch_sources[i] =
             (int32_t *)carve(&carver, batch_ints(memory, sizes->max_rows), sizeof(int32_t));
     return carver.at;
 }

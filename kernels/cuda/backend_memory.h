@@ -18,12 +18,6 @@ enum {
     MEMORY_PARTS = 8,           /* of a step's rows that go side by side, at most */
 };
 
-/* One encoding's sources: the same layout on both sides; see memory_batch_pack(). */
-struct memory_batch {
-    int32_t *host,
-        *device; /* n, then tokens, positions, rows (each token_count), starts (count + 1) */
-};
-
 /* What host and device tell one another of one call of steps. */
 struct memory_call {
     int32_t *lists;          /* n, group count, active, place, groups: as on the device */
@@ -48,10 +42,14 @@ struct backend_memory {
     struct product_unit *units;
     float *special, *logits, *probabilities;
     void *choose_work;
-    struct memory_batch batches[MEMORY_BATCHES];
+    /* An encoding's sources: n, then tokens, positions, rows (each as many as there are tokens),
+     * starts (one more than sources). One copy on the device, since encodings follow one another.
+     */
+    int32_t *sources;
     int32_t batch_tokens;
 
     /* pinned */
+    int32_t *batch_sources[MEMORY_BATCHES]; /* the same */
     struct memory_call calls[MEMORY_CALLS];
     struct cuda_beam_group *host_groups; /* (max_rows) as they join */
     int32_t *beam_groups;                /* (max_rows) groups to read back */

@@ -43,12 +43,19 @@ struct backend_row {
     bool running;
 };
 
+/* How sources of an encoding lie side by side: how many tokens and sources there is room for, and
+ * how long one may be. graph: of backend_graphs.encode, -1: none, and all is as it is. */
+struct encode_shape {
+    int32_t tokens, sources, longest, graph;
+};
+
 /* One encoding: packed when its requests are admitted, enqueued behind the next decode steps (so
  * that the host's work for it costs them no time), or at once when nothing decodes. */
 struct backend_batch {
     bool enqueued;
     cudaEvent_t done;
-    int32_t count, rows, tokens, longest;
+    int32_t count, rows;
+    struct encode_shape shape;
     int32_t *slots;        /* (max_rows) */
     uint32_t *generations; /* (max_rows) of these slots when they were admitted */
 };
@@ -73,11 +80,12 @@ struct backend_call {
 enum backend_rows { ROWS_PLAIN, ROWS_SAMPLED, ROWS_FULL, ROWS_BEAMS, ROWS_KINDS };
 
 /* A captured run of `steps` steps for at most n_most rows. */
-enum { GRAPH_BUCKETS = 32, GRAPH_LENGTHS = 3 };
+enum { GRAPH_BUCKETS = 32, GRAPH_LENGTHS = 3, GRAPH_ENCODINGS = 6 };
 struct backend_graphs {
     int32_t bucket_count;
     int32_t n_most[GRAPH_BUCKETS];
     cudaGraphExec_t exec[GRAPH_BUCKETS][ROWS_KINDS][GRAPH_LENGTHS];
+    cudaGraphExec_t encode[GRAPH_ENCODINGS];
 };
 extern const int32_t graph_lengths[GRAPH_LENGTHS]; /* longest first */
 
@@ -151,10 +159,12 @@ struct network_step backend_step_of(const struct backend *backend, int32_t n_mos
 
 int32_t backend_admit(struct backend *backend, int32_t n, const struct engine_request *requests,
                       const int32_t *slots, struct error *error);
-/* `count` sources of `tokens` tokens together as they lie in device memory, side by side (n, then
- * tokens, positions, rows, starts). */
-struct network_sources backend_sources_of(const struct memory_batch *m, int32_t tokens,
-                                          int32_t count, int32_t longest);
+/* Sources as they lie in `memory`, the device's or the host's. */
+struct network_sources backend_sources_of(int32_t *memory, const struct encode_shape *shape);
+/* The shape for `count` sources of `tokens` tokens together. */
+struct encode_shape backend_graphs_shape(int32_t tokens, int32_t count, int32_t longest);
+/* Enqueues the encoding of the sources that lie on the device. */
+cudaError_t backend_graphs_encode(struct backend *backend, const struct encode_shape *shape);
 /* Enqueues the encodings that were packed since. */
 cudaError_t backend_encode(struct backend *backend);
 /* The oldest encoding's rows join; waits for it. There is one under way. */

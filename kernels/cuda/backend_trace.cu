@@ -7,9 +7,9 @@
 static int trace_encode(struct backend *backend, const struct backend_trace *trace,
                         struct error *error)
 {
-    struct memory_batch *m = &backend->memory.batches[0];
-    int32_t tokens = trace->source_len, *host = m->host;
-    struct network_sources sources = backend_sources_of(m, tokens, 1, tokens);
+    int32_t tokens = trace->source_len, *host = backend->memory.batch_sources[0];
+    const struct encode_shape shape = {tokens, 1, tokens, -1};
+    struct network_sources sources = backend_sources_of(backend->memory.sources, &shape);
     float *output = backend->memory.encode_space.x;
     size_t width = (size_t)backend->network->config.d_model * sizeof(float);
 
@@ -21,8 +21,9 @@ static int trace_encode(struct backend *backend, const struct backend_trace *tra
     }
     host[1 + 3 * tokens] = 0;
     host[2 + 3 * tokens] = tokens;
-    CUDA_TRY(cudaMemcpyAsync(m->device, host, (3 + 3 * (size_t)tokens) * sizeof(int32_t),
-                             cudaMemcpyHostToDevice, backend->decode),
+    CUDA_TRY(cudaMemcpyAsync(backend->memory.sources, host,
+                             (3 + 3 * (size_t)tokens) * sizeof(int32_t), cudaMemcpyHostToDevice,
+                             backend->decode),
              error, fail);
     CUDA_TRY(network_encode(backend->network, &sources, &backend->memory.encode_space,
                             &backend->memory.cross, true, backend->pdl, backend->decode),
