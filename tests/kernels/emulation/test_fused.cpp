@@ -83,6 +83,8 @@ int main(void)
         compare("16 blocks, alone", crowd, alone, 2);
         run<format_f16, 8>(&alone, 2, 1, 1);
         compare("8 blocks, alone", crowd, alone, 2);
+        run<format_f16, 16>(&alone, 4, 1, 1);
+        compare("a cluster whose row has ended", crowd, alone, 4);
         run<format_f16, 16>(&alone, 5, 3, 3);
         for (int row = 5; row < 8; row++)
             compare("16 blocks, three rows", crowd, alone, row);
