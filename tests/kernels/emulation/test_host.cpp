@@ -327,9 +327,10 @@ cudaError_t network_encode(const struct network *, const struct network_sources 
     const struct network_sources s = *sources;
 
     put(stream, [s] {
-        for (int32_t i = 0; i < s.count && s.starts[i] < *s.n; i++)
-            encodings[s.rows[s.starts[i]]] =
-                source_hash(s.tokens + s.starts[i], s.starts[i + 1] - s.starts[i]);
+        for (int32_t i = 0; i < s.count; i++)
+            if (s.starts[i] < s.starts[i + 1]) /* a shape may have room for more sources */
+                encodings[s.rows[s.starts[i]]] =
+                    source_hash(s.tokens + s.starts[i], s.starts[i + 1] - s.starts[i]);
     });
     return cudaSuccess;
 }
