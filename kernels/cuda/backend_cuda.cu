@@ -323,6 +323,19 @@ static int32_t cuda_free_rows(const struct backend *backend)
     return backend->free_count;
 }
 
+/* A row that has joined since the last call was told will not be: it may be somebody else's when
+ * the next one is, and must not join twice. */
+static void join_drop(struct backend *backend, int32_t row)
+{
+    struct step_join *joins = backend->memory.calls[backend_call_next(backend)].joins;
+    int32_t kept = 0;
+
+    for (int32_t i = 0; i < backend->join_count; i++)
+        if (joins[i].index != row)
+            joins[kept++] = joins[i];
+    backend->join_count = kept;
+}
+
 static void row_deactivate(struct backend *backend, int32_t row)
 {
     int32_t kept = 0;
@@ -330,6 +343,7 @@ static void row_deactivate(struct backend *backend, int32_t row)
     if (!backend->rows[row].running)
         return;
     backend->rows[row].running = false;
+    join_drop(backend, row);
     for (int32_t i = 0; i < backend->active_count; i++)
         if (backend->active[i] != row)
             backend->active[kept++] = backend->active[i];

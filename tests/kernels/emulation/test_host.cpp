@@ -24,7 +24,7 @@ extern "C" {
 #include "kernels/tool/replay.h"
 }
 
-enum { REQUESTS = 5000, ROWS = 2100, SOURCE_MOST = 60, NEW_MOST = 40, ROUNDS = 6 };
+enum { REQUESTS = 5000, ROWS = 2100, FEW = 4, SOURCE_MOST = 60, NEW_MOST = 40, ROUNDS = 6 };
 
 /* ---- the device ---- */
 
@@ -398,7 +398,7 @@ cudaError_t step_begin_enqueue(const struct step_begin *begin, bool, cudaStream_
 
     put(stream, [b] {
         memcpy(b.lists, b.host_lists, (size_t)b.list_count * sizeof *b.lists);
-        for (int32_t i = 0; i < b.join_count; i++) {
+        for (int32_t i = b.join_count - 1; i >= 0; i--) { /* in any order: a thread each */
             b.rows.row[b.host_joins[i].index] = b.host_joins[i].row;
             b.collected[b.host_joins[i].index] = 0;
         }
@@ -482,6 +482,8 @@ static void requests_make(struct engine_request *requests)
         requests[i].max_new = 1 + (int32_t)(replay_random(&chance) % NEW_MOST);
         requests[i].seed = replay_random(&chance);
         requests[i].do_sample = i % 8 == 7;
+        if (i % 8 == 3)
+            requests[i].repetition_penalty = 1.2f; /* asks for other kernels, which is all here */
         requests[i].num_sequences = i % 5 == 4 ? 3 : 1;
     }
 }
@@ -503,19 +505,24 @@ static bool sequence_right(const struct engine_request *request, int32_t sequenc
     return s->token_count == at && !s->ended_with_eos && s->finished;
 }
 
-static int round_run(struct engine *engine, int round, const struct engine_request *requests)
+/* few: at once, or 0 */
+static int round_run(struct engine *engine, int round, int32_t few,
+                     const struct engine_request *requests)
 {
     static const int32_t steps[] = {1, 4, 16};
     const bool plain = round % 2; /* rows of one kind take other kernels */
     const struct replay_schedule schedule = {
-        .k = steps[round % 3], .random = round < ROUNDS - 1, .seed = (uint64_t)round};
+        .k = steps[round % 3], .batch = few, .random = round < ROUNDS - 1, .seed = (uint64_t)round};
     std::vector<struct engine_request> own(requests, requests + REQUESTS);
     std::vector<struct replay_output> outputs(REQUESTS);
     struct error error;
     int wrong = 0;
 
     for (struct engine_request &request : own)
-        request.do_sample = request.do_sample && !plain;
+        if (plain) {
+            request.do_sample = false;
+            request.repetition_penalty = 1.0f;
+        }
     if (replay_run(engine, own.data(), REQUESTS, &schedule, outputs.data(), &error)) {
         printf("host, round %d: %s FAILED\n", round, error.message);
         return 1;
@@ -525,8 +532,8 @@ static int round_run(struct engine *engine, int round, const struct engine_reque
             wrong += !sequence_right(&own[(size_t)i], s, &outputs[(size_t)i].sequences[s],
                                      engine_limits(engine)->start_token);
     replay_free(outputs.data(), REQUESTS);
-    printf("host, round %d, k %2d%s%s: %d sequences wrong %s\n", round, schedule.k,
-           plain ? ", greedy" : "", schedule.random ? ", joining" : "", wrong,
+    printf("host, round %d, k %2d%s%s%s: %d sequences wrong %s\n", round, schedule.k,
+           few ? ", few" : "", plain ? ", greedy" : "", schedule.random ? ", joining" : "", wrong,
            wrong ? "FAILED" : "ok");
     return wrong != 0;
 }
@@ -553,7 +560,7 @@ int main(void)
     end_token = engine_limits(engine)->eos_token;
     requests_make(requests);
     for (int round = 0; round < ROUNDS; round++)
-        failures += round_run(engine, round, requests);
+        failures += round_run(engine, round, 0, requests) + round_run(engine, round, FEW, requests);
     engine_close(engine);
     return failures != 0;
 }
