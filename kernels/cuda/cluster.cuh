@@ -73,9 +73,10 @@ static __device__ __forceinline__ void mailbox_open(struct cluster_mailbox *box,
     mailbox_expect(box, bytes);
 }
 
-/* The block's threads wait for the next letter, of `bytes` as said when the box was opened. */
+/* The block's threads wait for the next letter, of `bytes` as said when the box was opened; one of
+ * them is the first. */
 static __device__ __forceinline__ void mailbox_receive(struct cluster_mailbox *box, uint32_t bytes,
-                                                       uint32_t *phase)
+                                                       uint32_t *phase, bool first)
 {
     const uint32_t barrier = shared_address(&box->barrier);
     uint32_t done = 0;
@@ -88,7 +89,7 @@ static __device__ __forceinline__ void mailbox_receive(struct cluster_mailbox *b
                      : "r"(barrier), "r"(*phase & 1)
                      : "memory");
     *phase ^= 1;
-    if (threadIdx.x == 0)
+    if (first)
         mailbox_expect(box, bytes);
 }
 

@@ -21,8 +21,9 @@ static __device__ __forceinline__ struct fused_place place_find(const struct fus
     at.rank = (int)cluster_rank();
     at.head = at.rank / (S::BLOCKS / HEADS);
     at.half = at.rank % (S::BLOCKS / HEADS);
-    at.warp = __shfl_sync(0xffffffffu, (int)threadIdx.x >> 5, 0);
-    at.lane = threadIdx.x & 31;
+    at.thread = here((int)threadIdx.x);
+    at.warp = __shfl_sync(0xffffffffu, at.thread >> 5, 0);
+    at.lane = at.thread & 31;
     at.part = at.warp & 3;
     at.first = at.warp >> 2;
     at.row0 = (int)(blockIdx.x / S::BLOCKS) * each;

@@ -117,8 +117,8 @@ attend(S *s, struct chunk_half<T> *chunk, const struct fused_params &p, int laye
         const int c = from + at.share;
 
         if (c * CHUNK < length) {
-            if (from)
-                chunk_fetch<END>(s, chunk, p, layer, at, cross, c, cross ? length : position);
+            if (from) /* seldom: where its keys lie is not to be known before */
+                chunk_fetch<END>(s, chunk, p, here(layer), at, cross, c, cross ? length : position);
             if (!cross && position / CHUNK == c)
                 chunk_newest<true>(chunk, s->key[row], s->value[row], position % CHUNK, at.lane);
             chunk_attend<T>(*chunk, query, length - c * CHUNK, at.lane, &part);

@@ -268,7 +268,7 @@ static __device__ __forceinline__ void logits_send(S *s, const struct fused_para
     const int units = product_units(p.rules.vocabulary);
 
 #pragma unroll 1
-    for (int i = (int)threadIdx.x / LANES; i < at.rows * UNITS_ROUND; i += WORKERS / LANES) {
+    for (int i = at.thread / LANES; i < at.rows * UNITS_ROUND; i += WORKERS / LANES) {
         const int row = i / UNITS_ROUND, u = i % UNITS_ROUND, c = at.lane % LANES * 4;
         const int unit = at.rank + (first + u) * S::BLOCKS;
 
@@ -535,7 +535,7 @@ static __device__ __forceinline__ void row_draw(S *s, const struct fused_params 
         return;
     const struct fused_row before = s->state[at.now][row];
     const struct draw_row known = draw_begin(&s->asked, p.rules, step, before.position,
-                                             s->min_new[row], s->max_new[row], (int)threadIdx.x);
+                                             s->min_new[row], s->max_new[row], at.thread);
     int32_t token = before.token;
 
     /* The letter says that this block's share of the one row was read; the choice works where the

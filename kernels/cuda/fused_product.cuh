@@ -295,7 +295,7 @@ static __device__ __forceinline__ void head_send(S *s, struct cluster_mailbox *b
 
 #pragma unroll
     for (int i = 0; i < (ROWS * FOURS + WORKERS - 1) / WORKERS; i++) {
-        const int item = threadIdx.x + i * WORKERS, row = item / FOURS, c = item % FOURS * 4;
+        const int item = at.thread + i * WORKERS, row = item / FOURS, c = item % FOURS * 4;
         const int which = c / S::COLUMNS, to = at.half * S::COLUMNS + c % S::COLUMNS;
         typename S::element(*place)[HEAD] = which == 0 ? s->q : which == 1 ? s->key : s->value;
 
@@ -317,11 +317,11 @@ static __device__ __forceinline__ void hidden_send(S *s, enum product_act activa
                                                    const struct fused_place &at)
 {
     constexpr int FOURS = COUNT / 4, PART = ROWS * PARTIAL_STRIDE;
-    const int quarter = threadIdx.x & 3, count = at.rows * FOURS;
+    const int quarter = at.thread & 3, count = at.rows * FOURS;
 
 #pragma unroll 1
     for (int first = 0; first + at.warp * 8 < count; first += WORKERS / 4) {
-        const int i = first + (int)threadIdx.x / 4, row = min(i, count - 1) / FOURS;
+        const int i = first + at.thread / 4, row = min(i, count - 1) / FOURS;
         const int c = i % FOURS * 4, column = at.rank * S::HIDDEN + from + c;
         const float *sum = &s->partial[0][row][c + quarter];
         const float own =

@@ -19,7 +19,7 @@ static __device__ __forceinline__ void letter_receive(struct cluster_mailbox *bo
 {
     uint32_t phase = *phases >> which;
 
-    mailbox_receive(box, bytes, &phase);
+    mailbox_receive(box, bytes, &phase, threadIdx.x == 0);
     *phases ^= 1u << which;
 }
 

@@ -204,7 +204,8 @@ static __device__ __forceinline__ struct fused_turn turn_ahead(struct fused_turn
 
 /* One block's place in the cluster, and a warp's in it. */
 struct fused_place {
-    int rank, head, half, warp, lane;
+    int rank, head, half;
+    int thread, warp, lane; /* read once: the register that says so is slow to answer */
     int part, first;        /* products: the warp's part of the inputs, its first tile */
     int row0, rows;         /* of this cluster: its first among n, and how many */
     bool alone;             /* one, as the compiler knows */
@@ -255,7 +256,7 @@ letter_receive(S *s, const struct fused_params &p, enum fused_letter letter,
 {
     uint32_t phase = l->phases >> letter & 1;
 
-    mailbox_receive(&s->box[letter], letter_bytes<S>(letter, p, at.rows), &phase);
+    mailbox_receive(&s->box[letter], letter_bytes<S>(letter, p, at.rows), &phase, at.thread == 0);
     l->phases ^= 1u << letter;
 }
 

@@ -89,7 +89,7 @@ static __device__ __forceinline__ void parts_exchange(const float *sums, float *
             cluster_send16(letter + (part * QUARTER + r % QUARTER) * PARTS_COLUMNS + c, box, to,
                            *(const uint4 *)(sums + r * HOPPER_STAGE + c));
     }
-    mailbox_receive(box, BYTES, &phase);
+    mailbox_receive(box, BYTES, &phase, threadIdx.x == 0);
 }
 
 #endif

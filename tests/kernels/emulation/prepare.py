@@ -47,7 +47,7 @@ BODIES = {
         "mailbox_expect": "simt_box_expect(box, bytes);",
         "mailbox_open": "simt_box_open(box); simt_box_expect(box, bytes);",
         "mailbox_receive": "simt_box_receive(box, *phase); *phase ^= 1;"
-                           "if (threadIdx.x == 0) simt_box_expect(box, bytes);",
+                           "if (first) simt_box_expect(box, bytes);",
         "cluster_send16": "simt_box_send(to, box, rank, &v, 16);",
         "cluster_send8": "simt_box_send(to, box, rank, &v, 8);",
         "cluster_send4": "simt_box_send(to, box, rank, &v, 4);",
