@@ -299,7 +299,7 @@ int backend_call_begin(struct backend *backend, int32_t k, struct error *error)
         status = backend_encode(backend); /* newcomers, while the device is busy */
     if (status == cudaSuccess)
         status = step_collect_enqueue(m->rows, m->collected, m->active, call->count, k,
-                                      m->calls[index].out, backend->decode);
+                                      m->calls[index].out, backend->pdl, backend->decode);
     if (status == cudaSuccess)
         status = cudaEventRecord(call->done, backend->decode);
     if (status != cudaSuccess)

@@ -248,7 +248,7 @@ cudaError_t backend_graphs_run(struct backend *backend, int32_t n, enum backend_
         struct network_step step = backend_step_of(backend, n, false);
 
         return fused_enqueue(backend->network, &step, n, steps, kind == ROWS_SAMPLED,
-                             &backend->fused, backend->decode);
+                             &backend->fused, backend->pdl, backend->decode);
     }
     backend->running = "fused kernel of many rows";
     if (kind == ROWS_PLAIN && fused_rows_suits(backend->fused_rows_clusters, n, keys)) {

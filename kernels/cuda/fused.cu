@@ -13,9 +13,9 @@
 
 /* Rows are shared out evenly; a cluster may have none. ALONE: no more than one. */
 template <class S, bool ALONE>
-static __device__ __forceinline__ struct fused_place place_find(const struct fused_params &p)
+static __device__ __forceinline__ struct fused_place place_find(const struct fused_params &p, int n)
 {
-    const int n = *p.n, clusters = gridDim.x / S::BLOCKS, each = (n + clusters - 1) / clusters;
+    const int clusters = gridDim.x / S::BLOCKS, each = (n + clusters - 1) / clusters;
     struct fused_place at;
 
     at.rank = (int)cluster_rank();
@@ -296,10 +296,11 @@ static __global__ void __launch_bounds__(THREADS, 1)
     typedef struct fused_shared<typename F::element, CL, FFN> S;
     extern __shared__ __align__(128) char shared[];
     S *s = (S *)shared;
-    struct fused_place at = place_find<S, ALONE>(p);
+    const int n = END == FUSED_STEP ? *p.n : p.count;
+    struct fused_place at = place_find<S, ALONE>(p, n);
     struct fused_letters letters = {0};
 
-    if (at.row0 >= *p.n) {
+    if (at.row0 >= n) {
         launch_wait();
         launch_next();
         return;
@@ -308,8 +309,11 @@ static __global__ void __launch_bounds__(THREADS, 1)
         letters_open(s, p, at.rows);
     if (!(END == FUSED_STEP && p.y))
         units_begin(s, p, at.rank);
-    if (END != FUSED_STEP)
+    if (END != FUSED_STEP) {
+        launch_wait();
+        launch_next();
         rows_begin(s, p, at);
+    }
     cluster_sync(); /* everybody's mailboxes are open, and rows are known */
     if (END != FUSED_STEP && rows_ended(s, at))
         return;
@@ -323,10 +327,11 @@ static __global__ void __launch_bounds__(THREADS, 1)
             rows_tell<END>(s, p, at);
     } else {
         registers_take();
-        launch_wait();
-        launch_next();
-        if (END == FUSED_STEP) /* the kernel in front may have written them */
+        if (END == FUSED_STEP) {
+            launch_wait();
+            launch_next();
             rows_begin(s, p, at);
+        }
         if (END == FUSED_SAMPLED)
             row_ask(s, p, at);
         workers_sync();
@@ -501,16 +506,17 @@ static cudaError_t params_launch(const struct network *network, const struct fus
 }
 
 cudaError_t fused_enqueue(const struct network *network, const struct network_step *step, int32_t n,
-                          int32_t steps, bool sampled, const struct fused_limits *limits,
+                          int32_t steps, bool sampled, const struct fused_limits *limits, bool pdl,
                           cudaStream_t stream)
 {
     struct fused_params p;
 
     fused_params_fill(network, step, &p);
     p.n = step->n;
+    p.count = n;
     p.steps = steps;
     return params_launch(network, p, sampled ? FUSED_SAMPLED : FUSED_TOKENS, limits->clusters, n,
-                         false, stream);
+                         pdl, stream);
 }
 
 cudaError_t fused_step_enqueue(const struct network *network, const struct network_step *step,

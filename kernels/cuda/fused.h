@@ -35,9 +35,10 @@ struct fused_limits {
 cudaError_t fused_prepare(const struct network *network, int capability,
                           struct fused_limits *limits);
 /* `steps` steps, choice included, for n active rows (host's count, equal to *step->n): plain ones,
- * or, if `sampled`, such that are sampled and nothing else, and plain ones. */
+ * or, if `sampled`, such that are sampled and nothing else, and plain ones. pdl: may begin while
+ * the kernel before it drains. */
 cudaError_t fused_enqueue(const struct network *network, const struct network_step *step, int32_t n,
-                          int32_t steps, bool sampled, const struct fused_limits *limits,
+                          int32_t steps, bool sampled, const struct fused_limits *limits, bool pdl,
                           cudaStream_t stream);
 /* network_step() in this way, for step->n_most rows at most. */
 cudaError_t fused_step_enqueue(const struct network *network, const struct network_step *step,

@@ -139,8 +139,8 @@ static __global__ void step_collect(struct cuda_rows rows, int32_t *collected,
     const int i = blockIdx.x * COLLECT_ROWS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
     int32_t index, from, position;
 
-    launch_next(); /* only step_begin() may start early behind this, which writes nothing till then
-                    */
+    launch_wait();
+    launch_next();
     if (i >= n)
         return;
     index = active[i];
@@ -161,9 +161,9 @@ static __global__ void step_collect(struct cuda_rows rows, int32_t *collected,
 }
 
 cudaError_t step_collect_enqueue(struct cuda_rows rows, int32_t *collected, const int32_t *active,
-                                 int32_t n, int32_t most, struct step_output out,
+                                 int32_t n, int32_t most, struct step_output out, bool pdl,
                                  cudaStream_t stream)
 {
     return launch(step_collect, dim3((n + COLLECT_ROWS - 1) / COLLECT_ROWS), COLLECT_ROWS * 32, 0,
-                  false, stream, rows, collected, active, n, most, out);
+                  pdl, stream, rows, collected, active, n, most, out);
 }

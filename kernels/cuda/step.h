@@ -51,7 +51,7 @@ cudaError_t step_choose_enqueue(struct cuda_rows rows, struct cuda_rules rules,
                                 cudaStream_t stream);
 
 cudaError_t step_collect_enqueue(struct cuda_rows rows, int32_t *collected, const int32_t *active,
-                                 int32_t n, int32_t most, struct step_output out,
+                                 int32_t n, int32_t most, struct step_output out, bool pdl,
                                  cudaStream_t stream);
 
 #endif

@@ -20,6 +20,7 @@ static void scene_rows(scene_params *p, int n, int each)
 
     count = n;
     p->n = &count;
+    p->count = n;
     (void)each; /* follows from the clusters */
 }
 

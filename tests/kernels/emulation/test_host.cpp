@@ -375,7 +375,7 @@ static void steps_put(const struct network_step *step, int32_t n, int32_t steps,
     });
 }
 cudaError_t fused_enqueue(const struct network *, const struct network_step *step, int32_t n,
-                          int32_t steps, bool sampled, const struct fused_limits *,
+                          int32_t steps, bool sampled, const struct fused_limits *, bool,
                           cudaStream_t stream)
 {
     steps_put(step, n, steps, sampled, stream);
@@ -429,7 +429,7 @@ cudaError_t choose_full(struct cuda_rows rows, struct choose_rules,
     return cudaSuccess;
 }
 cudaError_t step_collect_enqueue(struct cuda_rows rows, int32_t *collected, const int32_t *active,
-                                 int32_t n, int32_t most, struct step_output out,
+                                 int32_t n, int32_t most, struct step_output out, bool,
                                  cudaStream_t stream)
 {
     put(stream, [=] {
