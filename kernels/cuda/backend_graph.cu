@@ -251,11 +251,11 @@ cudaError_t backend_graphs_run(struct backend *backend, int32_t n, enum backend_
                              &backend->fused, backend->pdl, backend->decode);
     }
     backend->running = "fused kernel of many rows";
-    if (kind == ROWS_PLAIN && fused_rows_suits(backend->fused_rows_clusters, n, keys)) {
+    if (kind == ROWS_PLAIN && fused_rows_suits(backend->fused_rows_clusters, n, steps, keys)) {
         struct network_step step = backend_step_of(backend, n, false);
 
         return fused_rows_enqueue(backend->network, &step, n, steps, backend->fused_rows_clusters,
-                                  backend->decode);
+                                  backend->pdl, backend->decode);
     }
     backend->running =
         kind == ROWS_PLAIN ? "launched steps" : "launched steps, whole rows of logits";

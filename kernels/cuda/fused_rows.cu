@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/fused_rows_parts.cuh"
+#include "kernels/cuda/launch.cuh"
 
 template <class F, int NT>
 static __global__ void __launch_bounds__(THREADS, 1)
@@ -25,7 +26,6 @@ static __global__ void __launch_bounds__(THREADS, 1)
     for (int i = threadIdx.x; i < (int)(sizeof *s / 16); i += THREADS)
         ((uint4 *)shared)[i] = make_uint4(0, 0, 0, 0);
     __syncthreads();
-    rows_begin(s, p, first, at);
     biases_begin(s, p, at.rank);
     if (threadIdx.x == 0) {
         s->pieces = plan_make(s->plan, p, at.rank);
@@ -47,6 +47,10 @@ static __global__ void __launch_bounds__(THREADS, 1)
 
         piece_fetch(s, piece_ahead(s, none, threadIdx.x / 2), threadIdx.x % 2);
     }
+    launch_wait();
+    launch_next();
+    rows_begin(s, p, first, at);
+    __syncthreads();
     begin_apart((int)blockIdx.x / BLOCKS, p.apart);
     struct fused_rows_piece next = {0, 0}; /* weights */
     uint32_t phases = 0;
@@ -161,20 +165,22 @@ static fused_rows_kernel kernel_of(enum cuda_format format, int32_t tiles, size_
                                : kernel_for<format_f16>(tiles, shared_bytes);
 }
 
-static void launch_config(cudaLaunchConfig_t *config, cudaLaunchAttribute *attribute,
-                          int32_t clusters, size_t shared_bytes, cudaStream_t stream)
+static void launch_config(cudaLaunchConfig_t *config, cudaLaunchAttribute *attributes,
+                          int32_t clusters, size_t shared_bytes, bool pdl, cudaStream_t stream)
 {
     *config = cudaLaunchConfig_t();
     config->gridDim = dim3(BLOCKS * clusters);
     config->blockDim = dim3(THREADS);
     config->dynamicSmemBytes = shared_bytes;
     config->stream = stream;
-    attribute->id = cudaLaunchAttributeClusterDimension;
-    attribute->val.clusterDim.x = BLOCKS;
-    attribute->val.clusterDim.y = 1;
-    attribute->val.clusterDim.z = 1;
-    config->attrs = attribute;
-    config->numAttrs = 1;
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim.x = BLOCKS;
+    attributes[0].val.clusterDim.y = 1;
+    attributes[0].val.clusterDim.z = 1;
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    config->attrs = attributes;
+    config->numAttrs = pdl ? 2 : 1;
 }
 
 cudaError_t fused_rows_prepare(const struct network *network, int capability, int32_t *clusters)
@@ -190,7 +196,7 @@ cudaError_t fused_rows_prepare(const struct network *network, int capability, in
         config->decoder_layers > FUSED_ROWS_LAYERS || product_units(config->vocabulary) > UNITS)
         return cudaSuccess;
     for (int32_t tiles = 1; tiles <= FUSED_ROWS_TILES; tiles++) {
-        cudaLaunchAttribute attribute;
+        cudaLaunchAttribute attributes[2];
         cudaLaunchConfig_t launch;
         size_t bytes;
         const void *kernel = (const void *)kernel_of(network->format, tiles, &bytes);
@@ -198,7 +204,7 @@ cudaError_t fused_rows_prepare(const struct network *network, int capability, in
 
         CUDA_PASS(
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
-        launch_config(&launch, &attribute, 1, bytes, NULL);
+        launch_config(&launch, attributes, 1, bytes, false, NULL);
         CUDA_PASS(cudaOccupancyMaxActiveClusters(&fit, kernel, &launch));
         if (tiles == 1 || fit < *clusters)
             *clusters = fit;
@@ -206,21 +212,37 @@ cudaError_t fused_rows_prepare(const struct network *network, int capability, in
     return cudaSuccess;
 }
 
-cudaError_t fused_rows_enqueue(const struct network *network, const struct network_step *step,
-                               int32_t n, int32_t steps, int32_t clusters, cudaStream_t stream)
+/* Of n rows at `active`. */
+static cudaError_t share_enqueue(const struct network *network, struct fused_rows_params *p,
+                                 const int32_t *active, int32_t n, int32_t clusters, bool pdl,
+                                 cudaStream_t stream)
 {
-    cudaLaunchAttribute attribute;
+    cudaLaunchAttribute attributes[2];
     cudaLaunchConfig_t config;
-    struct fused_rows_params p;
     fused_rows_kernel kernel;
     size_t bytes;
 
+    p->active = active;
+    p->n = n;
+    p->rows_each = (n + clusters - 1) / clusters;
+    p->apart = p->rows_each > 16 && p->steps >= APART_STEPS ? APART : 0;
+    kernel = kernel_of(network->format, (p->rows_each + 7) / 8, &bytes);
+    launch_config(&config, attributes, (n + p->rows_each - 1) / p->rows_each, bytes, pdl, stream);
+    return cudaLaunchKernelEx(&config, kernel, *p);
+}
+
+cudaError_t fused_rows_enqueue(const struct network *network, const struct network_step *step,
+                               int32_t n, int32_t steps, int32_t clusters, bool pdl,
+                               cudaStream_t stream)
+{
+    const int32_t shares = (n + fused_rows_most(clusters) - 1) / fused_rows_most(clusters);
+    const int32_t each = (n + shares - 1) / shares;
+    struct fused_rows_params p;
+
     fused_params_fill(network, step, &p);
     p.steps = steps;
-    p.n = n;
-    p.rows_each = (n + clusters - 1) / clusters;
-    p.apart = p.rows_each > 16 && steps >= APART_STEPS ? APART : 0;
-    kernel = kernel_of(network->format, (p.rows_each + 7) / 8, &bytes);
-    launch_config(&config, &attribute, (n + p.rows_each - 1) / p.rows_each, bytes, stream);
-    return cudaLaunchKernelEx(&config, kernel, p);
+    for (int32_t first = 0; first < n; first += each)
+        CUDA_PASS(share_enqueue(network, &p, step->active + first,
+                                n - first < each ? n - first : each, clusters, pdl, stream));
+    return cudaSuccess;
 }

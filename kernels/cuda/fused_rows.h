@@ -17,20 +17,34 @@ enum {
     FUSED_ROWS_LAYERS = 4,
     FUSED_ROWS_TILES = 5, /* of 8 rows: a cluster's most */
     FUSED_ROWS_KEYS = 96, /* a row: with more, attentions launched by themselves are faster */
+    /* Rows that do not fit are two launches, up to so many, and from so many steps on: as measured
+     * (kernels/cuda/NOTES.md). */
+    FUSED_ROWS_TWICE = 960,
+    FUSED_ROWS_TWICE_STEPS = 4,
 };
 
 /* Looks at the device and the model; once at the start. clusters: that the device runs at once, 0 =
  * this kernel cannot run here. */
 cudaError_t fused_rows_prepare(const struct network *network, int capability, int32_t *clusters);
+/* Rows of a launch, at most. */
+static inline int32_t fused_rows_most(int32_t clusters)
+{
+    return clusters * 8 * FUSED_ROWS_TILES;
+}
 /* Can it run n rows, and is it faster than launched kernels? keys: that all rows look at together,
  * of sources and their own. */
-static inline bool fused_rows_suits(int32_t clusters, int32_t n, int64_t keys)
+static inline bool fused_rows_suits(int32_t clusters, int32_t n, int32_t steps, int64_t keys)
 {
-    return n <= clusters * 8 * FUSED_ROWS_TILES && keys <= (int64_t)n * FUSED_ROWS_KEYS;
+    const int32_t most = fused_rows_most(clusters);
+    const bool twice = n <= 2 * most && n <= FUSED_ROWS_TWICE && steps >= FUSED_ROWS_TWICE_STEPS;
+
+    return (n <= most || twice) && keys <= (int64_t)n * FUSED_ROWS_KEYS;
 }
 /* `steps` steps, choice of plain rows included, for n active rows (host's count, equal to
- * *step->n). */
+ * *step->n), one launch after the other where there are more than fit. pdl: may begin while the
+ * kernel before it drains. */
 cudaError_t fused_rows_enqueue(const struct network *network, const struct network_step *step,
-                               int32_t n, int32_t steps, int32_t clusters, cudaStream_t stream);
+                               int32_t n, int32_t steps, int32_t clusters, bool pdl,
+                               cudaStream_t stream);
 
 #endif

@@ -382,7 +382,7 @@ cudaError_t fused_enqueue(const struct network *, const struct network_step *ste
     return cudaSuccess;
 }
 cudaError_t fused_rows_enqueue(const struct network *, const struct network_step *step, int32_t n,
-                               int32_t steps, int32_t, cudaStream_t stream)
+                               int32_t steps, int32_t, bool, cudaStream_t stream)
 {
     steps_put(step, n, steps, false, stream);
     return cudaSuccess;
