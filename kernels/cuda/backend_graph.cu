@@ -251,11 +251,12 @@ cudaError_t backend_graphs_run(struct backend *backend, int32_t n, enum backend_
                              &backend->fused, backend->pdl, backend->decode);
     }
     backend->running = "fused kernel of many rows";
-    if (kind == ROWS_PLAIN && fused_rows_suits(backend->fused_rows_clusters, n, steps, keys)) {
-        struct network_step step = backend_step_of(backend, n, false);
+    if (kind <= ROWS_SAMPLED && fused_rows_suits(backend->fused_rows_clusters, n, steps, keys)) {
+        const bool sampled = kind == ROWS_SAMPLED;
+        struct network_step step = backend_step_of(backend, n, sampled);
 
-        return fused_rows_enqueue(backend->network, &step, n, steps, backend->fused_rows_clusters,
-                                  backend->pdl, backend->decode);
+        return fused_rows_enqueue(backend->network, &step, n, steps, sampled,
+                                  backend->fused_rows_clusters, backend->pdl, backend->decode);
     }
     backend->running =
         kind == ROWS_PLAIN ? "launched steps" : "launched steps, whole rows of logits";

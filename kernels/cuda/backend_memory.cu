@@ -84,7 +84,9 @@ static size_t device_layout(struct backend_memory *memory, const struct network 
         (struct product_unit *)carve(&carver, R * (size_t)product_units(network->config.vocabulary),
                                      sizeof(struct product_unit));
     memory->special = (float *)carve(&carver, R * 2, sizeof(float));
-    memory->logits = (float *)carve(&carver, R * V, sizeof(float));
+    memory->logits = (float *)carve(
+        &carver, R * (size_t)product_units(network->config.vocabulary) * PRODUCT_UNIT,
+        sizeof(float)); /* fused_rows.h keeps rows of whole units there, all others (max_rows, V) */
     memory->probabilities = (float *)carve(&carver, V, sizeof(float));
     memory->choose_work = carve(&carver, 1, choose_beams_work(sizes->max_rows));
     bytes = network_space_bytes(network, sizes->max_rows, false);

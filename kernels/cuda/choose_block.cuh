@@ -64,7 +64,7 @@ static __device__ __forceinline__ int block_threads(void)
 }
 static __device__ __forceinline__ void block_sync(const struct block *b)
 {
-    asm volatile("bar.sync %0, %1;" ::"r"(b->barrier), "n"(BLOCK_GROUP) : "memory");
+    asm volatile("bar.sync %0, %1;" ::"r"(b->barrier), "r"(b->warps * 32) : "memory");
 }
 /* Of how many threads it is true. */
 static __device__ __forceinline__ int block_sync_count(const struct block *b, bool mine)
@@ -74,7 +74,7 @@ static __device__ __forceinline__ int block_sync_count(const struct block *b, bo
     asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %3, 0;\n\t"
                  "bar.red.popc.u32 %0, %1, %2, p;\n\t}"
                  : "=r"(count)
-                 : "r"(b->barrier), "n"(BLOCK_GROUP), "r"((int)mine)
+                 : "r"(b->barrier), "r"(b->warps * 32), "r"((int)mine)
                  : "memory");
     return count;
 }

@@ -130,6 +130,23 @@ static __device__ __forceinline__ float plain_logsum(const struct plain_units *l
     return sums.max + logf(sums.sum);
 }
 
+/* One warp: max and sum of a row of any length. */
+static __device__ __forceinline__ struct logsum plain_sum(const float4 *units, int32_t count,
+                                                          int lane)
+{
+    struct logsum total = {-INFINITY, 0.0f};
+
+#pragma unroll 1
+    for (int32_t u = lane; u < count; u += 32)
+        total.max = fmaxf(total.max, units[u].x);
+    total.max = logsum_warp_max(total.max);
+#pragma unroll 1
+    for (int32_t u = lane; u < count; u += 32)
+        total.sum = __fadd_rn(total.sum, logsum_scaled({units[u].x, units[u].y}, total.max));
+    total.sum = logsum_warp_add(total.sum);
+    return total;
+}
+
 /* One warp: both. */
 static __device__ __forceinline__ struct plain_choice
 choose_plain(const struct cuda_rules &rules, const float4 *units, int32_t count, float eos,

@@ -134,6 +134,15 @@ static __device__ __forceinline__ void cluster_send4(const void *to, struct clus
         "r"(v), "r"(cluster_address(&box->barrier, rank))
         : "memory");
 }
+
+/* One thread: what it wrote to global memory, and what others wrote that it met at a barrier since,
+ * is there for whoever then waits for its share at `barrier` of block `rank`, and reads past L1. */
+static __device__ __forceinline__ void cluster_publish(uint64_t *barrier, int rank)
+{
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
+                     cluster_address(barrier, rank))
+                 : "memory");
+}
 #endif
 
 #endif

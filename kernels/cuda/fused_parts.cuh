@@ -474,22 +474,6 @@ static __device__ __forceinline__ struct logsum row_sum(const float *logits, str
     return logsum_units(sums, units, lane);
 }
 
-/* The same of a row's units. */
-static __device__ __forceinline__ struct logsum row_sum(const float4 *unit, int units, int lane)
-{
-    struct logsum total = {-INFINITY, 0.0f};
-
-#pragma unroll 1
-    for (int u = lane; u < units; u += 32)
-        total.max = fmaxf(total.max, unit[u].x);
-    total.max = logsum_warp_max(total.max);
-#pragma unroll 1
-    for (int u = lane; u < units; u += 32)
-        total.sum = __fadd_rn(total.sum, logsum_scaled({unit[u].x, unit[u].y}, total.max));
-    total.sum = logsum_warp_add(total.sum);
-    return total;
-}
-
 /* A warp that does nothing else: tells the world of the row that this block chooses for, if there
  * is one. */
 template <enum fused_end END, class S>
@@ -508,7 +492,7 @@ static __device__ __forceinline__ void rows_tell(S *s, const struct fused_params
         if (told.news) {
             const struct logsum sum = END == FUSED_SAMPLED
                                           ? row_sum(s->logits, s->sums, units, at.lane)
-                                          : row_sum(s->unit[row], units, at.lane);
+                                          : plain_sum(s->unit[row], units, at.lane);
 
             if (at.lane == 0)
                 row_tell(s, p, row, told.row,
@@ -534,8 +518,9 @@ static __device__ __forceinline__ void row_draw(S *s, const struct fused_params 
     if (row < 0)
         return;
     const struct fused_row before = s->state[at.now][row];
-    const struct draw_row known = draw_begin(&s->asked, p.rules, step, before.position,
-                                             s->min_new[row], s->max_new[row], at.thread);
+    const struct draw_row<DRAW_WARPS> known =
+        draw_begin(&s->asked, p.rules, step, before.position, s->min_new[row], s->max_new[row],
+                   at.thread);
     int32_t token = before.token;
 
     /* The letter says that this block's share of the one row was read; the choice works where the

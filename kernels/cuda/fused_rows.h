@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * fused_rows: whole decode steps in one kernel, for some hundred plain rows. A cluster of 8 blocks
- * owns up to 40 rows for as many steps as a call wants; a block has a head and its share of every
- * product's columns. Where fused.h keeps weights in registers and norms every row in every block,
- * here they pass through a ring in shared memory, the warpgroup instruction multiplies them with
- * all rows of the cluster, and each row has one block that norms it and chooses its tokens. Needs
- * Hopper (built for 9.0a), float16 or bfloat16, 512 dimensions, 8 heads, feed-forward 256. The same
- * bits as the products and attentions launched one by one.
+ * fused_rows: whole decode steps in one kernel, for some hundred plain or sampled rows. A cluster
+ * of 8 blocks owns up to 40 rows for as many steps as a call wants; a block has a head and its
+ * share of every product's columns. Where fused.h keeps weights in registers and norms every row in
+ * every block, here they pass through a ring in shared memory, the warpgroup instruction multiplies
+ * them with all rows of the cluster, and each row has one block that norms it and chooses its
+ * tokens. Needs Hopper (built for 9.0a), float16 or bfloat16, 512 dimensions, 8 heads, feed-forward
+ * 256. The same bits as the products and attentions launched one by one.
  */
 #ifndef PGPT_KERNELS_CUDA_FUSED_ROWS_H
 #define PGPT_KERNELS_CUDA_FUSED_ROWS_H
@@ -40,11 +40,12 @@ static inline bool fused_rows_suits(int32_t clusters, int32_t n, int32_t steps, 
 
     return (n <= most || twice) && keys <= (int64_t)n * FUSED_ROWS_KEYS;
 }
-/* `steps` steps, choice of plain rows included, for n active rows (host's count, equal to
- * *step->n), one launch after the other where there are more than fit. pdl: may begin while the
- * kernel before it drains. */
+/* `steps` steps, choice included, for n active rows (host's count, equal to *step->n): plain ones,
+ * or, if `sampled`, such that are sampled and nothing else, and plain ones. Of the former
+ * step->logits gets (n, units, PRODUCT_UNIT). One launch after the other where there are more rows
+ * than fit. pdl: may begin while the kernel before it drains. */
 cudaError_t fused_rows_enqueue(const struct network *network, const struct network_step *step,
-                               int32_t n, int32_t steps, int32_t clusters, bool pdl,
+                               int32_t n, int32_t steps, bool sampled, int32_t clusters, bool pdl,
                                cudaStream_t stream);
 
 #endif

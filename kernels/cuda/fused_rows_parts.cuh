@@ -136,6 +136,17 @@ static __device__ __forceinline__ void row_embed(S *s, const struct fused_rows_p
     row_send<typename F::element>(s, own, v, place);
 }
 
+/* All blocks learn where a row stands. */
+template <class S>
+static __device__ __forceinline__ void state_send(S *s, int row, int32_t state, int lane)
+{
+    if (lane == 0)
+        s->state[row] = state; /* for the embedding; the letter brings the same */
+    if (lane < BLOCKS)
+        cluster_send4(&s->state[row], &s->state_box, lane, (uint32_t)state);
+    __syncwarp();
+}
+
 /* This warp's row gets its token, and the world is told; all blocks learn its position when
  * another step follows. */
 template <class S>
@@ -167,13 +178,8 @@ static __device__ __forceinline__ void row_choose(S *s, const struct fused_rows_
         }
     }
     __syncwarp();
-    if (!more)
-        return;
-    if (lane == 0)
-        s->state[row] = state; /* for the embedding; the letter brings the same */
-    if (lane < BLOCKS)
-        cluster_send4(&s->state[row], &s->state_box, lane, (uint32_t)state);
-    __syncwarp();
+    if (more)
+        state_send(s, row, state, lane);
 }
 
 /* Attention */
@@ -337,10 +343,34 @@ static __device__ __forceinline__ void special_send(S *s, int which, int token, 
                   __float_as_uint(logit));
 }
 
+/* Where a row's logits lie between blocks. */
+static __device__ __forceinline__ float *logits_of(const struct fused_rows_sampled_params &p,
+                                                   int row)
+{
+    const int first = (int)(blockIdx.x / BLOCKS) * p.rows_each;
+
+    return p.logits + (size_t)(first + row) * product_units(p.rules.vocabulary) * PRODUCT_UNIT;
+}
+
+/* Lane q's 8 logits of a unit, to who draws from the row: -inf for what may never be chosen, but
+ * for the first token, which a choice comes to when there is none. add: what the rules add. */
+static __device__ __forceinline__ void logits_put(const struct fused_rows_sampled_params &p,
+                                                  int row, int unit, int q, const float (&v)[8],
+                                                  const float (&add)[8])
+{
+    const int column = unit * PRODUCT_UNIT + 2 * q;
+    float *to = logits_of(p, row) + column;
+
+#pragma unroll
+    for (int t = 0; t < 8; t += 2)
+        *(float2 *)(to + 4 * t) = make_float2(add[t] == 0.0f || column + t == 0 ? v[t] : -INFINITY,
+                                              add[t + 1] == 0.0f ? v[t + 1] : -INFINITY);
+}
+
 /* The two units of the warpgroup's round of this block's logits, four lanes a row and unit. */
-template <class S>
-static __device__ __forceinline__ void units_send(S *s, const struct fused_rows_params &p,
-                                                  int round, const struct fused_rows_place &place)
+template <class S, class P>
+static __device__ __forceinline__ void units_send(S *s, const P &p, int round,
+                                                  const struct fused_rows_place &place)
 {
     const int units = product_units(p.rules.vocabulary);
 
@@ -366,6 +396,9 @@ static __device__ __forceinline__ void units_send(S *s, const struct fused_rows_
             add[t] = c.x;
             add[t + 1] = c.y;
         }
+        if constexpr (S::SAMPLED)
+            if (row < place.rows && unit < units && s->draw.sampled[row])
+                logits_put(p, row, unit, q, v, add);
         summary = unit_summary(p.rules, unit, q, s->state[row] < s->min_new[row], v, add);
         if (row >= place.rows || unit >= units)
             continue;

@@ -9,6 +9,7 @@
 #include "kernels/cuda/attention_chunk.cuh"
 #include "kernels/cuda/fused_model.cuh"
 #include "kernels/cuda/fused_rows.h"
+#include "kernels/cuda/fused_rows_choose.cuh"
 #include "kernels/cuda/weights_ring.cuh"
 
 enum {
@@ -52,10 +53,28 @@ struct fused_rows_params {
     struct network_cache self, cross;
 };
 
+/* Where rows may be sampled. */
+struct fused_rows_sampled_params : fused_rows_params {
+    float *logits; /* (n, units, PRODUCT_UNIT) of sampled rows: logits_put() */
+};
+template <bool SAMPLED>
+using fused_rows_given =
+    typename std::conditional<SAMPLED, fused_rows_sampled_params, fused_rows_params>::type;
+
 /* Biases of this block's columns of a layer. */
 struct fused_rows_biases {
     float qkv[3 * COLUMNS], out[COLUMNS], cross_q[COLUMNS], cross_out[COLUMNS], fc2[COLUMNS];
     float fc1[HIDDEN];
+};
+
+/* What there is more of where rows may be sampled. */
+template <int NT> struct fused_rows_draws {
+    uint64_t full; /* logits of all warpgroups of all blocks are there */
+    struct rows_asked asked[NT];
+    struct draw_kept kept[NT];
+    bool sampled[8 * NT]; /* rows of the cluster */
+};
+struct fused_rows_none {
 };
 
 /*
@@ -80,8 +99,10 @@ struct fused_rows_biases {
  * itself (queries, keys, values, logits) needs a barrier of its own between two rounds, and the
  * block one in front of the next product of one round: attention's, or the letter x.
  */
-template <class T, int NT> struct fused_rows_shared {
+template <class T, int NT, bool MAY_SAMPLE> struct fused_rows_shared {
     static constexpr int ROWS = 8 * NT;
+    static constexpr bool SAMPLED = MAY_SAMPLE;
+    static constexpr int CHOOSERS = NT <= 2 ? 8 : WARPS / NT; /* warps that draw for an own row */
 
     alignas(1024) char x[ROWS * D * 2]; /* (D / 64, ROWS, 128 bytes), as warpgroup.cuh wants it */
     alignas(1024) char o[ROWS * D * 2]; /* the same; h: (FFN / 64, ROWS, 128 bytes) */
@@ -105,6 +126,8 @@ template <class T, int NT> struct fused_rows_shared {
     int32_t state[ROWS];         /* position, or FINISHED */
     int32_t min_new[ROWS], max_new[ROWS], source_len[ROWS], cross[ROWS];
     int32_t token[NT]; /* of own rows */
+    typename std::conditional<SAMPLED, struct fused_rows_draws<NT>, struct fused_rows_none>::type
+        draw;
 };
 
 template <class Shared> struct fused_rows_ring {
