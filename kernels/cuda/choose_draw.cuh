@@ -218,6 +218,15 @@ static __device__ __forceinline__ bool draw_floor(struct draw_search<WARPS> *sea
     }
 }
 
+/* Two words into shared memory, without a branch. */
+static __device__ __forceinline__ void draw_put_if(uint2 *shared, bool in, uint32_t x, uint32_t y)
+{
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %0, 0;\n\t"
+                 "@p st.shared.v2.b32 [%1], {%2, %3};\n\t}" ::"r"((int)in),
+                 "r"((uint32_t)__cvta_generic_to_shared(shared)), "r"(x), "r"(y)
+                 : "memory");
+}
+
 /* The scores above a floor that top_k to FEW_MOST of them reach, into few->found, with their
  * tokens; how many, or 0: there is no such floor. width: how far below the greatest score to look
  * first; becomes how far it was found. Ends with a barrier. */
@@ -227,10 +236,8 @@ static __device__ __forceinline__ uint32_t draw_find(struct block *b, struct dra
                                                      const struct draw_row<WARPS> &row,
                                                      float *width, float *greatest)
 {
-    constexpr int VALUES = draw_shape<WARPS>::VALUES;
-    constexpr bool AGAIN = VALUES > 16; /* who reaches it is not kept: that would cost registers */
     struct draw_search<WARPS> search;
-    uint32_t reach[AGAIN ? 1 : VALUES], place, total;
+    uint32_t place, total;
     float floor;
     int parts;
 
@@ -241,19 +248,13 @@ static __device__ __forceinline__ uint32_t draw_find(struct block *b, struct dra
     for (;;) {
         if (!draw_floor(&search, width, &parts))
             return 0;
-        uint32_t own = 0;
+        uint32_t own = 0, warps;
 
         floor = few_guard(search.floor);
 #pragma unroll
-        for (int i = 0; i < VALUES; i++) {
-            const uint32_t who = __ballot_sync(BLOCK_ALL, v[i] >= floor);
-
-            if (!AGAIN)
-                reach[i] = who;
-            own += __popc(who);
-        }
-        const uint32_t warps = block_gather(b, make_uint4(own, 0, 0, 0)).x;
-
+        for (int i = 0; i < draw_shape<WARPS>::VALUES; i++)
+            own += v[i] >= floor;
+        warps = block_gather(b, make_uint4(__reduce_add_sync(BLOCK_ALL, own), 0, 0, 0)).x;
         total = __reduce_add_sync(BLOCK_ALL, warps);
         place = __reduce_add_sync(BLOCK_ALL, b->lane < b->warp ? warps : 0);
         if (total >= (uint32_t)row.draw.top_k && total <= FEW_MOST)
@@ -262,14 +263,12 @@ static __device__ __forceinline__ uint32_t draw_find(struct block *b, struct dra
             return 0;
     }
 #pragma unroll
-    for (int i = 0; i < VALUES; i++) {
-        const uint32_t who = AGAIN ? __ballot_sync(BLOCK_ALL, v[i] >= floor) : reach[i];
-        const uint32_t at = place + __popc(who & ((1u << b->lane) - 1));
+    for (int i = 0; i < draw_shape<WARPS>::VALUES; i++) {
+        const bool in = v[i] >= floor;
+        const uint32_t who = __ballot_sync(BLOCK_ALL, in);
 
-        if (who >> b->lane & 1) {
-            few->found[at].x = __float_as_uint(v[i]);
-            few->token[at] = (int32_t)draw_token(row.thread, row.each, i);
-        }
+        draw_put_if(&few->found[place + __popc(who & ((1u << b->lane) - 1))], in,
+                    __float_as_uint(v[i]), draw_token(row.thread, row.each, i));
         place += __popc(who);
     }
     block_sync(b);
@@ -298,9 +297,11 @@ static __device__ __forceinline__ void draw_compare(struct block *b, struct draw
     const uint32_t padded = (count + 15) / 16 * 16; /* by what is greater than nothing */
 
     for (uint32_t i = thread; i < padded; i += THREADS) {
-        const float z = __fdiv_rn(__uint_as_float(few->found[i].x), draw.temperature);
+        const uint2 mine = few->found[i];
+        const float z = __fdiv_rn(__uint_as_float(mine.x), draw.temperature);
         const uint32_t weight = block_weight(z, __fdiv_rn(greatest, draw.temperature));
 
+        few->token[i] = (int32_t)mine.y;
         few->found[i] = i < count ? make_uint2(sampling_key(z), weight) : make_uint2(0, 0);
         if (ONCE)
             break;

@@ -54,6 +54,16 @@ rows_draw_begin(const struct rows_asked &asked, const struct cuda_rules &rules, 
     return row;
 }
 
+/* A float out of L2, without a branch. */
+static __device__ __forceinline__ void rows_get_if(float *to, const float *from, bool in)
+{
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %2, 0;\n\t"
+                 "@p ld.global.cg.f32 %0, [%1];\n\t}"
+                 : "+f"(*to)
+                 : "l"(from), "r"((int)in)
+                 : "memory");
+}
+
 /* The thread's share of the row's logits (units, 32), which are -inf behind the vocabulary and for
  * what may never be chosen, but for the first token; -inf for what else may not be. They come from
  * L2: this block's L1 may have what lay there a step ago. */
@@ -62,14 +72,13 @@ static __device__ __forceinline__ void rows_draw_load(float (&v)[draw_shape<WARP
                                                       const float *logits, int units,
                                                       const struct draw_row<WARPS> &row)
 {
-    const int first = (row.thread >> 5) * row.each;
+    const int first = (row.thread >> 5) * row.each, count = min(row.each, units - first);
     const float *from = logits + first * PRODUCT_UNIT + (row.thread & 31);
 
 #pragma unroll
     for (int i = 0; i < draw_shape<WARPS>::VALUES; i++) {
         v[i] = -INFINITY;
-        if (i < row.each && first + i < units)
-            v[i] = __ldcg(from + i * PRODUCT_UNIT);
+        rows_get_if(&v[i], from + i * PRODUCT_UNIT, i < count);
     }
     if (row.off)
 #pragma unroll
@@ -174,21 +183,19 @@ static __device__ __noinline__ int32_t rows_draw_long(struct block_shared *share
                           row.draw.random);
 }
 
-/* The row's next token, when its logits are there; in the first warp alone, others do not wait for
- * it and get what does not matter. Uses barrier `barrier`; what lies in shared and few may be read
- * until the token is known. */
+/* The row's next token, when its logits are there and none is forced; in the first warp alone,
+ * others do not wait for it and get what does not matter. Uses barrier `barrier`; what lies in
+ * shared and few may be read until the token is known. */
 template <int WARPS>
-static __device__ __noinline__ int32_t rows_draw_run(struct block_shared *shared,
-                                                     struct draw_few<WARPS> *few,
-                                                     struct draw_kept *kept, int barrier,
-                                                     const float *logits, int32_t V,
-                                                     struct draw_row<WARPS> row)
+static __device__ __forceinline__ int32_t rows_draw_run(struct block_shared *shared,
+                                                        struct draw_few<WARPS> *few,
+                                                        struct draw_kept *kept, int barrier,
+                                                        const float *logits, int32_t V,
+                                                        const struct draw_row<WARPS> &row)
 {
     struct block b = {shared, row.thread & 31, row.thread >> 5, WARPS, 0, barrier};
     int32_t token;
 
-    if (row.forced >= 0)
-        return row.forced;
     if (few_allowed(row.draw.top_k, row.draw.temperature, V)) {
         float v[draw_shape<WARPS>::VALUES];
 

@@ -69,12 +69,25 @@ static __device__ __forceinline__ void logits_tell(S *s, const struct fused_rows
         cluster_publish(&s->draw.full, place.lane);
 }
 
-/* The next token of own row `own`, which is sampled and at `position`: in the group's first warp.
- * All its warps. */
+/* The next token of own row `own`, from its logits (units, 32): in the group's first warp. All its
+ * warps. Not inlined: the rest of the step would be short of registers. */
 template <class S>
-static __device__ __forceinline__ int32_t row_draw(S *s, const struct fused_rows_sampled_params &p,
-                                                   int step, int own, int32_t position,
-                                                   const struct fused_rows_place &place)
+static __device__ __noinline__ int32_t row_draw(int own, const float *logits, int32_t V,
+                                                struct draw_row<S::CHOOSERS> row)
+{
+    extern __shared__ __align__(1024) char shared[];
+    S *s = (S *)shared;
+
+    return rows_draw_run<S::CHOOSERS>(draw_block(s, own), draw_few_of(s, own), &s->draw.kept[own],
+                                      ROWS_DRAW_BARRIER + own, logits, V, row);
+}
+
+/* The same, when the logits are there. The row is at `position`. */
+template <class S>
+static __device__ __forceinline__ int32_t row_draw_next(S *s,
+                                                        const struct fused_rows_sampled_params &p,
+                                                        int step, int own, int32_t position,
+                                                        const struct fused_rows_place &place)
 {
     constexpr int W = S::CHOOSERS;
     const int row = own * BLOCKS + place.rank, thread = here(threadIdx.x) - own * W * 32;
@@ -82,8 +95,9 @@ static __device__ __forceinline__ int32_t row_draw(S *s, const struct fused_rows
                                                         s->min_new[row], s->max_new[row], thread);
 
     ring_wait(&s->draw.full, step);
-    return rows_draw_run<W>(draw_block(s, own), draw_few_of(s, own), &s->draw.kept[own],
-                            ROWS_DRAW_BARRIER + own, logits_of(p, row), p.rules.vocabulary, known);
+    if (known.forced >= 0)
+        return known.forced;
+    return row_draw<S>(own, logits_of(p, row), p.rules.vocabulary, known);
 }
 
 /* The logit of the token that was chosen: of one that the rules force as it was sent, since what
@@ -166,7 +180,7 @@ static __device__ __forceinline__ void rows_choose(S *s, const struct fused_rows
         if (leads)
             drawn.sums = plain_sum((const float4 *)s->kept[own], product_units(p.rules.vocabulary),
                                    here(place.lane));
-        drawn.token = row_draw(s, p, step, own, drawn.position, place);
+        drawn.token = row_draw_next(s, p, step, own, drawn.position, place);
     }
     if (!leads)
         return;

@@ -51,6 +51,7 @@ BODIES = {
         "cluster_send16": "simt_box_send(to, box, rank, &v, 16);",
         "cluster_send8": "simt_box_send(to, box, rank, &v, 8);",
         "cluster_send4": "simt_box_send(to, box, rank, &v, 4);",
+        "cluster_publish": "simt_ring_release_at(barrier, rank);",
     },
     "weights_ring.cuh": {
         "ring_open": "simt_ring_open(barrier);",
@@ -71,9 +72,11 @@ BODIES = {
         "here": "return value;",
     },
     "choose_block.cuh": {
-        "block_sync": "simt_named_wait(b->barrier, BLOCK_GROUP);",
-        "block_sync_count": "return simt_named_count(b->barrier, BLOCK_GROUP, mine);",
+        "block_sync": "simt_named_wait(b->barrier, b->warps * 32);",
+        "block_sync_count": "return simt_named_count(b->barrier, b->warps * 32, mine);",
     },
+    "choose_draw.cuh": {"draw_put_if": "if (in) *shared = make_uint2(x, y);"},
+    "fused_rows_choose.cuh": {"rows_get_if": "if (in) *to = *from;"},
     "attention_chunk.cuh": {
         "power_of_2": "return exp2f(x);",
         "cache_get16_if": "if (in) *to = *(const uint4 *)((const char *)from + OFFSET);",
@@ -128,10 +131,13 @@ LINES = {
     "fused_rows_shared.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],
     "fused_rows_product.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],
     "fused_rows_parts.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],
-    "fused_rows.cu": [
+    "fused_rows_sampled.cuh": [
         (r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1"),
         (r"extern __shared__ __align__\(1024\) char shared\[\];", "char *shared = simt_shared;"),
-        (r"typedef void \(\*fused_rows_kernel\).*", ""),
+    ],
+    "fused_rows_kernel.cuh": [
+        (r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1"),
+        (r"extern __shared__ __align__\(1024\) char shared\[\];", "char *shared = simt_shared;"),
     ],
     "fused.cu": [
         (r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1"),

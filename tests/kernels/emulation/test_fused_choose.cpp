@@ -8,12 +8,15 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/cpu/math.h"
 #include "kernels/cuda/fused_choose.cuh"
+#include "kernels/cuda/fused_rows_choose.cuh"
 
-enum { V = 3000, UNITS = (V + 31) / 32, CASES = 240, EOS = 2 };
+#include "tests/kernels/emulation/draw_plain.h"
+
+enum { CASES = 240, EOS = 2 };
 
 static uint64_t random_state = 11;
+static int32_t V; /* tokens, of DRAW_VOCABULARY at most */
 static int failures;
 
 static uint32_t random_below(uint32_t n)
@@ -56,8 +59,8 @@ static void case_make(struct test_case *c, int i)
     c->logits.resize(V);
     for (float &z : c->logits)
         z = ((float)random_below(steps) / (float)steps - 0.5f) * 20.0f;
-    c->banned.assign(UNITS, 0);
-    c->suppressed.assign(UNITS, 0);
+    c->banned.assign(product_units(V), 0);
+    c->suppressed.assign(product_units(V), 0);
     for (int t = 0; t < V; t += i % 17 == 16 ? 1 : 1 + (int)random_below(200))
         rules_add(c->banned.data(), t);
     if (i % 2)
@@ -66,115 +69,93 @@ static void case_make(struct test_case *c, int i)
     c->rules.suppressed = i % 6 == 5 ? NULL : c->suppressed.data();
 }
 
-/* Where the draw falls, by the definition in kernels/search/sampling.h. */
-static int32_t host_draw(const struct cuda_row *row, const std::vector<float> &scores)
+/* What the choice came to: of all lanes of the first warp. */
+struct told {
+    int32_t token, count;
+};
+static void told_add(struct told *told, int32_t token)
 {
-    std::vector<float> z(V);
-    std::vector<uint64_t> weight(V);
-    std::vector<uint32_t> keys(V);
-    uint64_t total = 0, sum = 0, target;
-    float max = -INFINITY;
-
-    for (int t = 0; t < V; t++) {
-        z[t] = scores[t] / row->temperature;
-        keys[t] = sampling_key(z[t]);
-        max = fmaxf(max, z[t]);
-    }
-    if (!isfinite(max))
-        return (int32_t)(std::max_element(keys.begin(), keys.end()) - keys.begin());
-    for (int t = 0; t < V; t++)
-        weight[t] = sampling_weight(math_exp(z[t] - max));
-    if (row->top_k > 0 && row->top_k < V) {
-        std::vector<uint32_t> sorted = keys;
-
-        std::sort(sorted.begin(), sorted.end());
-        for (int t = 0; t < V; t++)
-            weight[t] = keys[t] < sorted[V - row->top_k] ? 0 : weight[t];
-    }
-    for (uint64_t w : weight)
-        total += w;
-    if (row->top_p < 1.0f) {
-        const uint64_t limit = sampling_limit(row->top_p, total);
-        std::vector<std::pair<uint32_t, int>> order;
-
-        for (int t = 0; t < V; t++)
-            order.push_back({keys[t], t});
-        std::sort(order.begin(), order.end());
-        for (size_t i = 0, j; i < order.size(); i = j) {
-            for (j = i; j < order.size() && order[j].first == order[i].first; j++)
-                sum += weight[order[j].second];
-            for (size_t k = i; k < j && sum <= limit; k++)
-                weight[order[k].second] = 0;
-        }
-        total = 0;
-        for (uint64_t w : weight)
-            total += w;
-    }
-    target = sampling_target(row->seed, (uint32_t)row->sequence, (uint32_t)row->position, total);
-    sum = 0;
-    for (int t = 0; t < V; t++)
-        if ((sum += weight[t]) > target)
-            return t;
-    return -1;
+    if (threadIdx.x < 32 && (!told->count++ || token == told->token))
+        told->token = token;
 }
 
-static int32_t host_choose(const struct test_case *c)
+static void judge(const char *what, int i, const struct told &told, int32_t want)
 {
-    struct rules rules = {V,
-                          EOS,
-                          c->rules.forced_bos,
-                          c->rules.forced_eos,
-                          c->rules.suppressed,
-                          c->rules.banned,
-                          NULL,
-                          NULL,
-                          0};
-    struct rules_row at = {c->row.position, c->row.min_new, c->row.max_new, 1.0f, NULL, NULL};
-    const bool sample = c->row.flags & CUDA_ROW_SAMPLE;
-    const int32_t forced = rules_forced(&rules, &at);
-    std::vector<float> scores = c->logits;
+    const bool ok = told.token == want && told.count == 32;
 
-    if (!sample && forced >= 0)
-        return forced;
-    rules_apply(&rules, &at, scores.data());
-    return sample ? host_draw(&c->row, scores)
-                  : (int32_t)(std::max_element(scores.begin(), scores.end()) - scores.begin());
+    printf("case %d, %s: token %d of %d  %s\n", i, what, told.token, want, ok ? "ok" : "FAILED");
+    failures += !ok;
+}
+
+/* By fused.h's kernel, `step` steps behind where the launch began. */
+static struct told fused_choice(const struct test_case &c, int32_t step)
+{
+    static struct draw_scratch scratch;
+    static struct draw_asked asked;
+    static struct draw_kept kept = {FEW_WIDTH}; /* and from then on what the case before left */
+    static float scores[DRAW_VOCABULARY], logits[DRAW_VOCABULARY];
+    struct told told = {-1, 0};
+
+    std::fill(logits, logits + DRAW_VOCABULARY, -INFINITY);
+    std::copy(c.logits.begin(), c.logits.end(), logits);
+    memset((void *)&scratch, 0x7e, sizeof scratch);
+    simt_launch({1, 1, 1}, BLOCK_GROUP, [&] {
+        draw_ask(&asked, c.rules, &c.row, DRAW_STEPS);
+        __syncthreads();
+        told_add(&told, draw_run(&scratch, &kept, 2, logits, scores, c.rules, &asked,
+                                 draw_begin(&asked, c.rules, step, c.row.position + step,
+                                            c.row.min_new, c.row.max_new, threadIdx.x)));
+    });
+    return told;
+}
+
+/* By fused_rows.h's, in a group of WARPS warps, of logits as its blocks put them. */
+template <int WARPS> static struct told rows_choice(const struct test_case &c)
+{
+    static struct block_shared shared;
+    static struct draw_few<WARPS> few;
+    static struct draw_kept kept = {FEW_WIDTH};
+    static float logits[DRAW_VOCABULARY];
+    struct told told = {-1, 0};
+
+    std::fill(logits, logits + DRAW_VOCABULARY, -INFINITY);
+    for (int t = 0; t < V; t++)
+        if (t == 0 || !rules_has(c.rules.banned, t))
+            logits[t] = c.logits[t];
+    memset((void *)&shared, 0x7e, sizeof shared);
+    memset((void *)&few, 0x7e, sizeof few);
+    simt_launch({1, 1, 1}, WARPS * 32, [&] {
+        const struct draw_row<WARPS> row =
+            rows_draw_begin<WARPS>(rows_ask(c.rules, c.row), c.rules, c.row.position, c.row.min_new,
+                                   c.row.max_new, threadIdx.x);
+
+        told_add(&told, row.forced >= 0
+                            ? row.forced
+                            : rows_draw_run<WARPS>(&shared, &few, &kept, 3, logits, V, row));
+    });
+    return told;
 }
 
 int main(void)
 {
-    static struct draw_scratch scratch;
-    static struct draw_asked asked;
-    static struct draw_kept kept;
-    static float scores[V], logits[UNITS * 32];
-
-    kept.width = FEW_WIDTH; /* and from then on what the case before left */
     for (int i = 0; i < CASES; i++) {
         struct test_case c;
-        int32_t token = -1, want, told = 0, step;
-        bool ok;
+        int32_t want, step;
+        struct told told;
 
+        V = i % 4 == 3 ? (int32_t)DRAW_VOCABULARY - i : 3000;
         case_make(&c, i);
         step = c.row.position ? i % 5 : 0;
-        std::fill(logits, logits + UNITS * 32, -INFINITY);
-        for (int t = 0; t < V; t++)
-            logits[t] = c.logits[t];
-        memset((void *)&scratch, 0x7e, sizeof scratch);
-        simt_launch({1, 1, 1}, BLOCK_GROUP, [&] {
-            draw_ask(&asked, c.rules, &c.row, DRAW_STEPS);
-            __syncthreads();
-            const int32_t chosen = draw_run(&scratch, &kept, 2, logits, scores, c.rules, &asked,
-                                            draw_begin(&asked, c.rules, step, c.row.position + step,
-                                                       c.row.min_new, c.row.max_new, threadIdx.x));
-
-            if (threadIdx.x < 32 && (!told++ || chosen == token))
-                token = chosen;
-        });
+        told = fused_choice(c, step);
         c.row.position += step;
-        want = host_choose(&c);
-        ok = token == want && told == 32;
-        printf("case %d: token %d of %d  %s\n", i, token, want, ok ? "ok" : "FAILED");
-        failures += !ok;
+        want = host_choose(&c.row, c.rules, c.logits);
+        judge("fused", i, told, want);
+        if (!(c.row.flags & CUDA_ROW_SAMPLE)) /* there by their units */
+            continue;
+        judge("rows, 8 warps", i, rows_choice<8>(c), want);
+        judge("rows, 5 warps", i, rows_choice<5>(c), want);
+        judge("rows, 4 warps", i, rows_choice<4>(c), want);
+        judge("rows, 3 warps", i, rows_choice<3>(c), want);
     }
     return failures ? 1 : 0;
 }

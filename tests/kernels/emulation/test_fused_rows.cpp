@@ -6,7 +6,7 @@
 // precision give, within rounding.
 #include "simt.h"
 
-#include "kernels/cuda/fused_rows.cu"
+#include "kernels/cuda/fused_rows_kernel.cuh"
 
 typedef struct fused_rows_params scene_params;
 typedef struct fused_layer scene_layer;
@@ -24,7 +24,7 @@ template <class F, int NT> static void run(struct outcome *out, int first, int n
 {
     scene_run<typename F::element>(out, first, n, each, [](const scene_params &p, int clusters) {
         simt_launch(
-            {BLOCKS * clusters, 1, 1}, THREADS, [&] { fused_rows<F, NT>(p); }, BLOCKS);
+            {BLOCKS * clusters, 1, 1}, THREADS, [&] { fused_rows<F, NT, false>(p); }, BLOCKS);
     });
 }
 

@@ -382,9 +382,9 @@ cudaError_t fused_enqueue(const struct network *, const struct network_step *ste
     return cudaSuccess;
 }
 cudaError_t fused_rows_enqueue(const struct network *, const struct network_step *step, int32_t n,
-                               int32_t steps, int32_t, bool, cudaStream_t stream)
+                               int32_t steps, bool sampled, int32_t, bool, cudaStream_t stream)
 {
-    steps_put(step, n, steps, false, stream);
+    steps_put(step, n, steps, sampled, stream);
     return cudaSuccess;
 }
 cudaError_t fused_step_enqueue(const struct network *, const struct network_step *,
