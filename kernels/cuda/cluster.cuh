@@ -135,7 +135,13 @@ static __device__ __forceinline__ void cluster_send4(const void *to, struct clus
         : "memory");
 }
 
-/* One thread: what it wrote to global memory, and what others wrote that it met at a barrier since,
+/* 8 bytes into global memory, for another block: see cluster_publish(). */
+static __device__ __forceinline__ void cluster_put8(void *global, const float2 &v)
+{
+    *(float2 *)global = v;
+}
+
+/* One thread: what it put into global memory, and what others put that it met at a barrier since,
  * is there for whoever then waits for its share at `barrier` of block `rank`, and reads past L1. */
 static __device__ __forceinline__ void cluster_publish(uint64_t *barrier, int rank)
 {

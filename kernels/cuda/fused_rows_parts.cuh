@@ -363,8 +363,8 @@ static __device__ __forceinline__ void logits_put(const struct fused_rows_sample
 
 #pragma unroll
     for (int t = 0; t < 8; t += 2)
-        *(float2 *)(to + 4 * t) = make_float2(add[t] == 0.0f || column + t == 0 ? v[t] : -INFINITY,
-                                              add[t + 1] == 0.0f ? v[t + 1] : -INFINITY);
+        cluster_put8(to + 4 * t, make_float2(add[t] == 0.0f || column + t == 0 ? v[t] : -INFINITY,
+                                             add[t + 1] == 0.0f ? v[t + 1] : -INFINITY));
 }
 
 /* The two units of the warpgroup's round of this block's logits, four lanes a row and unit. */

@@ -119,37 +119,67 @@ out:
     return status;
 }
 
-/* A crowd of requests without beams, so that a device may be told of the next call before the host
- * has seen this one: all at once, which ends little by little (a device takes other kernels for
- * greedy rows, and others again for each number of them), and with some that join, leave and are
- * stopped all the time. */
-static int ahead_verify(struct verify *v, bool greedy, struct error *error)
+/* What a crowd without beams asks for. */
+enum crowd_kind { CROWD_GREEDY, CROWD_SAMPLED, CROWD_ALL };
+
+/* Greedy requests of a crowd, or such and others that draw by one rule or another, without
+ * penalties: a device takes kernels of their own for either. */
+static void crowd_make(const struct verify *v, enum crowd_kind kind,
+                       struct engine_request *requests)
 {
-    const struct replay_schedule once = {.k = 1, .batch = 1}, all = {.k = 4};
-    const struct replay_schedule joining = {.k = 1, .random = true, .seed = v->seed + 7};
-    struct engine_request requests[REQUESTS];
-    struct replay_output alone[REQUESTS];
-    int status;
+    static const int32_t top_ks[] = {50, 0, 64, 7, 1, 200};
 
     requests_make(v, requests);
     for (int32_t i = 0; i < REQUESTS; i++) {
         struct engine_request plain;
 
+        requests[i].num_beams = 1;
+        if (kind == CROWD_ALL)
+            continue;
         engine_request_init(&plain);
         plain.source = requests[i].source;
         plain.source_len = requests[i].source_len;
         plain.max_new = requests[i].max_new;
-        if (greedy)
-            requests[i] = plain;
-        requests[i].num_beams = 1;
+        plain.seed = requests[i].seed;
+        if (kind == CROWD_SAMPLED && i % 4) {
+            plain.do_sample = true;
+            plain.temperature = i % 3 ? 0.9f : 1.5f;
+            plain.top_k =
+                smaller(i % 2 ? 50 : top_ks[i / 2 % 6], engine_limits(v->engine)->vocabulary);
+            plain.top_p = i % 5 ? 0.95f : 1.0f;
+            plain.min_new = i % 7 ? 0 : smaller(8, plain.max_new);
+            plain.num_sequences = i % 8 == 2 ? smaller(3, engine_limits(v->engine)->max_rows) : 1;
+        }
+        requests[i] = plain;
     }
+}
+
+/* A crowd of requests without beams, so that a device may be told of the next call before the host
+ * has seen this one: all at once, which ends little by little (a device takes other kernels for
+ * each number of rows), and with some that join, leave and are stopped all the time. */
+static int ahead_verify(struct verify *v, enum crowd_kind kind, struct error *error)
+{
+    static const char *const names[] = {"greedy", "sampled", "no beams"};
+    static const int32_t steps[] = {4, 16};
+    const struct replay_schedule once = {.k = 1, .batch = 1};
+    const struct replay_schedule joining = {.k = 1, .random = true, .seed = v->seed + 7};
+    struct engine_request requests[REQUESTS];
+    struct replay_output alone[REQUESTS];
+    char name[32];
+    int status;
+
+    crowd_make(v, kind, requests);
     status = replay_run(v->engine, requests, REQUESTS, &once, alone, error);
-    if (!status)
-        status = crowd_verify(v, greedy ? "greedy crowd, k 4" : "no beams, crowd, k 4", &all,
-                              requests, alone, error);
-    if (!status)
-        status = crowd_verify(v, greedy ? "greedy, joining, k 1" : "no beams, joining, k 1",
-                              &joining, requests, alone, error);
+    for (int i = 0; !status && i < (kind == CROWD_SAMPLED ? 2 : 1); i++) {
+        const struct replay_schedule all = {.k = steps[i]};
+
+        snprintf(name, sizeof name, "%s, crowd, k %d", names[kind], steps[i]);
+        status = crowd_verify(v, name, &all, requests, alone, error);
+    }
+    if (!status) {
+        snprintf(name, sizeof name, "%s, joining, k 1", names[kind]);
+        status = crowd_verify(v, name, &joining, requests, alone, error);
+    }
     replay_free(alone, REQUESTS);
     return status;
 }
@@ -217,10 +247,8 @@ int verify_batches(struct verify *v, struct error *error)
         const struct replay_schedule all = {.k = 16};
 
         status = crowd_verify(v, "crowd, k 16", &all, requests, alone, error);
-        if (!status)
-            status = ahead_verify(v, true, error);
-        if (!status)
-            status = ahead_verify(v, false, error);
+        for (int kind = CROWD_GREEDY; !status && kind <= CROWD_ALL; kind++)
+            status = ahead_verify(v, (enum crowd_kind)kind, error);
     }
     replay_free(alone, REQUESTS);
     return status;

@@ -51,7 +51,8 @@ BODIES = {
         "cluster_send16": "simt_box_send(to, box, rank, &v, 16);",
         "cluster_send8": "simt_box_send(to, box, rank, &v, 8);",
         "cluster_send4": "simt_box_send(to, box, rank, &v, 4);",
-        "cluster_publish": "simt_ring_release_at(barrier, rank);",
+        "cluster_put8": "simt_put8(global, &v);",
+        "cluster_publish": "simt_publish(); simt_ring_release_at(barrier, rank);",
     },
     "weights_ring.cuh": {
         "ring_open": "simt_ring_open(barrier);",

@@ -287,6 +287,30 @@ void simt_box_send(const void *to, void *box, int rank, const void *data, int by
         on_way.push_back(sent);
 }
 
+/* Of each warpgroup, what was put since one of its threads has published. */
+struct put {
+    void *global;
+    char data[8];
+};
+static std::vector<struct put> unseen[SIMT_WARPS / 4];
+
+void simt_put8(void *global, const void *data)
+{
+    struct put put = {global, {}};
+
+    memcpy(put.data, data, sizeof put.data);
+    unseen[simt_thread >> 7].push_back(put);
+    if (simt_copies == SIMT_AT_ONCE)
+        simt_publish();
+}
+
+void simt_publish(void)
+{
+    for (const struct put &put : unseen[simt_thread >> 7])
+        memcpy(put.global, put.data, sizeof put.data);
+    unseen[simt_thread >> 7].clear();
+}
+
 void simt_ring_open(void *barrier, uint32_t shares)
 {
     const struct ring ring = {0, 0, (uint8_t)shares, 0};

@@ -98,6 +98,11 @@ void simt_box_expect(void *box, uint32_t bytes);
 void simt_box_receive(void *box, uint32_t phase);
 void simt_box_send(const void *to, void *box, int rank, const void *data, int bytes);
 
+/* What is put into global memory is there for others when a thread of its warpgroup has published.
+ */
+void simt_put8(void *global, const void *data);
+void simt_publish(void);
+
 /* Slots of weights_ring.cuh. */
 void simt_ring_open(void *barrier, uint32_t shares = 0);
 void simt_ring_release(void *barrier, uint32_t shares);

@@ -13,7 +13,7 @@
 
 #include "tests/kernels/emulation/draw_plain.h"
 
-enum { CASES = 240, EOS = 2 };
+enum { CASES = 240, CROWDED = 40, EOS = 2 };
 
 static uint64_t random_state = 11;
 static int32_t V; /* tokens, of DRAW_VOCABULARY at most */
@@ -32,14 +32,16 @@ struct test_case {
     std::vector<uint32_t> banned, suppressed;
 };
 
-/* Scores of a few values, so that many are equal, or of all. */
+/* Scores of a few values, so that many are equal, or of all; or the greatest all in a few lanes, so
+ * that of those that a search counts many stand for several. From CASES on such alone, as many as a
+ * short way takes, of which each may well be drawn. */
 static void case_make(struct test_case *c, int i)
 {
     const float temperatures[] = {1.0f, 0.9f, 0.3f, 4.0f, 1e-7f};
     const float top_ps[] = {1.0f, 0.95f, 0.5f, 0.01f};
     const int32_t top_ks[] = {50, 0, 1, 64, 65, 7, V};
     const uint32_t values[] = {1u << 20, 1u << 20, 40, 2, 1};
-    const uint32_t steps = values[i % 5];
+    const uint32_t steps = values[i < CASES ? i % 5 : 0];
 
     memset((void *)&c->row, 0, sizeof c->row);
     memset((void *)&c->rules, 0, sizeof c->rules);
@@ -59,12 +61,20 @@ static void case_make(struct test_case *c, int i)
     c->logits.resize(V);
     for (float &z : c->logits)
         z = ((float)random_below(steps) / (float)steps - 0.5f) * 20.0f;
+    for (int t = 0; t < V && (i >= CASES || i % 3 == 0); t++)
+        c->logits[t] += t % PRODUCT_UNIT < 7 ? 16.0f : 0.0f;
     c->banned.assign(product_units(V), 0);
     c->suppressed.assign(product_units(V), 0);
     for (int t = 0; t < V; t += i % 17 == 16 ? 1 : 1 + (int)random_below(200))
         rules_add(c->banned.data(), t);
     if (i % 2)
         c->suppressed = c->banned;
+    if (i >= CASES) {
+        c->row.flags = CUDA_ROW_SAMPLE;
+        c->row.top_k = 64;
+        c->row.top_p = 1.0f;
+        c->row.temperature = 20.0f;
+    }
     c->rules.banned = i % 6 == 5 ? NULL : c->banned.data();
     c->rules.suppressed = i % 6 == 5 ? NULL : c->suppressed.data();
 }
@@ -138,7 +148,7 @@ template <int WARPS> static struct told rows_choice(const struct test_case &c)
 
 int main(void)
 {
-    for (int i = 0; i < CASES; i++) {
+    for (int i = 0; i < CASES + CROWDED; i++) {
         struct test_case c;
         int32_t want, step;
         struct told told;
