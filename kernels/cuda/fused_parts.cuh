@@ -518,9 +518,8 @@ static __device__ __forceinline__ void row_draw(S *s, const struct fused_params 
     if (row < 0)
         return;
     const struct fused_row before = s->state[at.now][row];
-    const struct draw_row<DRAW_WARPS> known =
-        draw_begin(&s->asked, p.rules, step, before.position, s->min_new[row], s->max_new[row],
-                   at.thread);
+    const struct draw_row<DRAW_WARPS> known = draw_begin(
+        &s->asked, p.rules, step, before.position, s->min_new[row], s->max_new[row], at.thread);
     int32_t token = before.token;
 
     /* The letter says that this block's share of the one row was read; the choice works where the

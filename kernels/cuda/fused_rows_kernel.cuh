@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/fused_rows_parts.cuh"
 #include "kernels/cuda/fused_rows_sampled.cuh"
+#include "kernels/cuda/launch.cuh"
 
 template <class F, int NT, bool SAMPLED>
 static __global__ void __launch_bounds__(THREADS, 1)
@@ -30,9 +31,6 @@ static __global__ void __launch_bounds__(THREADS, 1)
     for (int i = threadIdx.x; i < (int)(sizeof *s / 16); i += THREADS)
         ((uint4 *)shared)[i] = make_uint4(0, 0, 0, 0);
     __syncthreads();
-    rows_begin(s, p, first, at);
-    if constexpr (SAMPLED)
-        draws_begin(s, p, first, at);
     biases_begin(s, p, at.rank);
     if (threadIdx.x == 0) {
         s->pieces = plan_make(s->plan, p, at.rank);
@@ -48,12 +46,20 @@ static __global__ void __launch_bounds__(THREADS, 1)
     }
     if (threadIdx.x < 2 * FULLS)
         ring_open(&s->full[0][threadIdx.x]);
+    if constexpr (SAMPLED)
+        draws_open(s);
     cluster_sync(); /* everybody's memory is ready to be written to */
     if (threadIdx.x < 2 * fused_rows_ring<S>::SLOTS && (int)threadIdx.x < 2 * s->all) {
         const struct fused_rows_piece none = {0, 0};
 
         piece_fetch(s, piece_ahead(s, none, threadIdx.x / 2), threadIdx.x % 2);
     }
+    launch_wait();
+    launch_next();
+    rows_begin(s, p, first, at);
+    if constexpr (SAMPLED)
+        draws_begin(s, p, first, at);
+    __syncthreads();
     begin_apart((int)blockIdx.x / BLOCKS, p.apart);
     struct fused_rows_piece next = {0, 0}; /* weights */
     uint32_t phases = 0;

@@ -39,7 +39,14 @@ static __device__ __forceinline__ draw_few<S::CHOOSERS> *draw_few_of(S *s, int o
     return (struct draw_few<S::CHOOSERS> *)((char *)s->partial + own * EACH);
 }
 
-/* What there is to know of rows that are sampled. A barrier of the cluster follows. */
+/* One share for each warpgroup of all blocks. A barrier of the cluster follows. */
+template <class S> static __device__ __forceinline__ void draws_open(S *s)
+{
+    if (threadIdx.x == 0)
+        ring_open_shared(&s->draw.full, BLOCKS * FORMAT_PARTS);
+}
+
+/* What there is to know of rows that are sampled. A barrier follows. */
 template <class S>
 static __device__ __forceinline__ void draws_begin(S *s, const struct fused_rows_params &p,
                                                    int first, const struct fused_rows_place &place)
@@ -47,8 +54,6 @@ static __device__ __forceinline__ void draws_begin(S *s, const struct fused_rows
     const int r = threadIdx.x;
 
     static_assert(UNITS <= DRAW_UNITS, "a thread's share of a row");
-    if (r == 0)
-        ring_open_shared(&s->draw.full, BLOCKS * FORMAT_PARTS);
     if (r >= place.rows)
         return;
     const struct cuda_row *row = p.rows.row + p.active[first + r];
