@@ -91,24 +91,6 @@ static __device__ __forceinline__ int32_t draw_forced(const struct cuda_rules &r
     return token >= 0 && row.sample && rules_has(rules.suppressed, token) ? 0 : token;
 }
 
-/* Which of a thread's values may never be chosen. */
-template <int WARPS>
-static __device__ __forceinline__ typename draw_shape<WARPS>::values
-draw_banned(const struct cuda_rules &rules, int thread)
-{
-    const int each = draw_each<WARPS>(rules.vocabulary);
-    typedef typename draw_shape<WARPS>::values values;
-    values banned = 0;
-
-    for (int i = 0; i < each && rules.banned; i++) {
-        const uint32_t token = draw_token(thread, each, i);
-
-        if (token < (uint32_t)rules.vocabulary)
-            banned |= (values)(rules.banned[token >> 5] >> (token & 31) & 1) << i;
-    }
-    return banned;
-}
-
 /* Which of a thread's values is EOS, where it may not be chosen yet. */
 template <int WARPS>
 static __device__ __forceinline__ typename draw_shape<WARPS>::values

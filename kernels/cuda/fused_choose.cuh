@@ -37,10 +37,19 @@ static __device__ __forceinline__ void draw_ask(struct draw_asked *asked,
                                                 const struct cuda_rules &rules,
                                                 const struct cuda_row *of, int32_t steps)
 {
+    const int each = draw_each<DRAW_WARPS>(rules.vocabulary);
+    uint32_t banned = 0;
+
     for (int i = block_thread(); i < steps; i += BLOCK_GROUP)
         asked->random[i] =
             philox_draw(of->seed, (uint32_t)of->sequence, (uint32_t)(of->position + i));
-    asked->banned[block_thread()] = draw_banned<DRAW_WARPS>(rules, block_thread());
+    for (int i = 0; i < each && rules.banned; i++) {
+        const uint32_t token = draw_token(block_thread(), each, i);
+
+        if (token < (uint32_t)rules.vocabulary)
+            banned |= (rules.banned[token >> 5] >> (token & 31) & 1) << i;
+    }
+    asked->banned[block_thread()] = banned;
     if (block_thread() == 0) {
         asked->draw.top_k = of->top_k;
         asked->draw.top_p = of->top_p;

@@ -2,7 +2,7 @@
  *
  * fused_rows_parts: what a block of the kernel of fused_rows.h does beside products: norms and
  * embeddings of its own rows and the choice of their tokens, attention, summaries of logits, and
- * the beginning of a launch. For fused_rows.cu alone.
+ * the beginning of a launch. For fused_rows_kernel.cuh alone.
  */
 #ifndef PGPT_KERNELS_CUDA_FUSED_ROWS_PARTS_CUH
 #define PGPT_KERNELS_CUDA_FUSED_ROWS_PARTS_CUH

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * fused_rows_product: a block's products in the kernel of fused_rows.h, from the plan of weights to
- * what is sent of the sums. For fused_rows.cu alone.
+ * what is sent of the sums. For fused_rows_kernel.cuh alone.
  */
 #ifndef PGPT_KERNELS_CUDA_FUSED_ROWS_PRODUCT_CUH
 #define PGPT_KERNELS_CUDA_FUSED_ROWS_PRODUCT_CUH

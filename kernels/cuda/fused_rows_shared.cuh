@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * fused_rows_shared: what the kernel of fused_rows.h is given, and a block's shared memory with the
- * letters that blocks of a cluster send one another. For fused_rows.cu alone.
+ * letters that blocks of a cluster send one another. For fused_rows_kernel.cuh alone.
  */
 #ifndef PGPT_KERNELS_CUDA_FUSED_ROWS_SHARED_CUH
 #define PGPT_KERNELS_CUDA_FUSED_ROWS_SHARED_CUH
@@ -87,7 +87,8 @@ struct fused_rows_none {
  *   o      attention's output, each head from its block to all; h, the hidden values, likewise.
  *          They share memory
  *   y      a product's columns with bias, from all blocks to the row's owner
- *   units  summaries of logits (and special ones), from all blocks to the row's owner
+ *   units  summaries of logits (and special ones), from all blocks to the row's owner. A sampled
+ *          row's logits go beside them, through global memory: fused_rows_sampled.cuh
  *   state  the rows' positions, from their owners to all blocks
  *
  * Nothing is overwritten that somebody still reads, and no letter arrives before the one before it

@@ -49,7 +49,8 @@ struct fused_params {
     int32_t layers, steps;
     uint32_t nothing; /* 0, which no compiler knows */
     const int32_t *n, *active;
-    int32_t count; /* FUSED_TOKENS, FUSED_SAMPLED: *n, which the kernel in front may have to write */
+    int32_t
+        count; /* FUSED_TOKENS, FUSED_SAMPLED: *n, which the kernel in front may have to write */
     struct cuda_rows rows;
     struct cuda_rules rules;
     struct network_cache self, cross;
