@@ -164,18 +164,16 @@ static void drawn(uint64_t seed)
         story_compare("drawn, room for 40 rows", first, other, row);
 }
 
-/* A call of 16 steps, in which rows end, and calls of 4 and of 1. */
+/* A call of 16 steps, in which rows end, and calls of 4. */
 static void drawn_long(void)
 {
     enum { COUNT = 3, LONG = 16 };
     static struct story once, some;
 
     draw_run<format_f16, 2>(&once, 4, 9, COUNT, COUNT, 1, LONG, NULL, NULL);
-    for (int steps = 1; steps < LONG; steps *= 4) {
-        draw_run<format_f16, 2>(&some, 4, 9, COUNT, COUNT, LONG / steps, steps, NULL, NULL);
-        for (int row = 9; row < 9 + COUNT; row++)
-            story_compare("drawn, calls of some steps", once, some, row);
-    }
+    draw_run<format_f16, 2>(&some, 4, 9, COUNT, COUNT, LONG / 4, 4, NULL, NULL);
+    for (int row = 9; row < 9 + COUNT; row++)
+        story_compare("drawn, calls of four steps", once, some, row);
 }
 
 /* A block with four rows of its own, all groups at work. */
@@ -231,7 +229,7 @@ static void beside(void)
 
 int main(void)
 {
-    enum { SEEDS = 4 };
+    enum { SEEDS = 3 };
 
     beside();
     for (int seed = 0; seed < SEEDS; seed++) {
