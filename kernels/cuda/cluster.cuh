@@ -149,6 +149,20 @@ static __device__ __forceinline__ void cluster_publish(uint64_t *barrier, int ra
                      cluster_address(barrier, rank))
                  : "memory");
 }
+
+/* Until all shares of the turn-th publication (modulo 2) have come to this block's barrier. */
+static __device__ __forceinline__ void cluster_await(uint64_t *barrier, uint32_t turn)
+{
+    uint32_t done = 0;
+
+    while (!done)
+        asm volatile("{\n\t.reg .pred p;\n\t"
+                     "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
+                     "selp.u32 %0, 1, 0, p;\n\t}"
+                     : "=r"(done)
+                     : "r"(shared_address(barrier)), "r"(turn & 1)
+                     : "memory");
+}
 #endif
 
 #endif

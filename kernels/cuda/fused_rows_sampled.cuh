@@ -99,7 +99,7 @@ static __device__ __forceinline__ int32_t row_draw_next(S *s,
     const struct draw_row<W> known = rows_draw_begin<W>(s->draw.asked[own], p.rules, position,
                                                         s->min_new[row], s->max_new[row], thread);
 
-    ring_wait(&s->draw.full, step);
+    cluster_await(&s->draw.full, step);
     if (known.forced >= 0)
         return known.forced;
     return row_draw<S>(own, logits_of(p, row), p.rules.vocabulary, known);

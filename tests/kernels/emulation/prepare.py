@@ -53,6 +53,7 @@ BODIES = {
         "cluster_send4": "simt_box_send(to, box, rank, &v, 4);",
         "cluster_put8": "simt_put8(global, &v);",
         "cluster_publish": "simt_publish(); simt_ring_release_at(barrier, rank);",
+        "cluster_await": "simt_ring_wait(barrier, turn);",
     },
     "weights_ring.cuh": {
         "ring_open": "simt_ring_open(barrier);",
