@@ -185,9 +185,9 @@ int32_t backend_admit(struct backend *backend, int32_t n, const struct engine_re
         }
         batch_pack(backend, requests + admitted, slots + admitted, count, tokens);
         admitted += count;
-        /* nothing decodes: the device encodes these while the next are packed */
-        status =
-            backend->active_count || backend->call_count ? cudaSuccess : backend_encode(backend);
+        /* nothing decodes, or nobody's rows do: the device encodes these while the next are packed
+         */
+        status = backend->active_count ? cudaSuccess : backend_encode(backend);
         if (status != cudaSuccess)
             return backend_fail(backend, status, "enqueueing an encoding", error);
     }

@@ -318,7 +318,7 @@ static int call_wait(struct backend *backend, struct error *error)
 
     if (backend_wait(backend, call->done, expected > 0.0 ? expected : 0.0, "decode steps", error))
         return -1;
-    step_time_learn(backend, clock_mono_us() - from, call->k);
+    call->took_us = clock_mono_us() - from;
     backend->call_first = (backend->call_first + 1) % MEMORY_CALLS;
     backend->call_count--;
     return 0;
@@ -331,6 +331,8 @@ int backend_call_end(struct backend *backend, struct engine_output *out, struct 
 
     if (call_wait(backend, error) || results_read(backend, index, out, error))
         return -1;
+    if (out->steps == backend->calls[index].k) /* it did not end early */
+        step_time_learn(backend, backend->calls[index].took_us, out->steps);
     backend->done_us = clock_mono_us();
     out->decode_us = backend->done_us - (begun > before ? begun : before);
     return 0;

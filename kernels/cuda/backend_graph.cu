@@ -9,7 +9,7 @@ static const int32_t buckets[] = {1,   2,   4,    8,    16,   28,   32,   48,   
                                   64,  90,  120,  128,  192,  256,  384,  512,  640,
                                   768, 896, 1024, 1280, 1536, 1792, 2048, 3072, 4096};
 
-/* Shapes of encodings that have graphs: a launch of each of some twenty kernels takes the host
+/* Shapes of encodings that have graphs: a launch of each of seventeen kernels takes the host
  * longer than the device takes for few tokens. What a graph has room for and is not there costs a
  * block each that ends at once. */
 static const struct encode_shape encode_shapes[GRAPH_ENCODINGS] = {

@@ -72,7 +72,7 @@ struct backend_call {
     bool groups;           /* beam searches are among its rows */
     struct call_row *rows; /* (count) in the order of its results */
     cudaEvent_t done;
-    int64_t begun_us;
+    int64_t begun_us, took_us; /* since it began, or since the call before ended */
 };
 
 /* What the rows of a step ask for: a kind needs all that the kinds before it need. ROWS_SAMPLED:
@@ -159,7 +159,7 @@ struct network_step backend_step_of(const struct backend *backend, int32_t n_mos
 
 int32_t backend_admit(struct backend *backend, int32_t n, const struct engine_request *requests,
                       const int32_t *slots, struct error *error);
-/* Sources as they lie in `memory`, the device's or the host's. */
+/* Sources as they lie in `memory`. */
 struct network_sources backend_sources_of(int32_t *memory, const struct encode_shape *shape);
 /* The shape for `count` sources of `tokens` tokens together. */
 struct encode_shape backend_graphs_shape(int32_t tokens, int32_t count, int32_t longest);

@@ -145,7 +145,7 @@ static int batches_join(struct backend *backend, int32_t k, int64_t *waited_us, 
 /* Is the device to be told of the next call, too, before this one's end is waited for? What the
  * host does between two calls then costs nothing. A row that ends by an EOS in the one is led
  * through the other for nothing, so not where it might be the only one, unless a kernel that finds
- * all rows ended leaves at once. */
+ * all rows ended leaves at once. (One that the host stops is led through it in any case.) */
 static bool ahead_wanted(const struct backend *backend, int32_t k)
 {
     const struct backend_call *call = &backend->calls[backend->call_first];

@@ -114,12 +114,18 @@ int backend_trace_run(struct backend *backend, const struct backend_trace *trace
                       struct error *error)
 {
     struct backend_memory *m = &backend->memory;
+    int64_t waited = 0;
 
     if (backend->failed)
         return error_set(error, "%s", backend->failure);
     CUDA_TRY(cudaSetDevice(backend->device), error, fail);
+    /* nothing runs, but encodings of requests that were given up may: their sources' memory is used
+     * here */
     if (backend_calls_forget(backend, error))
         return -1;
+    while (backend->batch_count)
+        if (backend_join_first(backend, &waited, error))
+            return -1;
     m->calls[0].lists[0] = 1;
     m->calls[0].lists[1] = 0;
     m->calls[0].lists[2] = 0;

@@ -6,7 +6,8 @@
  * sampling_key()s, weights are whole numbers, so nothing here depends on the number of threads.
  * Every function is called by all threads of the block. A file that defines BLOCK_GROUP before it
  * includes this has groups of so many threads do it, a row each: "the block" is then such a group,
- * with a barrier of its own.
+ * with a barrier of its own. A struct block may have fewer warps than that where nothing but
+ * block_sync() and block_sync_count() is asked of it.
  */
 #ifndef PGPT_KERNELS_CUDA_CHOOSE_BLOCK_CUH
 #define PGPT_KERNELS_CUDA_CHOOSE_BLOCK_CUH

@@ -34,12 +34,12 @@ static __device__ __forceinline__ struct fused_place place_find(const struct fus
     at.ring = {0, 0};
     {
         /* rows that this block attends to: all, or every other one; its warps share them out */
-        const int here = S::BLOCKS == HEADS ? at.rows : (at.rows - at.half + 1) / 2;
+        const int count = S::BLOCKS == HEADS ? at.rows : (at.rows - at.half + 1) / 2;
 
-        at.shares = here <= 1 ? 8 : here <= 2 ? 4 : here <= 4 ? 2 : 1;
+        at.shares = count <= 1 ? 8 : count <= 2 ? 4 : count <= 4 ? 2 : 1;
         at.share = at.warp % at.shares;
         at.row = at.warp / at.shares;
-        if (at.row >= here)
+        if (at.row >= count)
             at.row = -1;
         else if (S::BLOCKS > HEADS)
             at.row = 2 * at.row + at.half;
@@ -502,7 +502,8 @@ static cudaError_t params_launch(const struct network *network, const struct fus
 
     launch_config(&config, attributes, shapes[shape], (n + each - 1) / each, variant.shared, pdl,
                   stream);
-    return cudaLaunchKernelEx(&config, variant.kernel, p);
+    return launch_note(cudaLaunchKernelEx(&config, variant.kernel, p), (const void *)variant.kernel,
+                       config.gridDim, THREADS, variant.shared);
 }
 
 cudaError_t fused_enqueue(const struct network *network, const struct network_step *step, int32_t n,
@@ -512,7 +513,6 @@ cudaError_t fused_enqueue(const struct network *network, const struct network_st
     struct fused_params p;
 
     fused_params_fill(network, step, &p);
-    p.n = step->n;
     p.count = n;
     p.steps = steps;
     return params_launch(network, p, sampled ? FUSED_SAMPLED : FUSED_TOKENS, limits->clusters, n,

@@ -92,7 +92,8 @@ static cudaError_t share_enqueue(const struct network *network, struct fused_row
     variant = variant_of(network->format, (p->rows_each + 7) / 8, sampled);
     launch_config(&config, attributes, (n + p->rows_each - 1) / p->rows_each, variant.shared, pdl,
                   stream);
-    return cudaLaunchKernelExC(&config, variant.kernel, args);
+    return launch_note(cudaLaunchKernelExC(&config, variant.kernel, args), variant.kernel,
+                       config.gridDim, THREADS, variant.shared);
 }
 
 cudaError_t fused_rows_enqueue(const struct network *network, const struct network_step *step,

@@ -41,9 +41,9 @@ static inline bool fused_rows_suits(int32_t clusters, int32_t n, int32_t steps, 
     return (n <= most || twice) && keys <= (int64_t)n * FUSED_ROWS_KEYS;
 }
 /* `steps` steps, choice included, for n active rows (host's count, equal to *step->n): plain ones,
- * or, if `sampled`, such that are sampled and nothing else, and plain ones. Of the former
- * step->logits gets (n, units, PRODUCT_UNIT). One launch after the other where there are more rows
- * than fit. pdl: may begin while the kernel before it drains. */
+ * or, if `sampled`, such that are sampled and nothing else, and plain ones; step->logits (rows of a
+ * launch, units, PRODUCT_UNIT) is then worked in. One launch after the other where there are more
+ * rows than fit. pdl: may begin while the kernel before it drains. */
 cudaError_t fused_rows_enqueue(const struct network *network, const struct network_step *step,
                                int32_t n, int32_t steps, bool sampled, int32_t clusters, bool pdl,
                                cudaStream_t stream);

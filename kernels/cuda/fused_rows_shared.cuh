@@ -80,7 +80,8 @@ struct fused_rows_none {
 /*
  * A block's shared memory, but for the ring's slots behind it. Row i of the cluster belongs to
  * block i % 8, as its row i / 8: that block holds its residual stream, norms it, and chooses its
- * tokens, in warp i / 8. Every block has a copy of all rows' inputs of the next product.
+ * tokens, in warp i / 8 (where rows may be sampled, in the CHOOSERS warps from CHOOSERS times that
+ * on). Every block has a copy of all rows' inputs of the next product.
  *
  * Letters (cluster.cuh), each of one size, in the order of a step:
  *   x      all rows' inputs, each row from its owner to all blocks

@@ -48,9 +48,9 @@ struct fused_params {
     enum product_act activation;
     int32_t layers, steps;
     uint32_t nothing; /* 0, which no compiler knows */
+    /* how many rows: n in FUSED_STEP, else count, since the kernel in front may have to write n */
     const int32_t *n, *active;
-    int32_t
-        count; /* FUSED_TOKENS, FUSED_SAMPLED: *n, which the kernel in front may have to write */
+    int32_t count;
     struct cuda_rows rows;
     struct cuda_rules rules;
     struct network_cache self, cross;

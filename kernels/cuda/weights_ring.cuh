@@ -17,31 +17,6 @@ struct ring_piece {
     uint32_t bytes; /* a multiple of 16 */
 };
 
-/* Where in the ring, in the plan and in all of the work a piece lies. */
-struct ring_place {
-    int slot;
-    uint32_t turn; /* how often the ring went round, modulo 2 */
-    int piece;
-    int left; /* pieces from this one to the last of all */
-};
-
-/* `count` pieces (at most SLOTS and the plan's length) further. */
-template <int SLOTS>
-static __device__ __forceinline__ struct ring_place ring_ahead(struct ring_place at, int count,
-                                                               int pieces)
-{
-    at.slot += count;
-    if (at.slot >= SLOTS) {
-        at.slot -= SLOTS;
-        at.turn ^= 1;
-    }
-    at.piece += count;
-    if (at.piece >= pieces)
-        at.piece -= pieces;
-    at.left -= count;
-    return at;
-}
-
 #if __CUDA_ARCH__ >= 900
 /* One thread, before a cluster_sync(). */
 static __device__ __forceinline__ void ring_open(uint64_t *barrier)
