@@ -97,12 +97,15 @@ def test_a_worker_that_is_drained_ends_with_0_whatever_hangs_then(point, new_rea
 @pytest.mark.parametrize("point", ["open_marked:kill", "decode:kill@7", "produce_result:kill@4", "send_offsets:kill@3",
                                    "commit:kill@3"])
 def test_death_at_a_point(point, new_realm, generate):
+    """Four jobs at a time: what is seen was committed, so each four are a transaction at least, on any machine."""
     realm = new_realm(partitions=2)
-    realm.send(*work(20))
     victim = realm.worker("victim", faults=point, wait=False, commit_max_jobs=2, engine_max_rows=8)
-    deadline = time.time() + 90
-    while victim.alive and time.time() < deadline:
-        realm.reader.poll()
+    jobs, seen = work(20), realm.reader.results
+    for i in range(4, len(jobs) + 1, 4):
+        realm.send(*jobs[i - 4:i])
+        deadline = time.time() + 60
+        while victim.alive and time.time() < deadline and not all(seen.get(job["job_id"]) for job in jobs[:i]):
+            realm.reader.poll()
     assert not victim.alive, f"it never passed {point}"
     realm.worker("successor", faults="none")
     results = check_all(realm, generate)
