@@ -17,6 +17,16 @@ def work(count):
     return [request(f"This is sentence number {n}.", seed=n, **LONG) for n in range(count)]
 
 
+def send_by_fours(realm, jobs, stopped):
+    """Each four are seen, so committed, before the next are sent: a transaction at least, on any machine."""
+    seen = realm.reader.results
+    for i in range(4, len(jobs) + 1, 4):
+        realm.send(*jobs[i - 4:i])
+        deadline = time.time() + 60
+        while not stopped() and time.time() < deadline and not all(seen.get(job["job_id"]) for job in jobs[:i]):
+            realm.reader.poll()
+
+
 def check_all(realm, generate):
     results = realm.check_exactly_once()
     assert not realm.reader.records["dlq"]
@@ -63,10 +73,7 @@ def test_a_thread_that_stands_still_ends_its_worker(point, thread, new_realm, ge
     """As when a call of the Kafka client never returns: the process ends and others do the jobs."""
     realm = new_realm(partitions=2)
     stuck = realm.worker("stuck", faults=f"{point}:stall:600000@2", worker_stall_ms=3000)
-    realm.send(*work(20))
-    deadline = time.time() + 90
-    while stuck.alive and time.time() < deadline:
-        realm.reader.poll()
+    send_by_fours(realm, work(20), lambda: not stuck.alive)
     assert not stuck.alive and stuck.child.returncode == 1, stuck.tail(5)
     assert f"the {thread} thread has made no progress" in stuck.tail(3), stuck.tail(3)
     realm.worker("successor", faults="none")
@@ -76,7 +83,7 @@ def test_a_thread_that_stands_still_ends_its_worker(point, thread, new_realm, ge
 def test_a_drain_ends_even_when_a_thread_does_not(new_realm, generate):
     realm = new_realm(partitions=2)
     stuck = realm.worker("stuck", faults="send_offsets:stall:600000@2", worker_drain_ms=1000, kafka_call_timeout_ms=2000)
-    realm.send(*work(20))
+    send_by_fours(realm, work(20), lambda: stuck.says("stalls at send_offsets"))
     stuck.wait_says("stalls at send_offsets")
     assert stuck.terminate(60) == 1
     realm.worker("successor", faults="none")
@@ -97,15 +104,9 @@ def test_a_worker_that_is_drained_ends_with_0_whatever_hangs_then(point, new_rea
 @pytest.mark.parametrize("point", ["open_marked:kill", "decode:kill@7", "produce_result:kill@4", "send_offsets:kill@3",
                                    "commit:kill@3"])
 def test_death_at_a_point(point, new_realm, generate):
-    """Four jobs at a time: what is seen was committed, so each four are a transaction at least, on any machine."""
     realm = new_realm(partitions=2)
     victim = realm.worker("victim", faults=point, wait=False, commit_max_jobs=2, engine_max_rows=8)
-    jobs, seen = work(20), realm.reader.results
-    for i in range(4, len(jobs) + 1, 4):
-        realm.send(*jobs[i - 4:i])
-        deadline = time.time() + 60
-        while victim.alive and time.time() < deadline and not all(seen.get(job["job_id"]) for job in jobs[:i]):
-            realm.reader.poll()
+    send_by_fours(realm, work(20), lambda: not victim.alive)
     assert not victim.alive, f"it never passed {point}"
     realm.worker("successor", faults="none")
     results = check_all(realm, generate)
