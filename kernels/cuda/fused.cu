@@ -399,29 +399,10 @@ static struct fused_variant variant_for(const struct network *network, enum fuse
                : variant_in<format_f16>(&network->config, end, shape, alone);
 }
 
-static void launch_config(cudaLaunchConfig_t *config, cudaLaunchAttribute *attributes,
-                          int32_t blocks, int32_t clusters, size_t shared, bool pdl,
-                          cudaStream_t stream)
-{
-    *config = cudaLaunchConfig_t();
-    config->gridDim = dim3(blocks * clusters);
-    config->blockDim = dim3(THREADS);
-    config->dynamicSmemBytes = shared;
-    config->stream = stream;
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim.x = blocks;
-    attributes[0].val.clusterDim.y = 1;
-    attributes[0].val.clusterDim.z = 1;
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    config->attrs = attributes;
-    config->numAttrs = pdl ? 2 : 1;
-}
-
 static cudaError_t variant_limit(const struct fused_variant &variant, int shape, int32_t *most)
 {
     const void *kernel = (const void *)variant.kernel;
-    cudaLaunchAttribute attributes[2];
+    cudaLaunchAttribute attributes[2] = {};
     cudaLaunchConfig_t config;
     int clusters = 0;
 
@@ -432,7 +413,8 @@ static cudaError_t variant_limit(const struct fused_variant &variant, int shape,
                                    (int)variant.shared));
     if (shapes[shape] > 8)
         CUDA_PASS(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-    launch_config(&config, attributes, shapes[shape], 1, variant.shared, false, NULL);
+    launch_config(&config, attributes, shapes[shape], dim3(shapes[shape]), THREADS, variant.shared,
+                  false, NULL);
     CUDA_PASS(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
     *most = clusters;
     return cudaSuccess;
@@ -497,13 +479,10 @@ static cudaError_t params_launch(const struct network *network, const struct fus
     const int shape = n <= clusters[0] * FUSED_ROWS ? 0 : 1;
     const int32_t each = (n + clusters[shape] - 1) / clusters[shape];
     const struct fused_variant variant = variant_for(network, end, shape, each == 1);
-    cudaLaunchAttribute attributes[2];
-    cudaLaunchConfig_t config;
 
-    launch_config(&config, attributes, shapes[shape], (n + each - 1) / each, variant.shared, pdl,
-                  stream);
-    return launch_note(cudaLaunchKernelEx(&config, variant.kernel, p), (const void *)variant.kernel,
-                       config.gridDim, THREADS, variant.shared);
+    return launch_cluster(variant.kernel, shapes[shape],
+                          dim3(shapes[shape] * ((n + each - 1) / each)), THREADS, variant.shared,
+                          pdl, stream, p);
 }
 
 cudaError_t fused_enqueue(const struct network *network, const struct network_step *step, int32_t n,

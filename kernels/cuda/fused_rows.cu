@@ -28,24 +28,6 @@ static struct fused_rows_variant variant_of(enum cuda_format format, int32_t til
                                  : variant_in<format_f16>(tiles);
 }
 
-static void launch_config(cudaLaunchConfig_t *config, cudaLaunchAttribute *attributes,
-                          int32_t clusters, size_t shared_bytes, bool pdl, cudaStream_t stream)
-{
-    *config = cudaLaunchConfig_t();
-    config->gridDim = dim3(BLOCKS * clusters);
-    config->blockDim = dim3(THREADS);
-    config->dynamicSmemBytes = shared_bytes;
-    config->stream = stream;
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim.x = BLOCKS;
-    attributes[0].val.clusterDim.y = 1;
-    attributes[0].val.clusterDim.z = 1;
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    config->attrs = attributes;
-    config->numAttrs = pdl ? 2 : 1;
-}
-
 cudaError_t fused_rows_prepare(const struct network *network, int capability, int32_t *clusters)
 {
     const struct model_config *config = &network->config;
@@ -61,13 +43,14 @@ cudaError_t fused_rows_prepare(const struct network *network, int capability, in
     for (int32_t i = 0; i < 2 * FUSED_ROWS_TILES; i++) {
         const struct fused_rows_variant variant =
             variant_of(network->format, i / 2 + 1, i % 2 != 0);
-        cudaLaunchAttribute attributes[2];
+        cudaLaunchAttribute attributes[2] = {};
         cudaLaunchConfig_t launch;
         int fit = 0;
 
         CUDA_PASS(cudaFuncSetAttribute(variant.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                        (int)variant.shared));
-        launch_config(&launch, attributes, 1, variant.shared, false, NULL);
+        launch_config(&launch, attributes, BLOCKS, dim3(BLOCKS), THREADS, variant.shared, false,
+                      NULL);
         CUDA_PASS(cudaOccupancyMaxActiveClusters(&fit, variant.kernel, &launch));
         if (i == 0 || fit < *clusters)
             *clusters = fit;
@@ -80,7 +63,7 @@ static cudaError_t share_enqueue(const struct network *network, struct fused_row
                                  bool sampled, const int32_t *active, int32_t n, int32_t clusters,
                                  bool pdl, cudaStream_t stream)
 {
-    cudaLaunchAttribute attributes[2];
+    cudaLaunchAttribute attributes[2] = {};
     cudaLaunchConfig_t config;
     struct fused_rows_variant variant;
     void *args[] = {p}; /* what plain rows take stands in front */
@@ -90,8 +73,9 @@ static cudaError_t share_enqueue(const struct network *network, struct fused_row
     p->rows_each = (n + clusters - 1) / clusters;
     p->apart = p->rows_each > 16 && p->steps >= APART_STEPS ? APART : 0;
     variant = variant_of(network->format, (p->rows_each + 7) / 8, sampled);
-    launch_config(&config, attributes, (n + p->rows_each - 1) / p->rows_each, variant.shared, pdl,
-                  stream);
+    launch_config(&config, attributes, BLOCKS,
+                  dim3(BLOCKS * ((n + p->rows_each - 1) / p->rows_each)), THREADS, variant.shared,
+                  pdl, stream);
     return launch_note(cudaLaunchKernelExC(&config, variant.kernel, args), variant.kernel,
                        config.gridDim, THREADS, variant.shared);
 }

@@ -28,29 +28,39 @@ static __device__ __forceinline__ void launch_next(void)
 cudaError_t launch_note(cudaError_t status, const void *kernel, dim3 grid, int threads,
                         size_t shared);
 
-/* cluster: blocks in x that form one; 0: as the kernel has it. */
+/* attributes: two, which stay with config. cluster: blocks in x that form one; 0: as the kernel has
+ * it. */
+static inline void launch_config(cudaLaunchConfig_t *config, cudaLaunchAttribute *attributes,
+                                 int cluster, dim3 grid, int threads, size_t shared, bool pdl,
+                                 cudaStream_t stream)
+{
+    *config = cudaLaunchConfig_t();
+    config->gridDim = grid;
+    config->blockDim = dim3(threads);
+    config->dynamicSmemBytes = shared;
+    config->stream = stream;
+    config->attrs = attributes;
+    if (pdl) {
+        attributes[config->numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[config->numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster) {
+        attributes[config->numAttrs].id = cudaLaunchAttributeClusterDimension;
+        attributes[config->numAttrs].val.clusterDim.x = (unsigned)cluster;
+        attributes[config->numAttrs].val.clusterDim.y = 1;
+        attributes[config->numAttrs++].val.clusterDim.z = 1;
+    }
+}
+
+/* cluster: as launch_config() has it. */
 template <typename... Params, typename... Args>
 static cudaError_t launch_cluster(void (*kernel)(Params...), int cluster, dim3 grid, int threads,
                                   size_t shared, bool pdl, cudaStream_t stream, Args... args)
 {
-    cudaLaunchConfig_t config = {};
+    cudaLaunchConfig_t config;
     cudaLaunchAttribute attributes[2] = {};
 
-    config.gridDim = grid;
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = shared;
-    config.stream = stream;
-    config.attrs = attributes;
-    if (pdl) {
-        attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-    }
-    if (cluster) {
-        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-        attributes[config.numAttrs].val.clusterDim.x = (unsigned)cluster;
-        attributes[config.numAttrs].val.clusterDim.y = 1;
-        attributes[config.numAttrs++].val.clusterDim.z = 1;
-    }
+    launch_config(&config, attributes, cluster, grid, threads, shared, pdl, stream);
     return launch_note(cudaLaunchKernelEx(&config, kernel, Params(args)...), (const void *)kernel,
                        grid, threads, shared);
 }

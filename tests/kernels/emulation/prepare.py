@@ -146,7 +146,7 @@ LINES = {
         (r"extern __shared__ __align__\(128\) char shared\[\];", "char *shared = simt_shared;"),
         (r"typedef void \(\*fused_kernel\).*", ""),
     ],
-    "launch.cuh": [(r"template <typename\.\.\. Params.*(?=#endif)", "")],
+    "launch.cuh": [(r"static inline void launch_config.*(?=#endif)", "")],
     "attention.cu": [(r"template <class T>\nstatic cudaError_t many_enqueue.*", "")],
     "attention_stream.cuh": [
         (r"#if __CUDA_ARCH__ >= 900", "#if 1"),

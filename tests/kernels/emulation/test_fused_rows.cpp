@@ -6,27 +6,7 @@
 // precision give, within rounding.
 #include "simt.h"
 
-#include "kernels/cuda/fused_rows_kernel.cuh"
-
-typedef struct fused_rows_params scene_params;
-typedef struct fused_layer scene_layer;
-typedef struct fused_weight scene_weight;
-
-static void scene_rows(scene_params *p, int n, int each)
-{
-    p->n = n;
-    p->rows_each = each;
-}
-
-#include "tests/kernels/emulation/fused_scene.h"
-
-template <class F, int NT> static void run(struct outcome *out, int first, int n, int each)
-{
-    scene_run<typename F::element>(out, first, n, each, [](const scene_params &p, int clusters) {
-        simt_launch(
-            {BLOCKS * clusters, 1, 1}, THREADS, [&] { fused_rows<F, NT, false>(p); }, BLOCKS);
-    });
-}
+#include "tests/kernels/emulation/fused_rows_scene.h"
 
 int main(void)
 {

@@ -7,28 +7,8 @@
 // plain rows have the bits that they have among themselves.
 #include "simt.h"
 
-#include "kernels/cuda/fused_rows_kernel.cuh"
-
-typedef struct fused_rows_params scene_params;
-typedef struct fused_layer scene_layer;
-typedef struct fused_weight scene_weight;
-
-static void scene_rows(scene_params *p, int n, int each)
-{
-    p->n = n;
-    p->rows_each = each;
-}
-
 #include "tests/kernels/emulation/draw_plain.h"
-#include "tests/kernels/emulation/fused_scene.h"
-
-template <class F, int NT> static void run(struct outcome *out, int first, int n, int each)
-{
-    scene_run<typename F::element>(out, first, n, each, [](const scene_params &p, int clusters) {
-        simt_launch(
-            {BLOCKS * clusters, 1, 1}, THREADS, [&] { fused_rows<F, NT, false>(p); }, BLOCKS);
-    });
-}
+#include "tests/kernels/emulation/fused_rows_scene.h"
 
 enum { CUT = (V + PRODUCT_UNIT - 1) / PRODUCT_UNIT * PRODUCT_UNIT }; /* a row of p.logits */
 
