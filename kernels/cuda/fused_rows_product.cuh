@@ -117,20 +117,22 @@ static __device__ __forceinline__ void product_take(S *s, struct format_weights 
     *at = piece_ahead(s, *at, COUNT / EACH);
 }
 
-/* Sums of a chain of instructions from zero over the inputs of w, in flight. rows: where the first
- * of them lies, of all rows. */
+/* Sums of a chain of instructions from zero over the inputs of w, in flight. first: where these lie,
+ * of all rows. */
 template <class F, class S, int BLK, int N>
 static __device__ __forceinline__ void
-product_multiply(float (&sums)[N], const struct format_weights (&w)[4], uint32_t rows)
+product_multiply(float (&sums)[N], const struct format_weights (&w)[4], uint32_t first)
 {
+    const uint64_t rows = warpgroup_rows(first);
+
     __syncwarp();
     warpgroup_fence();
 #pragma unroll
     for (int b = 0; b < BLK; b++) {
-        const uint32_t x = rows + b / 2 * (S::ROWS * 128) + b % 2 * 64;
+        const uint32_t x = b / 2 * (S::ROWS * 128) + b % 2 * 64;
 
-        warpgroup_multiply<F, 2 * N>(sums, w[b].half[0], warpgroup_rows(x), b > 0);
-        warpgroup_multiply<F, 2 * N>(sums, w[b].half[1], warpgroup_rows(x + 32), 1);
+        warpgroup_multiply<F, 2 * N>(sums, w[b].half[0], warpgroup_rows_behind(rows, x), b > 0);
+        warpgroup_multiply<F, 2 * N>(sums, w[b].half[1], warpgroup_rows_behind(rows, x + 32), 1);
     }
     warpgroup_commit();
 }
@@ -189,7 +191,7 @@ static __device__ __forceinline__ void round_run(S *s, const struct fused_rows_p
     constexpr int N = S::ROWS / 2, BLK = D / 32 / FORMAT_PARTS;
     constexpr int EACH = BLK / 2; /* blocks of a part in registers at once */
     const struct fused_rows_piece at = piece_ahead(s, first, place_tile(place));
-    const uint32_t rows = shared_address(s->x);
+    const uint64_t rows = warpgroup_rows(shared_address(s->x));
     float sums[N], part[2][N];
 
     warpgroup_publish();
@@ -211,12 +213,12 @@ static __device__ __forceinline__ void round_run(S *s, const struct fused_rows_p
 #pragma unroll
             for (int i = 0; i < 2 * EACH; i++) {
                 const int block = half * 2 * BLK + i % 2 * BLK + b + i / 2;
-                const uint32_t x = rows + block / 2 * (S::ROWS * 128) + block % 2 * 64;
+                const uint32_t x = block / 2 * (S::ROWS * 128) + block % 2 * 64;
 
                 warpgroup_multiply<F, 2 * N>(part[i % 2], w[i % 2][i / 2].half[0],
-                                             warpgroup_rows(x), b + i / 2 > 0);
+                                             warpgroup_rows_behind(rows, x), b + i / 2 > 0);
                 warpgroup_multiply<F, 2 * N>(part[i % 2], w[i % 2][i / 2].half[1],
-                                             warpgroup_rows(x + 32), 1);
+                                             warpgroup_rows_behind(rows, x + 32), 1);
             }
             warpgroup_commit();
             warpgroup_wait<0>();
