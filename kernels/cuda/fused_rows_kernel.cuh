@@ -23,7 +23,8 @@ static __global__ void __launch_bounds__(THREADS, 1)
 
     at.rank = (int)cluster_rank();
     at.warp = __shfl_sync(0xffffffffu, (int)threadIdx.x >> 5, 0);
-    at.lane = threadIdx.x & 31;
+    /* by a shuffle, too: else it is read out of the special register, again and again */
+    at.lane = __shfl_sync(0xffffffffu, threadIdx.x & 31, threadIdx.x & 31);
     const int first = (int)(blockIdx.x / BLOCKS) * p.rows_each;
     at.rows = min(p.rows_each, p.n - first);
     at.own = (at.rows - at.rank + BLOCKS - 1) / BLOCKS;
@@ -70,14 +71,14 @@ static __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll 1
     for (int step = 0; step < p.steps; step++) {
         if (step)
-            letter_receive(&s->state_box, LETTER_STATE, &phases, here(at.rows) * 4);
+            letter_receive(&s->state_box, LETTER_STATE, &phases, here(at.rows) * 4, at);
 #pragma unroll 1
         for (int l = 0; l < p.layers; l++) {
             const struct fused_layer &layer = p.layer[l];
             const struct fused_rows_biases &bias = s->layer[l];
 
             /* self-attention: x -> q, k, v -> o */
-            letter_receive(&s->x_box, LETTER_X, &phases, here(at.rows) * D * sizeof(T));
+            letter_receive(&s->x_box, LETTER_X, &phases, here(at.rows) * D * sizeof(T), at);
             if (place_part(at) < 3) {
                 round_run<F>(s, piece_ahead(s, next, place_part(at) * TILES), at);
                 head_put<T>(s, p, l, bias.qkv, at);
@@ -87,13 +88,13 @@ static __global__ void __launch_bounds__(THREADS, 1)
             attend<T>(s, p.self, l, false, at);
             /* out: o -> y -> norm -> x */
             product_take<F, D, TILES>(s, w, &next, at);
-            letter_receive(&s->o_box, LETTER_O, &phases, here(at.rows) * D * sizeof(T));
+            letter_receive(&s->o_box, LETTER_O, &phases, here(at.rows) * D * sizeof(T), at);
             product_run<F, D, TILES>(s, w, s->o, at);
             residual_send(s, bias.out, at);
             product_refill<D, TILES>(s, next, at);
             row_norm<T>(s, layer.self_norm, &phases, at);
             product_take<F, D, TILES>(s, w, &next, at);
-            letter_receive(&s->x_box, LETTER_X, &phases, here(at.rows) * D * sizeof(T));
+            letter_receive(&s->x_box, LETTER_X, &phases, here(at.rows) * D * sizeof(T), at);
             /* cross-attention: x -> q -> o */
             product_run<F, D, TILES>(s, w, s->x, at);
             query_put<T>(s, bias.cross_q, at);
@@ -101,26 +102,26 @@ static __global__ void __launch_bounds__(THREADS, 1)
             __syncthreads();
             attend<T>(s, p.cross, l, true, at);
             product_take<F, D, TILES>(s, w, &next, at);
-            letter_receive(&s->o_box, LETTER_O, &phases, here(at.rows) * D * sizeof(T));
+            letter_receive(&s->o_box, LETTER_O, &phases, here(at.rows) * D * sizeof(T), at);
             product_run<F, D, TILES>(s, w, s->o, at);
             residual_send(s, bias.cross_out, at);
             product_refill<D, TILES>(s, next, at);
             row_norm<T>(s, layer.cross_norm, &phases, at);
             product_take<F, D, HIDDEN / 16>(s, w, &next, at);
-            letter_receive(&s->x_box, LETTER_X, &phases, here(at.rows) * D * sizeof(T));
+            letter_receive(&s->x_box, LETTER_X, &phases, here(at.rows) * D * sizeof(T), at);
             /* feed-forward: x -> h -> y -> norm -> x */
             product_run<F, D, HIDDEN / 16>(s, w, s->x, at);
             hidden_send<T>(s, p, bias.fc1, at);
             product_refill<D, HIDDEN / 16>(s, next, at);
             product_take<F, FFN, TILES>(s, w, &next, at);
-            letter_receive(&s->h_box, LETTER_H, &phases, here(at.rows) * FFN * sizeof(T));
+            letter_receive(&s->h_box, LETTER_H, &phases, here(at.rows) * FFN * sizeof(T), at);
             product_run<F, FFN, TILES>(s, w, s->o, at);
             residual_send(s, bias.fc2, at);
             product_refill<FFN, TILES>(s, next, at);
             row_norm<T>(s, layer.norm, &phases, at);
         }
         /* logits: x -> units -> tokens -> x */
-        letter_receive(&s->x_box, LETTER_X, &phases, here(at.rows) * D * sizeof(T));
+        letter_receive(&s->x_box, LETTER_X, &phases, here(at.rows) * D * sizeof(T), at);
         const int rounds = rounds_of(p.rules, here(at.rank));
 
 #pragma unroll 1
@@ -133,7 +134,8 @@ static __global__ void __launch_bounds__(THREADS, 1)
             logits_tell(s, at);
             rows_choose<F>(s, p, step, &phases, at);
         } else if (at.warp < at.own) {
-            letter_receive(&s->unit_box, LETTER_UNIT, &phases, here(at.own) * units_bytes(p.rules));
+            letter_receive(&s->unit_box, LETTER_UNIT, &phases, here(at.own) * units_bytes(p.rules),
+                           at);
             row_choose(s, p, step + 1 < p.steps, at);
             if (step + 1 < p.steps)
                 row_embed<F>(s, p, at);

@@ -15,11 +15,12 @@
 /* Each mailbox's phase, a bit of one register. */
 enum { LETTER_X, LETTER_O, LETTER_H, LETTER_Y, LETTER_UNIT, LETTER_STATE };
 static __device__ __forceinline__ void letter_receive(struct cluster_mailbox *box, int which,
-                                                      uint32_t *phases, uint32_t bytes)
+                                                      uint32_t *phases, uint32_t bytes,
+                                                      const struct fused_rows_place &place)
 {
     uint32_t phase = *phases >> which;
 
-    mailbox_receive(box, bytes, &phase, threadIdx.x == 0);
+    mailbox_receive(box, bytes, &phase, place_thread(place) == 0);
     *phases ^= 1u << which;
 }
 
@@ -77,7 +78,7 @@ static __device__ __forceinline__ void row_norm(S *s, const struct network_norm 
         gamma[j] = *(const float4 *)(norm.gamma + j * 128 + lane * 4);
         beta[j] = *(const float4 *)(norm.beta + j * 128 + lane * 4);
     }
-    letter_receive(&s->y_box, LETTER_Y, phases, here(place.own) * D * 4);
+    letter_receive(&s->y_box, LETTER_Y, phases, here(place.own) * D * 4, place);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         const float4 x = *(const float4 *)(s->kept[own] + (j * 128 + lane * 4) * 4);
@@ -373,10 +374,9 @@ static __device__ __forceinline__ void units_send(S *s, const P &p, int round,
                                                   const struct fused_rows_place &place)
 {
     const int units = product_units(p.rules.vocabulary);
+    const int thread = here(place_in_part(place));
 
-    const int thread = here(threadIdx.x) % 128;
-
-#pragma unroll
+#pragma unroll 1
     for (int i = thread; i < S::ROWS * 8; i += 128) {
         const int q = i & 3, row = i >> 2 & 7 | i >> 6 << 3, u = i >> 5 & 1;
         const int own = round * (COLUMNS / PRODUCT_UNIT) + u;

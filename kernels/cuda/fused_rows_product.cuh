@@ -117,8 +117,8 @@ static __device__ __forceinline__ void product_take(S *s, struct format_weights 
     *at = piece_ahead(s, *at, COUNT / EACH);
 }
 
-/* Sums of a chain of instructions from zero over the inputs of w, in flight. first: where these lie,
- * of all rows. */
+/* Sums of a chain of instructions from zero over the inputs of w, in flight. first: where these
+ * lie, of all rows. */
 template <class F, class S, int BLK, int N>
 static __device__ __forceinline__ void
 product_multiply(float (&sums)[N], const struct format_weights (&w)[4], uint32_t first)
@@ -271,10 +271,14 @@ template <class T, class S>
 static __device__ __forceinline__ void query_put(S *s, const float *bias,
                                                  const struct fused_rows_place &place)
 {
-    const int thread = here(threadIdx.x), c = thread % 16 * 4;
+    const uint32_t thread = here(place_thread(place)), c = thread % 16 * 4;
 
 #pragma unroll
-    for (int row = thread / 16; row < S::ROWS; row += THREADS / 16) {
+    for (int i = 0; i < S::ROWS; i += THREADS / 16) {
+        const int row = i + thread / 16;
+
+        if (row >= place.rows)
+            break;
         *(uint2 *)&s->q[row][c] = elements4<T>(partial_get4(s, row, c, bias));
     }
 }
@@ -290,11 +294,12 @@ static __device__ __forceinline__ void head_put(S *s, const struct fused_rows_pa
     const int which = place_part(place);
     T *const to = (T *)((which == 1 ? cache.k : cache.v) + (size_t)layer * cache.layer_stride);
 
-    const int thread = here(threadIdx.x) % 128, c = thread % 16 * 4;
+    const uint32_t thread = here(place_in_part(place)), c = thread % 16 * 4;
     const float4 add = *(const float4 *)(bias + which * COLUMNS + c);
 
 #pragma unroll
-    for (int row = thread / 16; row < S::ROWS; row += 8) {
+    for (int i = 0; i < S::ROWS; i += 8) {
+        const int row = i + thread / 16;
         const int position = s->state[row];
         const float4 v = *(const float4 *)&s->partial[which][row][c];
         const uint2 e =
@@ -315,14 +320,16 @@ template <class S>
 static __device__ __forceinline__ void residual_send(S *s, const float *bias,
                                                      const struct fused_rows_place &place)
 {
-    const int thread = here(threadIdx.x), c = thread % 16 * 4;
+    const uint32_t thread = here(place_thread(place)), c = thread % 16 * 4;
 
 #pragma unroll
-    for (int row = thread / 16; row < S::ROWS; row += THREADS / 16) {
-        const float4 v = partial_get4(s, row, c, bias);
+    for (int i = 0; i < S::ROWS; i += THREADS / 16) {
+        const int row = i + thread / 16;
 
         if (row >= place.rows)
             break;
+        const float4 v = partial_get4(s, row, c, bias);
+
         cluster_send16(&s->y[row / BLOCKS][place.rank * COLUMNS + c], &s->y_box, row % BLOCKS,
                        make_uint4(__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z),
                                   __float_as_uint(v.w)));
@@ -338,10 +345,13 @@ static __device__ __forceinline__ void hidden_send(S *s, const struct fused_rows
 {
     constexpr int PART = S::ROWS * PARTIAL_STRIDE, EACH = HIDDEN / 2;
 
-    const int thread = here(threadIdx.x), quarter = thread % 4, c = thread % EACH * 2;
+    const uint32_t thread = here(place_thread(place)), quarter = thread % 4, c = thread % EACH * 2;
 
 #pragma unroll
-    for (int row = thread / EACH; row < S::ROWS; row += THREADS / EACH) {
+    for (int i = 0; i < S::ROWS; i += THREADS / EACH) {
+        if (i + place.warp * (32 / EACH) >= place.rows)
+            break; /* whole warps */
+        const int row = i + thread / EACH;
         const int column = place.rank * HIDDEN + (c & ~7);
         const float *sum = &s->partial[0][row][c];
         uint32_t own, words[4];

@@ -95,7 +95,7 @@ static __device__ __forceinline__ int32_t row_draw_next(S *s,
                                                         const struct fused_rows_place &place)
 {
     constexpr int W = S::CHOOSERS;
-    const int row = own * BLOCKS + place.rank, thread = here(threadIdx.x) - own * W * 32;
+    const int row = own * BLOCKS + place.rank, thread = here(place_thread(place)) - own * W * 32;
     const struct draw_row<W> known = rows_draw_begin<W>(s->draw.asked[own], p.rules, position,
                                                         s->min_new[row], s->max_new[row], thread);
 
@@ -176,7 +176,8 @@ static __device__ __forceinline__ void rows_choose(S *s, const struct fused_rows
         return;
     mine.warp = own;
     if (leads)
-        letter_receive(&s->unit_box, LETTER_UNIT, phases, here(place.own) * units_bytes(p.rules));
+        letter_receive(&s->unit_box, LETTER_UNIT, phases, here(place.own) * units_bytes(p.rules),
+                       place);
     drawn.position = s->state[row];
     if (s->draw.sampled[row])
         block_sync(&group); /* all have read it: the first warp will change it */

@@ -157,6 +157,15 @@ struct fused_rows_place {
     int rank, warp, lane;
     int rows, own; /* rows of the cluster, and how many of them are this block's */
 };
+/* Which thread of the block, and of its warpgroup, this is. */
+static __device__ __forceinline__ uint32_t place_thread(const struct fused_rows_place &place)
+{
+    return (uint32_t)(place.warp * 32 + place.lane);
+}
+static __device__ __forceinline__ uint32_t place_in_part(const struct fused_rows_place &place)
+{
+    return place_thread(place) & 127;
+}
 /* A warp's warpgroup, or part of the inputs; its 16 columns of 64. */
 static __device__ __forceinline__ int place_part(const struct fused_rows_place &place)
 {

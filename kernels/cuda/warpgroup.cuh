@@ -25,8 +25,8 @@ static __device__ __forceinline__ uint64_t warpgroup_rows(uint32_t shared)
     return (uint64_t)((shared & 0x3ffffu) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 |
            (uint64_t)1 << 62; /* 8 rows are 1,024 bytes; swizzle of 128 bytes */
 }
-/* What lies `bytes` (a multiple of 16) behind what `rows` describes: an addition in its low word, so
- * that all instructions of a product come from one description. */
+/* What lies `bytes` (a multiple of 16) behind what `rows` describes: an addition in its low word,
+ * so that all instructions of a product come from one description. */
 static __device__ __forceinline__ uint64_t warpgroup_rows_behind(uint64_t rows, uint32_t bytes)
 {
     return (rows >> 32) << 32 | ((uint32_t)rows + (bytes >> 4));
