@@ -187,73 +187,82 @@ static __device__ __forceinline__ void row_choose(S *s, const struct fused_rows_
 
 /* 32 keys of a row, that a warp looks at. */
 struct attend_task {
-    int row, length, c; /* the row's keys; the chunk */
+    int row, left; /* the row's keys from the chunk's first on: may be none, or more than 32 */
+    int first;     /* is it the row's first? */
+    uint32_t at;   /* where the chunk begins in a layer's cache of a head, in positions */
 };
 
-/* How many keys a row looks at. */
+/* The first task of a row. A finished row looks at nothing and sends what comes of it: letters have
+ * one size. There is none behind the last row. each: positions of a row in the cache. */
 template <class S>
-static __device__ __forceinline__ int attend_length(const S *s, int row, bool cross,
-                                                    const struct fused_rows_place &place)
+static __device__ __forceinline__ struct attend_task
+attend_row(const S *s, int row, bool cross, uint32_t each, const struct fused_rows_place &place)
 {
-    /* a finished row looks at nothing and sends what comes of it: letters have one size */
-    if (row >= place.rows || s->state[row] == FINISHED)
-        return 0;
-    return cross ? s->source_len[row] : s->state[row] + 1;
+    struct attend_task task = {row, 0, 1, 0};
+
+    static_assert(FINISHED == -1, "no keys are left");
+    if (row < place.rows) {
+        task.left = s->state[row] + 1;
+        if (cross && task.left)
+            task.left = s->source_len[row];
+        task.at = (uint32_t)(cross ? s->cross[row] : s->row[row]) * each;
+    }
+    return task;
 }
 
 /* The warp's next task: its row's next chunk, else its next row. */
 template <class S>
 static __device__ __forceinline__ struct attend_task
-attend_next(const S *s, struct attend_task task, bool cross, const struct fused_rows_place &place)
+attend_next(const S *s, const struct attend_task &task, bool cross, uint32_t each,
+            const struct fused_rows_place &place)
 {
-    task.c++;
-    if (task.c * CHUNK >= task.length) {
-        task.c = 0;
-        task.row += WARPS;
-        task.length = attend_length(s, task.row, cross, place);
-    }
-    return task;
+    if (task.left > CHUNK)
+        return {task.row, task.left - CHUNK, 0, task.at + CHUNK};
+    return attend_row(s, task.row + WARPS, cross, each, place);
 }
 
-/* Eight of a lane's 16 bytes of a chunk: keys, or values. from: the first; zeros where the position
- * is not below `left`. */
-template <int I = 0, class T>
-static __device__ __forceinline__ void chunk_fetch(uint4 (&to)[8], const T *from, int first,
-                                                   int left)
+/* Eight of a lane's 16 bytes of a chunk: keys, or values, each four positions behind the one
+ * before. from: the first; zeros where a position is not there: the first is if left > 0. */
+template <class T, int I = 0>
+static __device__ __forceinline__ void chunk_fetch(uint4 (&to)[8], const char *from, int left)
 {
-    cache_get16<I * 4 * HEAD *(int)sizeof(T)>(&to[I], from, 4 * I + first < left);
+    cache_get16<I * 4 * HEAD *(int)sizeof(T)>(&to[I], from, left > 4 * I);
     if constexpr (I < 7)
-        chunk_fetch<I + 1>(to, from, first, left);
+        chunk_fetch<T, I + 1>(to, from, left);
 }
 
-/* Where the task's chunk begins, in elements of a cache. */
-template <class T, class S>
-static __device__ __forceinline__ size_t chunk_place(const S *s, const struct chunk_cache<T> &cache,
-                                                     const struct attend_task &task, bool cross)
-{
-    const int row = min(task.row, S::ROWS - 1);
+/* What a lane looks at of the keys and values of a layer and head: its 16 bytes of the first
+ * position. */
+struct attend_cache {
+    const char *keys, *values;
+};
 
-    return (size_t)(cross ? s->cross[row] : s->row[row]) * cache.stride + task.c * CHUNK * HEAD;
-}
-template <class T, class S>
-static __device__ __forceinline__ void
-keys_fetch(const S *s, struct chunk_half<T> *chunk, const struct chunk_cache<T> &cache,
-           const struct attend_task &task, bool cross, int lane)
+template <class T>
+static __device__ __forceinline__ void keys_fetch(struct chunk_half<T> *chunk,
+                                                  const struct attend_cache &cache,
+                                                  const struct attend_task &task, int lane)
 {
-    chunk_fetch(chunk->key,
-                cache.keys + chunk_place(s, cache, task, cross) + (lane >> 3) * HEAD +
-                    8 * (lane & 7),
-                lane >> 3, task.length - task.c * CHUNK);
+    chunk_fetch<T>(chunk->key, cache.keys + (size_t)task.at * (HEAD * sizeof(T)),
+                   task.left - (lane >> 3));
 }
-template <class T, class S>
-static __device__ __forceinline__ void
-values_fetch(const S *s, struct chunk_half<T> *chunk, const struct chunk_cache<T> &cache,
-             const struct attend_task &task, bool cross, int lane)
+template <class T>
+static __device__ __forceinline__ void values_fetch(struct chunk_half<T> *chunk,
+                                                    const struct attend_cache &cache,
+                                                    const struct attend_task &task, int lane)
 {
-    chunk_fetch(chunk->value,
-                cache.values + chunk_place(s, cache, task, cross) + (lane & 3) * HEAD +
-                    8 * (lane >> 2),
-                lane & 3, task.length - task.c * CHUNK);
+    chunk_fetch<T>(chunk->value, cache.values + (size_t)task.at * (HEAD * sizeof(T)),
+                   task.left - (lane & 3));
+}
+
+/* The lane's share of a query: of its 16 bytes query_words() chooses two words, which alone are
+ * loaded, as either choice. */
+template <class T>
+static __device__ __forceinline__ struct chunk_query attend_query(const T *q, int lane)
+{
+    const uint32_t *from = (const uint32_t *)(q + 32 * (lane >> 3 & 1) + 8 * (lane & 3));
+    const uint32_t a = from[lane >> 2 & 1], b = from[2 + (lane >> 2 & 1)];
+
+    return {{make_uint4(a, a, b, b)}};
 }
 
 /* A row's result to every block's o. */
@@ -276,36 +285,41 @@ static __device__ __forceinline__ void attend(S *s, const struct network_cache &
                                               bool cross, const struct fused_rows_place &place)
 {
     const size_t head = (size_t)place.rank * cache.positions * HEAD;
+    const uint32_t each = HEADS * cache.positions;
     const int lane = here(place.lane);
-    struct attend_task task = {place.warp, attend_length(s, place.warp, cross, place), 0};
-    struct attention_part all = {-INFINITY, 0.0f, {}};
-    struct chunk_cache<T> caches;
-    struct chunk_half<T> chunk;
+    struct attend_task task = attend_row(s, place.warp, cross, each, place);
+    struct attention_part before = {}; /* of the row's chunks */
+    struct attend_cache caches;
+    struct chunk_half<T> chunk = {
+    };
 
     if (task.row >= place.rows)
         return;
-    caches.keys = (const T *)(cache.k + (size_t)layer * cache.layer_stride) + head;
-    caches.values = (const T *)(cache.v + (size_t)layer * cache.layer_stride) + head;
-    caches.stride = (size_t)HEADS * cache.positions * HEAD;
-    keys_fetch(s, &chunk, caches, task, cross, lane);
-    values_fetch(s, &chunk, caches, task, cross, lane);
+    caches.keys = base_here((const T *)(cache.k + (size_t)layer * cache.layer_stride) + head +
+                            (lane >> 3) * HEAD + 8 * (lane & 7));
+    caches.values = base_here((const T *)(cache.v + (size_t)layer * cache.layer_stride) + head +
+                              (lane & 3) * HEAD + 8 * (lane >> 2));
+    keys_fetch(&chunk, caches, task, lane);
+    values_fetch(&chunk, caches, task, lane);
 #pragma unroll 1
     while (task.row < place.rows) {
-        const struct attend_task next = attend_next(s, task, cross, place);
-        const struct chunk_query query = query_get(&chunk, s->q[task.row], lane);
+        const struct attend_task next = attend_next(s, task, cross, each, place);
+        const struct chunk_query query = attend_query(s->q[task.row], lane);
         struct attention_part part;
         float half[8];
 
         chunk_halves<T>(half, chunk, query, lane);
-        keys_fetch(s, &chunk, caches, next, cross, lane);
-        chunk_finish<T>(&part, half, chunk, task.length - task.c * CHUNK, lane);
-        values_fetch(s, &chunk, caches, next, cross, lane);
-        if (task.c)
-            part_merge<T>(&all, part);
+        keys_fetch(&chunk, caches, next, lane);
+        chunk_finish<T>(&part, half, chunk, task.left, lane);
+        values_fetch(&chunk, caches, next, lane);
+        if (!task.first) {
+            part_merge<T>(&before, part);
+            part = before;
+        }
+        if (next.first)
+            attend_send<T>(s, part, task.row, place, lane);
         else
-            all = part;
-        if (next.row != task.row)
-            attend_send<T>(s, all, task.row, place, lane);
+            before = part;
         task = next;
     }
 }

@@ -194,6 +194,13 @@ static __device__ __forceinline__ int here(int value)
     asm volatile("" : "+r"(value));
     return value;
 }
+/* The same address, from which others are computed as they stand in the source: the compiler would
+ * rather keep its summands in registers. */
+static __device__ __forceinline__ const char *base_here(const void *base)
+{
+    asm volatile("" : "+l"(base));
+    return (const char *)base;
+}
 
 #endif
 

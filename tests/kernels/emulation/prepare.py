@@ -66,7 +66,11 @@ BODIES = {
         "ring_open_shared": "simt_ring_open(barrier, shares);",
         "ring_release": "simt_ring_release(barrier, shares);",
     },
-    "fused_rows_shared.cuh": {"here": "return value;", "begin_apart": ""},
+    "fused_rows_shared.cuh": {
+        "here": "return value;",
+        "base_here": "return (const char *)base;",
+        "begin_apart": "",
+    },
     "fused_shared.cuh": {
         "workers_sync": "simt_workers_wait(WORKERS);",
         "registers_give": "",
