@@ -18,7 +18,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
     typedef typename F::element T;
     typedef struct fused_rows_shared<T, NT, SAMPLED> S;
     extern __shared__ __align__(1024) char shared[];
-    S *s = (S *)shared;
+    S *s = (S *)shared_here(shared);
     struct fused_rows_place at;
 
     at.rank = (int)cluster_rank();
@@ -30,7 +30,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
     at.own = (at.rows - at.rank + BLOCKS - 1) / BLOCKS;
 
     for (int i = threadIdx.x; i < (int)(sizeof *s / 16); i += THREADS)
-        ((uint4 *)shared)[i] = make_uint4(0, 0, 0, 0);
+        ((uint4 *)s)[i] = make_uint4(0, 0, 0, 0);
     __syncthreads();
     biases_begin(s, p, at.rank);
     if (threadIdx.x == 0) {

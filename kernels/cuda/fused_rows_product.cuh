@@ -157,10 +157,12 @@ template <class S, int N>
 static __device__ __forceinline__ void product_put(S *s, const float (&sums)[N],
                                                    const struct fused_rows_place &place)
 {
+    const int lane = here(place.lane);
+
 #pragma unroll
     for (int u = 0; u < N / 4; u++)
         sums_put(&s->partial[place_part(place)][u * 8][place_tile(place) * 16], PARTIAL_STRIDE,
-                 sums + u * 4, place.lane);
+                 sums + u * 4, lane);
 }
 
 /* A product that is one round: ends with all sums in `partial`. */

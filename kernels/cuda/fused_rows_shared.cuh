@@ -194,6 +194,12 @@ static __device__ __forceinline__ int here(int value)
     asm volatile("" : "+r"(value));
     return value;
 }
+/* The same shared memory, of which the assembler shall not know where it lies: it would compute
+ * that anew wherever it is used. */
+static __device__ __forceinline__ char *shared_here(char *shared)
+{
+    return (char *)__cvta_shared_to_generic(__shfl_sync(0xffffffffu, shared_address(shared), 0));
+}
 /* The same address, from which others are computed as they stand in the source: the compiler would
  * rather keep its summands in registers. */
 static __device__ __forceinline__ const char *base_here(const void *base)

@@ -29,7 +29,10 @@ static __device__ __forceinline__ uint64_t warpgroup_rows(uint32_t shared)
  * so that all instructions of a product come from one description. */
 static __device__ __forceinline__ uint64_t warpgroup_rows_behind(uint64_t rows, uint32_t bytes)
 {
-    return (rows >> 32) << 32 | ((uint32_t)rows + (bytes >> 4));
+    uint32_t low = (uint32_t)rows;
+
+    asm("" : "+r"(low)); /* else what it was made of is looked at for each sum */
+    return (rows >> 32) << 32 | (low + (bytes >> 4));
 }
 
 /* Registers that instructions in flight read or write may be touched after this. */

@@ -29,6 +29,7 @@ BODIES = {
         "copy_wait": "simt_copy_wait(PENDING);",
     },
     "warpgroup.cuh": {
+        "warpgroup_rows_behind": "return rows + (bytes >> 4);",
         "warpgroup_fence": "",
         "warpgroup_ended": "",
         "warpgroup_commit": "",
@@ -68,6 +69,7 @@ BODIES = {
     },
     "fused_rows_shared.cuh": {
         "here": "return value;",
+        "shared_here": "return shared;",
         "base_here": "return (const char *)base;",
         "begin_apart": "",
     },
