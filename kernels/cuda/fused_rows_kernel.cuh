@@ -50,7 +50,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
     if constexpr (SAMPLED)
         draws_open(s);
     cluster_sync(); /* everybody's memory is ready to be written to */
-    if (threadIdx.x < 2 * fused_rows_ring<S>::SLOTS && (int)threadIdx.x < 2 * s->all) {
+    if (threadIdx.x < 2 * fused_rows_ring<S>::SLOTS && threadIdx.x < 2 * s->all) {
         const struct fused_rows_piece none = {0, 0};
 
         piece_fetch(s, piece_ahead(s, none, threadIdx.x / 2), threadIdx.x % 2);

@@ -340,16 +340,40 @@ static __device__ __forceinline__ int rounds_of(const struct cuda_rules &rules, 
     return (product_padded(rules.vocabulary) / COLUMNS - rank + BLOCKS - 1) / BLOCKS;
 }
 
+/* Is the token, which may be -1, one of the unit's? */
+static __device__ __forceinline__ bool unit_has(int unit, int token)
+{
+    return (uint32_t)token / PRODUCT_UNIT == (uint32_t)unit;
+}
+
+/* Which of lane q's 8 columns of a unit the token's is; -1: another lane's. */
+static __device__ __forceinline__ int unit_place(int token, int q)
+{
+    const int column = token & (PRODUCT_UNIT - 1);
+
+    return q == (column & 7) >> 1 ? (column >> 3) * 2 + (column & 1) : -1;
+}
+
+/* The unit's token may not be chosen. add: what the rules add to lane q's columns. */
+static __device__ __forceinline__ void unit_forbid(float (&add)[8], int token, int q)
+{
+    const int place = unit_place(token, q);
+
+#pragma unroll
+    for (int t = 0; t < 8; t++)
+        add[t] = t == place ? -INFINITY : add[t];
+}
+
 /* The logit of a token that the rules may force (which 0: EOS, 1: BOS), out of a unit whose columns
  * four lanes share, to the row's owner. */
 template <class S>
 static __device__ __forceinline__ void special_send(S *s, int which, int token, int row, int q,
                                                     const float (&v)[8])
 {
-    const int column = token % PRODUCT_UNIT, place = (column >> 3) * 2 + (column & 1);
+    const int place = unit_place(token, q);
     float logit = v[0];
 
-    if (q != (column & 7) >> 1)
+    if (place < 0)
         return;
 #pragma unroll
     for (int t = 1; t < 8; t++)
@@ -413,12 +437,14 @@ static __device__ __forceinline__ void units_send(S *s, const P &p, int round,
         if constexpr (S::SAMPLED)
             if (row < place.rows && unit < units && s->draw.sampled[row])
                 logits_put(p, row, unit, q, v, add);
-        summary = unit_summary(p.rules, unit, q, s->state[row] < s->min_new[row], v, add);
+        if (unit_has(unit, p.rules.eos_token) && s->state[row] < s->min_new[row])
+            unit_forbid(add, p.rules.eos_token, q);
+        summary = unit_summary(p.rules, unit, q, false, v, add);
         if (row >= place.rows || unit >= units)
             continue;
-        if (p.rules.forced_eos >= 0 && p.rules.forced_eos / PRODUCT_UNIT == unit)
+        if (unit_has(unit, p.rules.forced_eos))
             special_send(s, 0, p.rules.forced_eos, row, q, v);
-        if (p.rules.forced_bos >= 0 && p.rules.forced_bos / PRODUCT_UNIT == unit)
+        if (unit_has(unit, p.rules.forced_bos))
             special_send(s, 1, p.rules.forced_bos, row, q, v);
         if (q == 0)
             cluster_send16(s->kept[row / BLOCKS] + unit * 16, &s->unit_box, row % BLOCKS,

@@ -44,7 +44,7 @@ static __device__ __forceinline__ int plan_make(const char **plan,
 /* `count` pieces (at most a step's) further. */
 template <class S>
 static __device__ __forceinline__ struct fused_rows_piece
-piece_ahead(const S *s, struct fused_rows_piece at, int count)
+piece_ahead(const S *s, struct fused_rows_piece at, uint32_t count)
 {
     at.count += count;
     at.piece += count;

@@ -122,7 +122,7 @@ template <class T, int NT, bool MAY_SAMPLE> struct fused_rows_shared {
     float special[NT][2];
     struct cluster_mailbox x_box, o_box, h_box, y_box, unit_box, state_box;
     uint64_t full[FULLS][2];
-    int32_t pieces, all;         /* of weights: a step's, and the launch's */
+    uint32_t pieces, all;        /* of weights: a step's, and the launch's */
     const char *plan[PLAN_MOST]; /* as a step multiplies them */
     int32_t row[ROWS];           /* -1: none */
     int32_t state[ROWS];         /* position, or FINISHED */
@@ -149,7 +149,7 @@ template <class Shared> struct fused_rows_ring {
  * and its halves arrive at full[count % FULLS]: the piece that came there before is so old that
  * everybody has waited for it, though warpgroups may be some rounds of logits apart. */
 struct fused_rows_piece {
-    int piece, count;
+    uint32_t piece, count;
 };
 
 /* One block's place in the cluster, and one warp's in it. */
