@@ -294,26 +294,32 @@ static __device__ __forceinline__ void head_put(S *s, const struct fused_rows_pa
 {
     const struct network_cache &cache = p.self;
     const int which = place_part(place);
-    T *const to = (T *)((which == 1 ? cache.k : cache.v) + (size_t)layer * cache.layer_stride);
-
     const uint32_t thread = here(place_in_part(place)), c = thread % 16 * 4;
+    const uint32_t each = HEADS * cache.positions; /* of a row */
     const float4 add = *(const float4 *)(bias + which * COLUMNS + c);
+    uint2 *const to =
+        (uint2 *)((which == 1 ? cache.k : cache.v) + (size_t)layer * cache.layer_stride) +
+        (size_t)place.rank * cache.positions * (HEAD / 4) + c / 4;
+    auto get = [&](int row) {
+        const float4 v = *(const float4 *)&s->partial[which][row][c];
 
+        return elements4<T>(make_float4(v.x + add.x, v.y + add.y, v.z + add.z, v.w + add.w));
+    };
+
+    if (which == 0) {
+#pragma unroll
+        for (int i = 0; i < S::ROWS; i += 8)
+            *(uint2 *)&s->q[i + thread / 16][c] = get(i + thread / 16);
+        return;
+    }
 #pragma unroll
     for (int i = 0; i < S::ROWS; i += 8) {
-        const int row = i + thread / 16;
-        const int position = s->state[row];
-        const float4 v = *(const float4 *)&s->partial[which][row][c];
-        const uint2 e =
-            elements4<T>(make_float4(v.x + add.x, v.y + add.y, v.z + add.z, v.w + add.w));
+        const int row = i + thread / 16, position = s->state[row];
+        const uint32_t at = (uint32_t)s->row[row] * each + (uint32_t)position;
+        const uint2 e = get(row);
 
-        if (which == 0)
-            *(uint2 *)&s->q[row][c] = e;
-        else if (position != FINISHED)
-            *(uint2 *)(to +
-                       (((size_t)s->row[row] * HEADS + place.rank) * cache.positions + position) *
-                           HEAD +
-                       c) = e;
+        if (position != FINISHED)
+            to[(size_t)at * (HEAD / 4)] = e;
     }
 }
 
