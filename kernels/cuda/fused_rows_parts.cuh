@@ -32,7 +32,10 @@ template <class T, class S>
 static __device__ __forceinline__ void row_send(S *s, int own, const float4 (&v)[4],
                                                 const struct fused_rows_place &place)
 {
-    const int lane = here(place.lane), odd = lane & 1, row = own * BLOCKS + place.rank;
+    constexpr int LINES = S::ROWS * 128;
+    const uint32_t lane = here(place.lane), odd = lane & 1;
+    const int row = own * BLOCKS + place.rank;
+    const char *to = s->x + (4 * odd + lane / 16) * LINES + warpgroup_at(row, lane / 2 % 8);
     uint2 e[4], give[2], words[2][2];
 
 #pragma unroll
@@ -49,15 +52,11 @@ static __device__ __forceinline__ void row_send(S *s, int own, const float4 (&v)
         words[j][1] = odd ? e[j + 2] : give[j];
     }
 #pragma unroll
-    for (int j = 0; j < 2; j++) {
-        const int word = (j + 2 * odd) * 16 + lane / 2;
-        const char *to = s->x + word / 8 * (S::ROWS * 128) + warpgroup_at(row, word % 8);
-
+    for (int j = 0; j < 2; j++)
 #pragma unroll
         for (int r = 0; r < BLOCKS; r++)
-            cluster_send16(to, &s->x_box, r,
+            cluster_send16(to + j * 2 * LINES, &s->x_box, r,
                            make_uint4(words[j][0].x, words[j][0].y, words[j][1].x, words[j][1].y));
-    }
 }
 
 /* Layer norm of y and the residual stream; the order of sums is that of tile_fill_float(). Warps
@@ -284,9 +283,9 @@ template <class T, class S>
 static __device__ __forceinline__ void attend(S *s, const struct network_cache &cache, int layer,
                                               bool cross, const struct fused_rows_place &place)
 {
-    const size_t head = (size_t)place.rank * cache.positions * HEAD;
-    const uint32_t each = HEADS * cache.positions;
-    const int lane = here(place.lane);
+    const uint32_t each = HEADS * cache.positions, lane = here(place.lane);
+    const size_t first = (size_t)layer * cache.layer_stride +
+                         (size_t)(uint32_t)(place.rank * cache.positions) * (HEAD * sizeof(T));
     struct attend_task task = attend_row(s, place.warp, cross, each, place);
     struct attention_part before = {}; /* of the row's chunks */
     struct attend_cache caches;
@@ -295,10 +294,8 @@ static __device__ __forceinline__ void attend(S *s, const struct network_cache &
 
     if (task.row >= place.rows)
         return;
-    caches.keys = base_here((const T *)(cache.k + (size_t)layer * cache.layer_stride) + head +
-                            (lane >> 3) * HEAD + 8 * (lane & 7));
-    caches.values = base_here((const T *)(cache.v + (size_t)layer * cache.layer_stride) + head +
-                              (lane & 3) * HEAD + 8 * (lane >> 2));
+    caches.keys = base_here(cache.k + first + lane * 16);
+    caches.values = base_here(cache.v + first + (lane & 3) * (HEAD * sizeof(T)) + (lane >> 2) * 16);
     keys_fetch(&chunk, caches, task, lane);
     values_fetch(&chunk, caches, task, lane);
 #pragma unroll 1
