@@ -136,9 +136,12 @@ static __global__ void __launch_bounds__(THREADS, 1)
         } else if (at.warp < at.own) {
             letter_receive(&s->unit_box, LETTER_UNIT, &phases, here(at.own) * units_bytes(p.rules),
                            at);
-            row_choose(s, p, step + 1 < p.steps, at);
+            struct row_chosen chosen = {};
+
+            row_choose(s, p, &chosen, step + 1 < p.steps, at);
             if (step + 1 < p.steps)
                 row_embed<F>(s, p, at);
+            row_tell(s, p, chosen, at);
         }
     }
     /* nobody leaves while another may still write into its memory */

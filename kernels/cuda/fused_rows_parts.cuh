@@ -117,7 +117,7 @@ template <class F, class S>
 static __device__ __forceinline__ void row_embed(S *s, const struct fused_rows_params &p,
                                                  const struct fused_rows_place &place)
 {
-    const int own = place.warp, lane = here(place.lane);
+    const int own = place.warp, lane = here(place.lane) & 31; /* so that one address does for all */
     const int32_t token = s->token[own];
     const int32_t position = max(s->state[own * BLOCKS + place.rank], 0);
     float4 v[4];
@@ -147,39 +147,69 @@ static __device__ __forceinline__ void state_send(S *s, int row, int32_t state, 
     __syncwarp();
 }
 
-/* This warp's row gets its token, and the world is told; all blocks learn its position when
- * another step follows. */
+/* What becomes known of a plain row's step: told when the next one has begun. */
+struct row_chosen {
+    int32_t position, token, finished; /* position: FINISHED if the row was */
+    float logit;                       /* the token's */
+    struct plain_units look;
+};
+
+/* This warp's row gets its token; all blocks learn its position when another step follows. */
 template <class S>
 static __device__ __forceinline__ void row_choose(S *s, const struct fused_rows_params &p,
-                                                  bool more, const struct fused_rows_place &place)
+                                                  struct row_chosen *chosen, bool more,
+                                                  const struct fused_rows_place &place)
 {
     const int own = place.warp, row = own * BLOCKS + place.rank, lane = here(place.lane);
     int32_t state = s->state[row];
 
+    chosen->position = state;
     if (state != FINISHED) {
-        const struct plain_choice choice =
-            choose_plain(p.rules, (const float4 *)s->kept[own], product_units(p.rules.vocabulary),
-                         s->special[own][0], s->special[own][1], state, s->max_new[row], lane);
+        const int32_t max_new = s->max_new[row];
+        const struct plain_best best = plain_look(&chosen->look, (const float4 *)s->kept[own],
+                                                  product_units(p.rules.vocabulary), lane);
 
-        const int32_t position = state;
-        const bool finished = choice.token == p.rules.eos_token || position + 1 >= s->max_new[row];
-
-        state = finished ? FINISHED : position + 1;
-        if (lane == 0) {
-            struct cuda_row *out = p.rows.row + s->row[row];
-            const size_t to = (size_t)s->row[row] * p.rows.P + position;
-
-            s->token[own] = choice.token;
-            p.rows.tokens[to] = choice.token;
-            p.rows.logprobs[to] = choice.logprob;
-            out->token = choice.token;
-            out->position = position + 1;
-            out->finished = finished;
-        }
+        chosen->token = plain_token(p.rules, best, s->special[own][0], s->special[own][1], state,
+                                    max_new, &chosen->logit);
+        chosen->finished = chosen->token == p.rules.eos_token || state + 1 >= max_new;
+        state = chosen->finished ? FINISHED : state + 1;
+        if (lane == 0)
+            s->token[own] = chosen->token;
     }
     __syncwarp();
     if (more)
         state_send(s, row, state, lane);
+}
+
+/* One thread: the world is told of row `index`. */
+static __device__ __forceinline__ void row_put(const struct fused_rows_params &p, int32_t index,
+                                               int32_t position, int32_t token, bool finished,
+                                               float logprob)
+{
+    struct cuda_row *out = p.rows.row + index;
+    const size_t to = (size_t)index * p.rows.P + position;
+
+    p.rows.tokens[to] = token;
+    p.rows.logprobs[to] = logprob;
+    out->token = token;
+    out->position = position + 1;
+    out->finished = finished;
+}
+
+/* The same warp, of what it has chosen. */
+template <class S>
+static __device__ __forceinline__ void row_tell(S *s, const struct fused_rows_params &p,
+                                                const struct row_chosen &chosen,
+                                                const struct fused_rows_place &place)
+{
+    float logprob;
+
+    if (chosen.position == FINISHED)
+        return;
+    logprob = chosen.logit - plain_logsum(&chosen.look);
+    if (here(place.lane) == 0)
+        row_put(p, s->row[place.warp * BLOCKS + place.rank], chosen.position, chosen.token,
+                chosen.finished, logprob);
 }
 
 /* Attention */

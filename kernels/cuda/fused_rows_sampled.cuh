@@ -144,20 +144,6 @@ row_pass(S *s, struct rows_drawn *drawn, const struct fused_rows_sampled_params 
         state_send(s, row, drawn->finished ? (int32_t)FINISHED : drawn->position + 1, lane);
 }
 
-/* One thread: the world is told. */
-static __device__ __forceinline__ void row_tell(const struct fused_rows_sampled_params &p,
-                                                int32_t index, const struct rows_drawn &drawn)
-{
-    struct cuda_row *out = p.rows.row + index;
-    const size_t to = (size_t)index * p.rows.P + drawn.position;
-
-    p.rows.tokens[to] = drawn.token;
-    p.rows.logprobs[to] = logsum_logprob(drawn.sums, drawn.logit);
-    out->token = drawn.token;
-    out->position = drawn.position + 1;
-    out->finished = drawn.finished;
-}
-
 /* Each own row gets its token, by its group of warps. */
 template <class F, class S>
 static __device__ __forceinline__ void rows_choose(S *s, const struct fused_rows_sampled_params &p,
@@ -170,6 +156,7 @@ static __device__ __forceinline__ void rows_choose(S *s, const struct fused_rows
     const struct block group = {NULL, 0, 0, W, 0, ROWS_DRAW_BARRIER + own};
     struct fused_rows_place mine = place;
     struct rows_drawn drawn;
+    struct row_chosen chosen = {};
     bool draws;
 
     if (own >= place.own)
@@ -193,11 +180,14 @@ static __device__ __forceinline__ void rows_choose(S *s, const struct fused_rows
     if (draws)
         row_pass(s, &drawn, p, more, own, place);
     else
-        row_choose(s, p, more, mine);
+        row_choose(s, p, &chosen, more, mine);
     if (more)
         row_embed<F>(s, p, mine);
-    if (draws && here(place.lane) == 0)
-        row_tell(p, s->row[row], drawn);
+    if (!draws)
+        row_tell(s, p, chosen, mine);
+    else if (here(place.lane) == 0)
+        row_put(p, s->row[row], drawn.position, drawn.token, drawn.finished,
+                logsum_logprob(drawn.sums, drawn.logit));
 }
 
 #endif
