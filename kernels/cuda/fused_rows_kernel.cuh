@@ -98,8 +98,8 @@ static __global__ void __launch_bounds__(THREADS, 1)
             /* cross-attention: x -> q -> o */
             product_run<F, D, TILES>(s, w, s->x, at);
             query_put<T>(s, bias.cross_q, at);
-            product_refill<D, TILES>(s, next, at);
             __syncthreads();
+            product_refill<D, TILES>(s, next, at);
             attend<T>(s, p.cross, l, true, at);
             product_take<F, D, TILES>(s, w, &next, at);
             letter_receive(&s->o_box, LETTER_O, &phases, here(at.rows) * D * sizeof(T), at);
