@@ -351,7 +351,7 @@ static __device__ __forceinline__ void hidden_send(S *s, const struct fused_rows
                                                    const float *bias,
                                                    const struct fused_rows_place &place)
 {
-    constexpr int PART = S::ROWS * PARTIAL_STRIDE, EACH = HIDDEN / 2;
+    constexpr int EACH = HIDDEN / 2;
 
     const uint32_t thread = here(place_thread(place)), quarter = thread % 4, c = thread % EACH * 2;
 
@@ -361,16 +361,19 @@ static __device__ __forceinline__ void hidden_send(S *s, const struct fused_rows
             break; /* whole warps */
         const int row = i + thread / EACH;
         const int column = place.rank * HIDDEN + (c & ~7);
-        const float *sum = &s->partial[0][row][c];
+        const float2 add = *(const float2 *)(bias + c);
+        float2 v = *(const float2 *)&s->partial[0][row][c];
         uint32_t own, words[4];
-        float v[2];
 
 #pragma unroll
-        for (int e = 0; e < 2; e++)
-            v[e] = activate(p.activation,
-                            (((sum[e] + sum[e + PART]) + sum[e + 2 * PART]) + sum[e + 3 * PART]) +
-                                bias[c + e]);
-        own = elements2<T>(v[0], v[1]);
+        for (int part = 1; part < FORMAT_PARTS; part++) {
+            const float2 next = *(const float2 *)&s->partial[part][row][c];
+
+            v.x += next.x;
+            v.y += next.y;
+        }
+        own =
+            elements2<T>(activate(p.activation, v.x + add.x), activate(p.activation, v.y + add.y));
 #pragma unroll
         for (int w = 0; w < 4; w++)
             words[w] = __shfl_sync(0xffffffffu, own, w, 4);
