@@ -117,17 +117,19 @@ template <class F, class S>
 static __device__ __forceinline__ void row_embed(S *s, const struct fused_rows_params &p,
                                                  const struct fused_rows_place &place)
 {
-    const int own = place.warp, lane = here(place.lane) & 31; /* so that one address does for all */
+    const int own = place.warp, k = here(place.lane) * 4;
     const int32_t token = s->token[own];
     const int32_t position = max(s->state[own * BLOCKS + place.rank], 0);
+    struct cuda_weight embedding = p.embedding;
     float4 v[4];
 
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-        const int k = j * 128 + lane * 4;
-        const float4 e = embedding_plain4<F>(p.embedding, token, k);
-        const float4 q = *(const float4 *)(p.positions + (size_t)position * D + k);
+        const float4 e = embedding_plain4<F>(embedding, token, k);
+        const float4 q = *(const float4 *)(p.positions + (size_t)position * D + j * 128 + k);
 
+        /* the token's next 128 inputs, in four blocks of 32: one address with constants */
+        embedding.packed = (char *)embedding.packed + 4 * 1024;
         v[j].x = __fadd_rn(__fmul_rn(e.x, p.embedding_factor), q.x);
         v[j].y = __fadd_rn(__fmul_rn(e.y, p.embedding_factor), q.y);
         v[j].z = __fadd_rn(__fmul_rn(e.z, p.embedding_factor), q.z);
