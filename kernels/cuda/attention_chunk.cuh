@@ -177,8 +177,17 @@ static __device__ __forceinline__ void shared_get16_if(uint4 *to, uint32_t from,
                  : "r"(from), "r"(set), "n"(1 << BIT)
                  : "memory");
 }
-/* The same, else zeros. (Not anything: what is not always written would have to be kept from the
- * last time on.) */
+/* The same, else anything: of a key that is not there, whose score nobody looks at. */
+template <int OFFSET>
+static __device__ __forceinline__ void cache_get16_or_any(uint4 *to, const void *from, bool in)
+{
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %5, 0;\n\t"
+                 "@p ld.global.cg.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4 + %6], %7;\n\t}"
+                 : "=r"(to->x), "=r"(to->y), "=r"(to->z), "=r"(to->w)
+                 : "l"(from), "r"((int)in), "n"(OFFSET), "l"(CACHE_LEAVES_FIRST)
+                 : "memory");
+}
+/* The same, else zeros: of a value, whose probability of 0 may meet no infinity. */
 template <int OFFSET>
 static __device__ __forceinline__ void cache_get16(uint4 *to, const void *from, bool in)
 {
@@ -197,52 +206,64 @@ static __device__ __forceinline__ size_t chunk_at(size_t stride, const struct ch
 }
 
 /* Two of a lane's keys and values each, out of a row that has all its positions itself. keys,
- * values: the lane's first; left: positions from the chunk's first on. */
+ * values: the lane's first; keys_left, values_left: positions from that on. */
 template <int I, class T>
-static __device__ __forceinline__ void chunk_load_two(struct chunk_half<T> *chunk, const T *keys,
-                                                      const T *values, int left, int lane)
+static __device__ __forceinline__ void chunk_load_two(struct chunk_half<T> *chunk, const char *keys,
+                                                      const char *values, int keys_left,
+                                                      int values_left)
 {
     constexpr int STEP = 4 * HEAD * sizeof(T);
 
-    cache_get16<I * STEP>(&chunk->key[I], keys, 4 * I + (lane >> 3) < left);
-    cache_get16<(I + 1) * STEP>(&chunk->key[I + 1], keys, 4 * I + 4 + (lane >> 3) < left);
-    cache_get16<I * STEP>(&chunk->value[I], values, 4 * I + (lane & 3) < left);
-    cache_get16<(I + 1) * STEP>(&chunk->value[I + 1], values, 4 * I + 4 + (lane & 3) < left);
+    cache_get16_or_any<I * STEP>(&chunk->key[I], keys, 4 * I < keys_left);
+    cache_get16_or_any<(I + 1) * STEP>(&chunk->key[I + 1], keys, 4 * I + 4 < keys_left);
+    cache_get16<I * STEP>(&chunk->value[I], values, 4 * I < values_left);
+    cache_get16<(I + 1) * STEP>(&chunk->value[I + 1], values, 4 * I + 4 < values_left);
 }
 
-/* A chunk into registers; zeros in place of what is not there. */
+/* A chunk of such a row: `left` positions of it are there. keys, values: its first. */
+template <class T>
+static __device__ __forceinline__ void chunk_load_own(struct chunk_half<T> *chunk, const char *keys,
+                                                      const char *values, int left, int lane)
+{
+    const int keys_left = left - (lane >> 3), values_left = left - (lane & 3);
+
+    keys += lane * 16; /* which is 8 lanes a key */
+    values += (lane & 3) * (HEAD * sizeof(T)) + (lane >> 2) * 16;
+    chunk_load_two<0>(chunk, keys, values, keys_left, values_left);
+    chunk_load_two<2>(chunk, keys, values, keys_left, values_left);
+    chunk_load_two<4>(chunk, keys, values, keys_left, values_left);
+    chunk_load_two<6>(chunk, keys, values, keys_left, values_left);
+    __syncwarp(); /* the compiler shall not begin to multiply before it has asked for all */
+}
+
+/* A chunk into registers; of what is not there, values are zeros. */
 template <bool BEAM, class T>
 static __device__ __forceinline__ void chunk_load(struct chunk_half<T> *chunk,
                                                   const struct chunk_cache<T> &cache,
                                                   const struct chunk_row &row, int c, int lane)
 {
-    const int key = lane >> 3, value = lane & 3; /* the first that the lane has */
-    const int in_key = 8 * (lane & 7), in_value = 8 * (lane >> 2);
-
     if constexpr (BEAM) {
+        const int key = lane >> 3, value = lane & 3; /* the first that the lane has */
+        const int in_key = 8 * (lane & 7), in_value = 8 * (lane >> 2);
+
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const int at = c * CHUNK + 4 * i;
 
-            cache_get16<0>(&chunk->key[i],
-                           cache.keys + chunk_at<BEAM>(cache.stride, row, at + key) + in_key,
-                           at + key < row.end);
+            cache_get16_or_any<0>(&chunk->key[i],
+                                  cache.keys + chunk_at<BEAM>(cache.stride, row, at + key) + in_key,
+                                  at + key < row.end);
             cache_get16<0>(&chunk->value[i],
                            cache.values + chunk_at<BEAM>(cache.stride, row, at + value) + in_value,
                            at + value < row.end);
         }
+        __syncwarp();
     } else {
         const size_t first = chunk_at<BEAM>(cache.stride, row, c * CHUNK);
-        const T *keys = cache.keys + first + key * HEAD + in_key;
-        const T *values = cache.values + first + value * HEAD + in_value;
-        const int left = row.end - c * CHUNK;
 
-        chunk_load_two<0>(chunk, keys, values, left, lane);
-        chunk_load_two<2>(chunk, keys, values, left, lane);
-        chunk_load_two<4>(chunk, keys, values, left, lane);
-        chunk_load_two<6>(chunk, keys, values, left, lane);
+        chunk_load_own(chunk, (const char *)(cache.keys + first),
+                       (const char *)(cache.values + first), row.end - c * CHUNK, lane);
     }
-    __syncwarp(); /* the compiler shall not begin to multiply before it has asked for all */
 }
 
 /* The newest position, the chunk's i-th, whose key and value (64) lie in shared memory or in the

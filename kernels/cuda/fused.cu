@@ -21,7 +21,7 @@ static __device__ __forceinline__ struct fused_place place_find(const struct fus
     at.rank = (int)cluster_rank();
     at.head = at.rank / (S::BLOCKS / HEADS);
     at.half = at.rank % (S::BLOCKS / HEADS);
-    at.thread = here((int)threadIdx.x);
+    at.thread = thread_once();
     at.warp = __shfl_sync(0xffffffffu, at.thread >> 5, 0);
     at.lane = at.thread & 31;
     at.part = at.warp & 3;
@@ -44,6 +44,7 @@ static __device__ __forceinline__ struct fused_place place_find(const struct fus
         else if (S::BLOCKS > HEADS)
             at.row = 2 * at.row + at.half;
     }
+    at.self_head = at.cross_head = at.source_len = 0;
     return at;
 }
 
@@ -219,6 +220,9 @@ static __device__ __forceinline__ void work(S *s, const struct fused_params &p,
         at->self_longest = max(at->self_longest, s->state[0][r].position + 1);
         at->cross_longest = max(at->cross_longest, s->source_len[r]);
     }
+    at->self_head = s->row[max(at->row, 0)] * HEADS + at->head;
+    at->cross_head = s->cross[max(at->row, 0)] * HEADS + at->head;
+    at->source_len = s->source_len[max(at->row, 0)];
     if (own < at->rows)
         row_embed<F>(s, p, s->state[0][own].token,
                      embed_ahead(p, s->state[0][own].finished ? 0 : s->state[0][own].position, *at),
@@ -322,7 +326,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
         if (threadIdx.x == WORKERS)
             weights_send<S, END>(s, p, at.rank);
         if (at.warp == WARPS + 1)
-            constants_send<S, END>(s, p, at.rank, at.lane);
+            constants_send<S, END>(s, p, at.rank, (int)threadIdx.x & 31);
         if (END != FUSED_STEP && at.warp == WARPS + 2)
             rows_tell<END>(s, p, at);
     } else {

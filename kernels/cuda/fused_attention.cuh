@@ -10,6 +10,34 @@
 
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
 
+/* Bytes from a cache's begin to position `position` of the warp's row and head in a layer: by
+ * products of 32 bits, which are one instruction each. */
+template <class T>
+static __device__ __forceinline__ size_t cache_place(const struct network_cache &cache, int layer,
+                                                     int head, int position)
+{
+    return (uint32_t)layer * cache.layer_stride +
+           (uint64_t)(uint32_t)head * ((uint32_t)cache.positions * (uint32_t)(HEAD * sizeof(T))) +
+           (uint32_t)position * (uint32_t)(HEAD * sizeof(T));
+}
+
+/* The same of a row of beams, whose positions lie in the rows that wrote them. */
+template <class S, class T>
+static __device__ __forceinline__ void
+chunk_fetch_beam(const S *s, struct chunk_half<T> *chunk, const struct fused_params &p, int layer,
+                 const struct fused_place &at, int c, int end)
+{
+    const size_t first = (size_t)layer * p.self.layer_stride;
+    const size_t head = (size_t)at.head * p.self.positions * HEAD;
+    const struct chunk_cache<T> cache = {(const T *)(p.self.k + first) + head,
+                                         (const T *)(p.self.v + first) + head, NULL, NULL,
+                                         (size_t)HEADS * p.self.positions * HEAD};
+    const struct chunk_row from = {s->row[at.row], end, end,
+                                   p.rows.source_row + (size_t)s->row[at.row] * p.rows.P};
+
+    chunk_load<true>(chunk, cache, from, c, at.lane);
+}
+
 /* Chunk c of the warp's row below position `end`. */
 template <enum fused_end END, class S, class T>
 static __device__ __forceinline__ void
@@ -17,19 +45,13 @@ chunk_fetch(const S *s, struct chunk_half<T> *chunk, const struct fused_params &
             const struct fused_place &at, bool cross, int c, int end)
 {
     const struct network_cache &cache = cross ? p.cross : p.self;
-    const size_t head = (size_t)at.head * cache.positions * HEAD;
-    struct chunk_cache<T> caches;
-    struct chunk_row from = {cross ? s->cross[at.row] : s->row[at.row], end, end, NULL};
+    const size_t first =
+        cache_place<T>(cache, layer, cross ? at.cross_head : at.self_head, c * CHUNK);
 
-    caches.keys = (const T *)(cache.k + (size_t)layer * cache.layer_stride) + head;
-    caches.values = (const T *)(cache.v + (size_t)layer * cache.layer_stride) + head;
-    caches.stride = (size_t)HEADS * cache.positions * HEAD;
-    if (END == FUSED_STEP && !cross && s->beam[at.row]) {
-        from.source_row = p.rows.source_row + (size_t)from.row * p.rows.P;
-        chunk_load<true>(chunk, caches, from, c, at.lane);
-    } else {
-        chunk_load<false>(chunk, caches, from, c, at.lane);
-    }
+    if (END == FUSED_STEP && !cross && s->beam[at.row])
+        chunk_fetch_beam(s, chunk, p, layer, at, c, end);
+    else
+        chunk_load_own(chunk, cache.k + first, cache.v + first, end - c * CHUNK, at.lane);
 }
 
 /* The first chunk of the row's share; of its own keys those in front of the newest, `more` steps
@@ -41,7 +63,7 @@ attend_fetch(const S *s, struct chunk_half<T> *chunk, const struct fused_params 
 {
     if (at.row >= 0)
         chunk_fetch<END>(s, chunk, p, layer, at, cross, at.share,
-                         cross ? s->source_len[at.row] : s->state[at.now][at.row].position + more);
+                         cross ? at.source_len : s->state[at.now][at.row].position + more);
 }
 
 /* The newest position's key and value, fresh from this step's product, into the cache. This block
@@ -51,16 +73,14 @@ static __device__ __forceinline__ void newest_keep(const S *s, const struct netw
                                                    int layer, const struct fused_place &at,
                                                    int position)
 {
+    const bool key = at.lane < 8;
     const int i = at.lane & 7; /* 16 bytes */
     const size_t to =
-        (size_t)layer * cache.layer_stride +
-        ((((size_t)s->row[at.row] * HEADS + at.head) * cache.positions + position) * HEAD + i * 8) *
-            sizeof(typename S::element);
+        cache_place<typename S::element>(cache, layer, at.self_head, position) + i * 16;
 
-    if (at.lane < 8)
-        *(uint4 *)(cache.k + to) = *(const uint4 *)&s->key[at.row][i * 8];
-    else if (at.lane < 16)
-        *(uint4 *)(cache.v + to) = *(const uint4 *)&s->value[at.row][i * 8];
+    if (at.lane < 16)
+        *(uint4 *)((key ? cache.k : cache.v) + to) =
+            *(const uint4 *)&(key ? s->key : s->value)[at.row][i * 8];
 }
 
 /* A row's output to every block's o. */
@@ -93,7 +113,7 @@ attend_begin(const S *s, const struct fused_place &at, bool cross)
 
     task.position = row.position;
     /* a finished row looks at nothing and sends what comes of it: letters have one size */
-    task.length = at.row < 0 || row.finished ? 0 : cross ? s->source_len[at.row] : row.position + 1;
+    task.length = at.row < 0 || row.finished ? 0 : cross ? at.source_len : row.position + 1;
     task.longest = cross ? at.cross_longest : at.self_longest;
     task.apart = at.shares > 1 && task.longest > CHUNK;
     return task;
@@ -117,7 +137,7 @@ attend(S *s, struct chunk_half<T> *chunk, const struct fused_params &p, int laye
         const int c = from + at.share;
 
         if (c * CHUNK < length) {
-            if (from) /* seldom: where its keys lie is not to be known before */
+            if (__builtin_expect(from, 0)) /* where its keys lie is not to be known before */
                 chunk_fetch<END>(s, chunk, p, here(layer), at, cross, c, cross ? length : position);
             if (!cross && position / CHUNK == c)
                 chunk_newest<true>(chunk, s->key[row], s->value[row], position % CHUNK, at.lane);
@@ -142,7 +162,7 @@ attend(S *s, struct chunk_half<T> *chunk, const struct fused_params &p, int laye
     if (row >= 0 && at.share == 0)
         attend_send(s, all, at);
     /* behind the letter, for nobody in this step looks there again */
-    if (!cross && length && position / CHUNK % at.shares == at.share)
+    if (!cross && length && (position / CHUNK & (at.shares - 1)) == at.share)
         newest_keep(s, p.self, layer, at, position);
 }
 

@@ -45,10 +45,19 @@ static __device__ __forceinline__ void norm_put4(float4 *v, float scale, const f
     v->w = __fmaf_rn(v->w * scale, g.w, b.w);
 }
 
+static __device__ __forceinline__ void norm_center4(float4 *v, float mean)
+{
+    v->x -= mean;
+    v->y -= mean;
+    v->z -= mean;
+    v->w -= mean;
+}
+
 /* A row of y less its mean, in lanes as above; what a norm divides it by comes back inverted. The
  * order of sums is that of tile_fill_float(). */
 template <class S>
-static __device__ __forceinline__ float norm_measure(const S *s, int row, float4 (&v)[4], int lane)
+static __device__ __forceinline__ float norm_measure(const S *s, int row, float4 (&v)[4],
+                                                     float *row_mean, int lane)
 {
     float mean = 0.0f, square = 0.0f;
 
@@ -58,12 +67,10 @@ static __device__ __forceinline__ float norm_measure(const S *s, int row, float4
         mean += (v[j].x + v[j].y) + (v[j].z + v[j].w);
     }
     mean = warp_sum(mean) / (float)D;
+    *row_mean = mean;
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-        v[j].x -= mean;
-        v[j].y -= mean;
-        v[j].z -= mean;
-        v[j].w -= mean;
+        norm_center4(&v[j], mean);
         square = __fmaf_rn(v[j].x, v[j].x, square);
         square = __fmaf_rn(v[j].y, v[j].y, square);
         square = __fmaf_rn(v[j].z, v[j].z, square);
@@ -79,21 +86,22 @@ rows_norm(S *s, const struct fused_params &p, const float *gamma, const float *b
           const struct fused_place &at, struct fused_letters *l)
 {
     float4 v[4];
-    float scale;
+    float scale, mean;
 
     letter_receive(s, p, LETTER_Y, at, l);
     if (rows_alone(at)) {
         const int k = at.part * 128 + at.lane * 4;
+        float4 own = *(const float4 *)&s->y[0][k];
 
-        scale = norm_measure(s, 0, v, at.lane);
-        v[0] = at.part == 0 ? v[0] : at.part == 1 ? v[1] : at.part == 2 ? v[2] : v[3];
-        norm_put4(&v[0], scale, *(const float4 *)(gamma + k), *(const float4 *)(beta + k));
-        row_put4(s, 0, at.part, v[0], at);
+        scale = norm_measure(s, 0, v, &mean, at.lane);
+        norm_center4(&own, mean);
+        norm_put4(&own, scale, *(const float4 *)(gamma + k), *(const float4 *)(beta + k));
+        row_put4(s, 0, at.part, own, at);
         __syncwarp();
         return;
     }
     if (at.warp < at.rows) {
-        scale = norm_measure(s, at.warp, v, at.lane);
+        scale = norm_measure(s, at.warp, v, &mean, at.lane);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const int k = j * 128 + at.lane * 4;

@@ -14,6 +14,7 @@
  * inputs, a piece is a tile of D inputs, two of fewer, a part of one of more. */
 template <int K> struct fused_piece {
     enum {
+        ROUNDS = K > D ? 2 : 1, /* of the ring that what is multiplied at once may reach over */
         BLK = K / 32 / FORMAT_PARTS, /* blocks of a part */
         USERS = K == D  ? 4
                 : K < D ? 8
@@ -132,9 +133,29 @@ static __device__ __forceinline__ void pieces_release(S *s, int tiles, const str
         const int index = piece::index(at, at.lane);
         const bool seen = K > D && index + fused_ring<S>::SLOTS < piece::count(tiles);
 
-        ring_release(&s->empty[turn_ahead<S>(at.ring, index).slot],
+        ring_release(&s->empty[turn_ahead<S, piece::ROUNDS>(at.ring, index).slot],
                      WARPS / piece::USERS - (seen ? 1 : 0) + nothing);
     }
+}
+
+/* 16 bytes of a slot, OFFSET bytes behind an address: said so that the offset is the instruction's
+ * own, where the compiler would keep or add up an address for each. */
+template <int OFFSET> static __device__ __forceinline__ void slot_get16(uint4 *to, uint32_t from)
+{
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4 + %5];"
+                 : "=r"(to->x), "=r"(to->y), "=r"(to->z), "=r"(to->w)
+                 : "r"(from), "n"(OFFSET)
+                 : "memory");
+}
+
+/* A lane's weights of a part from block B on. */
+template <int B, int BLK>
+static __device__ __forceinline__ void piece_get(struct format_weights (&w)[BLK], uint32_t from)
+{
+    slot_get16<B * 1024>(&w[B].half[0], from);
+    slot_get16<B * 1024 + 512>(&w[B].half[1], from);
+    if constexpr (B + 1 < BLK)
+        piece_get<B + 1>(w, from);
 }
 
 /* Weights to registers as soon as there is time: this warp's tiles of a round of `tiles`. Returns
@@ -151,8 +172,8 @@ product_load(S *s, struct format_weights (&w)[J][fused_piece<K>::BLK], int tiles
 
 #pragma unroll
     for (int j = 0; j < J; j++) {
-        const struct fused_turn from = turn_ahead<S>(at.ring, piece::index(at, j));
-        const char *slot = fused_ring<S>::slot(s, from.slot) + piece::offset(at);
+        const struct fused_turn from = turn_ahead<S, piece::ROUNDS>(at.ring, piece::index(at, j));
+        const char *slot = fused_ring<S>::slot(s, from.slot) + piece::offset(at) + at.lane * 16;
 
         if (tiles < 2 * J && at.first + 2 * j >= tiles) { /* zeros: or the old ones would be kept */
             memset(w[j], 0, sizeof w[j]);
@@ -167,11 +188,10 @@ product_load(S *s, struct format_weights (&w)[J][fused_piece<K>::BLK], int tiles
                     ring_release(&s->empty[from.slot], 1);
             }
         ring_wait(&s->full[from.slot], from.turn);
+        piece_get<0>(w[j], shared_address(slot));
 #pragma unroll
-        for (int b = 0; b < piece::BLK; b++) {
-            w[j][b] = weights_get<F>(slot + b * 1024, at.lane);
+        for (int b = 0; b < piece::BLK; b++)
             any |= w[j][b].half[0].x | w[j][b].half[1].x;
-        }
     }
     return any & at.nothing;
 }
@@ -215,7 +235,7 @@ product_run(S *s, const struct format_weights (&w)[J][fused_piece<K>::BLK], cons
         __syncwarp();
         pieces_release<K, J>(s, tiles, *at, 0);
     }
-    at->ring = turn_ahead<S>(at->ring, piece::count(tiles));
+    at->ring = turn_ahead<S, piece::ROUNDS>(at->ring, piece::count(tiles));
 }
 
 /* Rounds of `EACH` tiles, of which the first has been taken. */
@@ -295,7 +315,8 @@ static __device__ __forceinline__ void head_send(S *s, struct cluster_mailbox *b
 
 #pragma unroll
     for (int i = 0; i < (ROWS * FOURS + WORKERS - 1) / WORKERS; i++) {
-        const int item = at.thread + i * WORKERS, row = item / FOURS, c = item % FOURS * 4;
+        const unsigned item = at.thread + i * WORKERS;
+        const int row = item / FOURS, c = item % FOURS * 4;
         const int which = c / S::COLUMNS, to = at.half * S::COLUMNS + c % S::COLUMNS;
         typename S::element(*place)[HEAD] = which == 0 ? s->q : which == 1 ? s->key : s->value;
 
@@ -317,11 +338,11 @@ static __device__ __forceinline__ void hidden_send(S *s, enum product_act activa
                                                    const struct fused_place &at)
 {
     constexpr int FOURS = COUNT / 4, PART = ROWS * PARTIAL_STRIDE;
-    const int quarter = at.thread & 3, count = at.rows * FOURS;
+    const unsigned quarter = at.thread & 3, count = at.rows * FOURS;
 
 #pragma unroll 1
-    for (int first = 0; first + at.warp * 8 < count; first += WORKERS / 4) {
-        const int i = first + at.thread / 4, row = min(i, count - 1) / FOURS;
+    for (unsigned first = 0; first + at.warp * 8 < count; first += WORKERS / 4) {
+        const unsigned i = first + (unsigned)at.thread / 4, row = min(i, count - 1) / FOURS;
         const int c = i % FOURS * 4, column = at.rank * S::HIDDEN + from + c;
         const float *sum = &s->partial[0][row][c + quarter];
         const float own =

@@ -191,12 +191,13 @@ struct fused_turn {
     uint32_t turn; /* how often it went round, modulo 2 */
 };
 
-template <class S>
+/* ROUNDS: how often that may lead past the last slot. */
+template <class S, int ROUNDS = 1>
 static __device__ __forceinline__ struct fused_turn turn_ahead(struct fused_turn at, int count)
 {
     at.slot += count;
 #pragma unroll
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < ROUNDS; i++)
         if (at.slot >= fused_ring<S>::SLOTS) {
             at.slot -= fused_ring<S>::SLOTS;
             at.turn ^= 1;
@@ -212,6 +213,8 @@ struct fused_place {
     int row0, rows;         /* of this cluster: its first among n, and how many */
     bool alone;             /* one, as the compiler knows */
     int row, share, shares; /* attention: this warp's row (-1: none), its share of chunks */
+    int self_head, cross_head; /* its head of that row in the caches, of all heads of all rows */
+    int source_len;            /* of the row */
     int self_longest, cross_longest; /* at least the most keys that a row has */
     int now;                         /* the step's place in s->state */
     struct fused_turn ring;          /* the next product's weights */
@@ -270,6 +273,13 @@ static __device__ __forceinline__ void registers_give(void)
 static __device__ __forceinline__ void registers_take(void)
 {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+}
+
+/* The thread's number, which the compiler would otherwise read anew wherever it is wanted, from a
+ * register that is slow to answer. Whole warps call. */
+static __device__ __forceinline__ int thread_once(void)
+{
+    return __shfl_sync(0xffffffffu, (int)threadIdx.x, (int)threadIdx.x & 31);
 }
 
 /* The same number, of which the compiler shall not know that: what is computed from it is computed
