@@ -205,35 +205,36 @@ static __device__ __forceinline__ size_t chunk_at(size_t stride, const struct ch
     return (size_t)from * stride + (size_t)(at * HEAD);
 }
 
-/* Two of a lane's keys and values each, out of a row that has all its positions itself. keys,
- * values: the lane's first; keys_left, values_left: positions from that on. */
-template <int I, class T>
-static __device__ __forceinline__ void chunk_load_two(struct chunk_half<T> *chunk, const char *keys,
-                                                      const char *values, int keys_left,
-                                                      int values_left)
+/* A lane's keys (or values) from the I-th on, out of a row that has all its positions itself. from:
+ * the lane's first; left: positions from that on. */
+template <bool KEYS, int I, class T>
+static __device__ __forceinline__ void chunk_load_from(uint4 (&to)[8], const char *from, int left)
 {
     constexpr int STEP = 4 * HEAD * sizeof(T);
 
-    cache_get16_or_any<I * STEP>(&chunk->key[I], keys, 4 * I < keys_left);
-    cache_get16_or_any<(I + 1) * STEP>(&chunk->key[I + 1], keys, 4 * I + 4 < keys_left);
-    cache_get16<I * STEP>(&chunk->value[I], values, 4 * I < values_left);
-    cache_get16<(I + 1) * STEP>(&chunk->value[I + 1], values, 4 * I + 4 < values_left);
+    if constexpr (KEYS)
+        cache_get16_or_any<I * STEP>(&to[I], from, 4 * I < left);
+    else
+        cache_get16<I * STEP>(&to[I], from, 4 * I < left);
+    if constexpr (I < 7)
+        chunk_load_from<KEYS, I + 1, T>(to, from, left);
 }
 
-/* A chunk of such a row: `left` positions of it are there. keys, values: its first. */
+/* Keys or values of a chunk of such a row: `left` positions of it are there. from: its first. */
 template <class T>
-static __device__ __forceinline__ void chunk_load_own(struct chunk_half<T> *chunk, const char *keys,
-                                                      const char *values, int left, int lane)
+static __device__ __forceinline__ void chunk_load_keys(struct chunk_half<T> *chunk,
+                                                       const char *from, int left, int lane)
 {
-    const int keys_left = left - (lane >> 3), values_left = left - (lane & 3);
-
-    keys += lane * 16; /* which is 8 lanes a key */
-    values += (lane & 3) * (HEAD * sizeof(T)) + (lane >> 2) * 16;
-    chunk_load_two<0>(chunk, keys, values, keys_left, values_left);
-    chunk_load_two<2>(chunk, keys, values, keys_left, values_left);
-    chunk_load_two<4>(chunk, keys, values, keys_left, values_left);
-    chunk_load_two<6>(chunk, keys, values, keys_left, values_left);
+    chunk_load_from<true, 0, T>(chunk->key, from + lane * 16, left - (lane >> 3));
     __syncwarp(); /* the compiler shall not begin to multiply before it has asked for all */
+}
+template <class T>
+static __device__ __forceinline__ void chunk_load_values(struct chunk_half<T> *chunk,
+                                                         const char *from, int left, int lane)
+{
+    chunk_load_from<false, 0, T>(
+        chunk->value, from + (lane & 3) * (HEAD * sizeof(T)) + (lane >> 2) * 16, left - (lane & 3));
+    __syncwarp();
 }
 
 /* A chunk into registers; of what is not there, values are zeros. */
@@ -261,8 +262,8 @@ static __device__ __forceinline__ void chunk_load(struct chunk_half<T> *chunk,
     } else {
         const size_t first = chunk_at<BEAM>(cache.stride, row, c * CHUNK);
 
-        chunk_load_own(chunk, (const char *)(cache.keys + first),
-                       (const char *)(cache.values + first), row.end - c * CHUNK, lane);
+        chunk_load_keys(chunk, (const char *)(cache.keys + first), row.end - c * CHUNK, lane);
+        chunk_load_values(chunk, (const char *)(cache.values + first), row.end - c * CHUNK, lane);
     }
 }
 

@@ -145,18 +145,22 @@ layer_run(S *s, const struct fused_params &p, int index, const Constants &own, b
             letter_receive(s, p, LETTER_QUERY, *at, l);
         }
         attend<END>(s, &ahead->chunk, p, index, *at, cross, task);
-        /* a row that is drawn needs the registers: work() fetches what comes behind it */
-        if (!cross || !last || (more && END != FUSED_SAMPLED))
-            attend_fetch<END>(s, &ahead->chunk, p,
-                              !cross ? index
-                              : last ? 0
-                                     : index + 1,
-                              *at, !cross, last);
+        /* Keys of what is attended to next as soon as registers are free, values behind the letter:
+         * all at once are more than a multiprocessor asks L2 for without waiting, and weights are
+         * taken behind them. A row that is drawn needs the registers: work() fetches what comes
+         * behind it. */
+        const bool fetch = !cross || !last || (more && END != FUSED_SAMPLED);
+        const int next = !cross ? index : last ? 0 : index + 1;
+
+        if (fetch)
+            attend_fetch<END, CHUNK_KEYS>(s, &ahead->chunk, p, next, *at, !cross, last);
         product_take<F, D>(s, narrow<F, J>(ahead), S::TILES, *at);
         letter_receive(s, p, LETTER_O, *at, l);
         product_run<F, D>(s, narrow<F, J>(ahead), s->o, X_STRIDE, 0, S::TILES, at);
         workers_sync();
         residual_send(s, cross ? own.cross_out : own.out, NULL, *at);
+        if (fetch)
+            attend_fetch<END, CHUNK_VALUES>(s, &ahead->chunk, p, next, *at, !cross, last);
         if (!cross)
             product_take<F, D>(s, narrow<F, J>(ahead), S::TILES, *at);
         else if (S::WIDE)
@@ -227,7 +231,7 @@ static __device__ __forceinline__ void work(S *s, const struct fused_params &p,
         row_embed<F>(s, p, s->state[0][own].token,
                      embed_ahead(p, s->state[0][own].finished ? 0 : s->state[0][own].position, *at),
                      *at);
-    attend_fetch<END>(s, &ahead.chunk, p, 0, *at, false, 0);
+    attend_fetch<END, CHUNK_BOTH>(s, &ahead.chunk, p, 0, *at, false, 0);
     product_take<F, D>(s, ahead.wide, ROUND_TILES, *at);
     workers_sync();
 #pragma unroll 1
@@ -266,7 +270,7 @@ static __device__ __forceinline__ void work(S *s, const struct fused_params &p,
             row_draw(s, p, step, *at, l);
             const struct embed_place place = embed_ahead(p, row_next(s, *at), *at);
 
-            attend_fetch<END>(s, &ahead.chunk, p, 0, *at, false, 1);
+            attend_fetch<END, CHUNK_BOTH>(s, &ahead.chunk, p, 0, *at, false, 1);
             take();
             if (own < at->rows)
                 row_embed<F>(s, p, row_drawn(s, p, *at, l).token, place, *at);

@@ -29,17 +29,21 @@ chunk_fetch_beam(const S *s, struct chunk_half<T> *chunk, const struct fused_par
 {
     const size_t first = (size_t)layer * p.self.layer_stride;
     const size_t head = (size_t)at.head * p.self.positions * HEAD;
-    const struct chunk_cache<T> cache = {(const T *)(p.self.k + first) + head,
-                                         (const T *)(p.self.v + first) + head, NULL, NULL,
-                                         (size_t)HEADS * p.self.positions * HEAD};
+    const struct chunk_cache<T> cache = {
+        (const T *)(p.self.k + first) + head, (const T *)(p.self.v + first) + head, NULL, NULL,
+            (size_t)HEADS *p.self.positions *HEAD
+    };
     const struct chunk_row from = {s->row[at.row], end, end,
                                    p.rows.source_row + (size_t)s->row[at.row] * p.rows.P};
 
     chunk_load<true>(chunk, cache, from, c, at.lane);
 }
 
+/* Half of a chunk, or both. */
+enum chunk_what { CHUNK_KEYS = 1, CHUNK_VALUES = 2, CHUNK_BOTH = 3 };
+
 /* Chunk c of the warp's row below position `end`. */
-template <enum fused_end END, class S, class T>
+template <enum fused_end END, enum chunk_what WHAT, class S, class T>
 static __device__ __forceinline__ void
 chunk_fetch(const S *s, struct chunk_half<T> *chunk, const struct fused_params &p, int layer,
             const struct fused_place &at, bool cross, int c, int end)
@@ -48,22 +52,27 @@ chunk_fetch(const S *s, struct chunk_half<T> *chunk, const struct fused_params &
     const size_t first =
         cache_place<T>(cache, layer, cross ? at.cross_head : at.self_head, c * CHUNK);
 
-    if (END == FUSED_STEP && !cross && s->beam[at.row])
-        chunk_fetch_beam(s, chunk, p, layer, at, c, end);
-    else
-        chunk_load_own(chunk, cache.k + first, cache.v + first, end - c * CHUNK, at.lane);
+    if (END == FUSED_STEP && !cross && s->beam[at.row]) {
+        if (WHAT & CHUNK_KEYS)
+            chunk_fetch_beam(s, chunk, p, layer, at, c, end);
+        return;
+    }
+    if (WHAT & CHUNK_KEYS)
+        chunk_load_keys(chunk, cache.k + first, end - c * CHUNK, at.lane);
+    if (WHAT & CHUNK_VALUES)
+        chunk_load_values(chunk, cache.v + first, end - c * CHUNK, at.lane);
 }
 
 /* The first chunk of the row's share; of its own keys those in front of the newest, `more` steps
  * from now. */
-template <enum fused_end END, class S, class T>
+template <enum fused_end END, enum chunk_what WHAT, class S, class T>
 static __device__ __forceinline__ void
 attend_fetch(const S *s, struct chunk_half<T> *chunk, const struct fused_params &p, int layer,
              const struct fused_place &at, bool cross, int more)
 {
     if (at.row >= 0)
-        chunk_fetch<END>(s, chunk, p, layer, at, cross, at.share,
-                         cross ? at.source_len : s->state[at.now][at.row].position + more);
+        chunk_fetch<END, WHAT>(s, chunk, p, layer, at, cross, at.share,
+                               cross ? at.source_len : s->state[at.now][at.row].position + more);
 }
 
 /* The newest position's key and value, fresh from this step's product, into the cache. This block
@@ -138,7 +147,8 @@ attend(S *s, struct chunk_half<T> *chunk, const struct fused_params &p, int laye
 
         if (c * CHUNK < length) {
             if (__builtin_expect(from, 0)) /* where its keys lie is not to be known before */
-                chunk_fetch<END>(s, chunk, p, here(layer), at, cross, c, cross ? length : position);
+                chunk_fetch<END, CHUNK_BOTH>(s, chunk, p, here(layer), at, cross, c,
+                                             cross ? length : position);
             if (!cross && position / CHUNK == c)
                 chunk_newest<true>(chunk, s->key[row], s->value[row], position % CHUNK, at.lane);
             chunk_attend<T>(*chunk, query, length - c * CHUNK, at.lane, &part);

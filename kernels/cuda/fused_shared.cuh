@@ -208,11 +208,11 @@ static __device__ __forceinline__ struct fused_turn turn_ahead(struct fused_turn
 /* One block's place in the cluster, and a warp's in it. */
 struct fused_place {
     int rank, head, half;
-    int thread, warp, lane; /* read once: the register that says so is slow to answer */
-    int part, first;        /* products: the warp's part of the inputs, its first tile */
-    int row0, rows;         /* of this cluster: its first among n, and how many */
-    bool alone;             /* one, as the compiler knows */
-    int row, share, shares; /* attention: this warp's row (-1: none), its share of chunks */
+    int thread, warp, lane;    /* read once: the register that says so is slow to answer */
+    int part, first;           /* products: the warp's part of the inputs, its first tile */
+    int row0, rows;            /* of this cluster: its first among n, and how many */
+    bool alone;                /* one, as the compiler knows */
+    int row, share, shares;    /* attention: this warp's row (-1: none), its share of chunks */
     int self_head, cross_head; /* its head of that row in the caches, of all heads of all rows */
     int source_len;            /* of the row */
     int self_longest, cross_longest; /* at least the most keys that a row has */
