@@ -128,52 +128,64 @@ attend_begin(const S *s, const struct fused_place &at, bool cross)
     return task;
 }
 
-/* Attention of this block's rows and head; chunk: what attend_fetch() got. Parts are merged in the
- * order of the chunks: by the warp that has all of a row's, or round by round of a chunk a warp. */
+/* A round: a chunk a warp, of which the first of the row is chunk `from`. fetch: it is not in
+ * registers yet, which is seldom, since where its keys lie is not to be known before. Parts are
+ * merged in the order of the chunks: by the warp that has all of a row's, or here. */
+template <enum fused_end END, class S, class T>
+static __device__ __forceinline__ void
+attend_round(S *s, struct chunk_half<T> *chunk, const struct chunk_query &query,
+             const struct fused_params &p, int layer, const struct fused_place &at, bool cross,
+             const struct attend_task &task, int from, bool fetch, struct attention_part *all)
+{
+    const int position = task.position, length = task.length, c = from + at.share;
+    struct attention_part part;
+
+    if (c * CHUNK < length) {
+        if (fetch)
+            chunk_fetch<END, CHUNK_BOTH>(s, chunk, p, here(layer), at, cross, c,
+                                         cross ? length : position);
+        if (!cross && position / CHUNK == c)
+            chunk_newest<true>(chunk, s->key[at.row], s->value[at.row], position % CHUNK, at.lane);
+        chunk_attend<T>(*chunk, query, length - c * CHUNK, at.lane, &part);
+        if (task.apart)
+            part_keep(&s->parts[at.warp], part, at.lane);
+        if (c == 0)
+            *all = part;
+        else if (!task.apart)
+            part_merge<T>(all, part);
+    }
+    if (!task.apart)
+        return;
+    workers_sync();
+    if (at.share == 0)
+#pragma unroll 1
+        for (int i = from ? 0 : 1; i < at.shares && (from + i) * CHUNK < length; i++)
+            part_merge<T>(all, part_get(&s->parts[at.warp + i], at.lane));
+    if ((from + at.shares) * CHUNK < task.longest)
+        workers_sync();
+}
+
+/* Attention of this block's rows and head; chunk: what attend_fetch() got. */
 template <enum fused_end END, class S, class T>
 static __device__ __forceinline__ void
 attend(S *s, struct chunk_half<T> *chunk, const struct fused_params &p, int layer,
        const struct fused_place &at, bool cross, const struct attend_task &task)
 {
-    const int row = at.row, position = task.position, length = task.length;
-    const int longest = task.longest;
-    const bool apart = task.apart;
-    const struct chunk_query query = query_get(chunk, s->q[max(row, 0)], at.lane);
-    struct attention_part part, all = {0.0f, 1.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
+    /* where rows are shared out among warps, the first round is mostly all: straight code for it */
+    constexpr bool STRAIGHT = S::BLOCKS > HEADS;
+    const struct chunk_query query = query_get(chunk, s->q[max(at.row, 0)], at.lane);
+    struct attention_part all = {0.0f, 1.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
 
+    if (STRAIGHT)
+        attend_round<END>(s, chunk, query, p, layer, at, cross, task, 0, false, &all);
 #pragma unroll 1
-    for (int from = 0; from * CHUNK < longest; from += at.shares) {
-        const int c = from + at.share;
-
-        if (c * CHUNK < length) {
-            if (__builtin_expect(from, 0)) /* where its keys lie is not to be known before */
-                chunk_fetch<END, CHUNK_BOTH>(s, chunk, p, here(layer), at, cross, c,
-                                             cross ? length : position);
-            if (!cross && position / CHUNK == c)
-                chunk_newest<true>(chunk, s->key[row], s->value[row], position % CHUNK, at.lane);
-            chunk_attend<T>(*chunk, query, length - c * CHUNK, at.lane, &part);
-            if (apart)
-                part_keep(&s->parts[at.warp], part, at.lane);
-            if (c == 0)
-                all = part;
-            else if (!apart)
-                part_merge<T>(&all, part);
-        }
-        if (!apart)
-            continue;
-        workers_sync();
-        if (at.share == 0)
-#pragma unroll 1
-            for (int i = from ? 0 : 1; i < at.shares && (from + i) * CHUNK < length; i++)
-                part_merge<T>(&all, part_get(&s->parts[at.warp + i], at.lane));
-        if ((from + at.shares) * CHUNK < longest)
-            workers_sync();
-    }
-    if (row >= 0 && at.share == 0)
+    for (int from = STRAIGHT ? at.shares : 0; from * CHUNK < task.longest; from += at.shares)
+        attend_round<END>(s, chunk, query, p, layer, at, cross, task, from, from > 0, &all);
+    if (at.row >= 0 && at.share == 0)
         attend_send(s, all, at);
     /* behind the letter, for nobody in this step looks there again */
-    if (!cross && length && (position / CHUNK & (at.shares - 1)) == at.share)
-        newest_keep(s, p.self, layer, at, position);
+    if (!cross && task.length && (task.position / CHUNK & (at.shares - 1)) == at.share)
+        newest_keep(s, p.self, layer, at, task.position);
 }
 
 #endif
