@@ -450,11 +450,20 @@ static __device__ __forceinline__ void chunk_attend(const struct chunk_half<T> &
     chunk_finish<T>(out, half, chunk, count, lane);
 }
 
+/* 1 / x, to a unit in the last place; x is a sum of probabilities, so at least 1. */
+static __device__ __forceinline__ float reciprocal(float x)
+{
+    float y;
+
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /* A part's values, divided by its sum, as elements. */
 template <class T>
 static __device__ __forceinline__ void part_elements(const struct attention_part &part, T *out)
 {
-    const float scale = 1.0f / part.sum;
+    const float scale = reciprocal(part.sum);
 
     format_set2(out, part.value[0] * scale, part.value[1] * scale);
     format_set2(out + 2, part.value[2] * scale, part.value[3] * scale);

@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/choose_plain.cuh"
 #include "kernels/cuda/fused_product.cuh"
+#include "kernels/cuda/layer_norm.cuh"
 
 enum {
     DRAW_BARRIER = 2,            /* 1 is workers_sync()'s */
@@ -36,47 +37,19 @@ static __device__ __forceinline__ void row_put4(S *s, int row, int j, const floa
     *(uint2 *)(s->x + row * X_STRIDE + k * 2) = elements4<typename S::element>(v);
 }
 
-static __device__ __forceinline__ void norm_put4(float4 *v, float scale, const float4 &g,
-                                                 const float4 &b)
-{
-    v->x = __fmaf_rn(v->x * scale, g.x, b.x);
-    v->y = __fmaf_rn(v->y * scale, g.y, b.y);
-    v->z = __fmaf_rn(v->z * scale, g.z, b.z);
-    v->w = __fmaf_rn(v->w * scale, g.w, b.w);
-}
-
-static __device__ __forceinline__ void norm_center4(float4 *v, float mean)
-{
-    v->x -= mean;
-    v->y -= mean;
-    v->z -= mean;
-    v->w -= mean;
-}
-
-/* A row of y less its mean, in lanes as above; what a norm divides it by comes back inverted. The
- * order of sums is that of tile_fill_float(). */
+/* What a row of y is normed by; v: its values, in lanes as above. */
 template <class S>
-static __device__ __forceinline__ float norm_measure(const S *s, int row, float4 (&v)[4],
-                                                     float *row_mean, int lane)
+static __device__ __forceinline__ struct norm_of y_measure(const S *s, int row, float4 (&v)[4],
+                                                           int lane)
 {
-    float mean = 0.0f, square = 0.0f;
+    struct norm_sums sums = {0.0f, 0.0f};
 
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         v[j] = *(const float4 *)&s->y[row][j * 128 + lane * 4];
-        mean += (v[j].x + v[j].y) + (v[j].z + v[j].w);
+        norm_add4(&sums, v[j]);
     }
-    mean = warp_sum(mean) / (float)D;
-    *row_mean = mean;
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-        norm_center4(&v[j], mean);
-        square = __fmaf_rn(v[j].x, v[j].x, square);
-        square = __fmaf_rn(v[j].y, v[j].y, square);
-        square = __fmaf_rn(v[j].z, v[j].z, square);
-        square = __fmaf_rn(v[j].w, v[j].w, square);
-    }
-    return 1.0f / sqrtf(warp_sum(square) / (float)D + PRODUCT_NORM_EPSILON);
+    return norm_measure(sums, D);
 }
 
 /* y, when it has come, normed into x. */
@@ -86,27 +59,26 @@ rows_norm(S *s, const struct fused_params &p, const float *gamma, const float *b
           const struct fused_place &at, struct fused_letters *l)
 {
     float4 v[4];
-    float scale, mean;
 
     letter_receive(s, p, LETTER_Y, at, l);
     if (rows_alone(at)) {
         const int k = at.part * 128 + at.lane * 4;
         float4 own = *(const float4 *)&s->y[0][k];
+        const struct norm_of of = y_measure(s, 0, v, at.lane);
 
-        scale = norm_measure(s, 0, v, &mean, at.lane);
-        norm_center4(&own, mean);
-        norm_put4(&own, scale, *(const float4 *)(gamma + k), *(const float4 *)(beta + k));
+        norm_apply4(&own, of, *(const float4 *)(gamma + k), *(const float4 *)(beta + k));
         row_put4(s, 0, at.part, own, at);
         __syncwarp();
         return;
     }
     if (at.warp < at.rows) {
-        scale = norm_measure(s, at.warp, v, &mean, at.lane);
+        const struct norm_of of = y_measure(s, at.warp, v, at.lane);
+
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const int k = j * 128 + at.lane * 4;
 
-            norm_put4(&v[j], scale, *(const float4 *)(gamma + k), *(const float4 *)(beta + k));
+            norm_apply4(&v[j], of, *(const float4 *)(gamma + k), *(const float4 *)(beta + k));
             row_put4(s, at.warp, j, v[j], at);
         }
     }

@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/choose_plain.cuh"
 #include "kernels/cuda/fused_rows_product.cuh"
+#include "kernels/cuda/layer_norm.cuh"
 
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
 
@@ -59,8 +60,7 @@ static __device__ __forceinline__ void row_send(S *s, int own, const float4 (&v)
                            make_uint4(words[j][0].x, words[j][0].y, words[j][1].x, words[j][1].y));
 }
 
-/* Layer norm of y and the residual stream; the order of sums is that of tile_fill_float(). Warps
- * with a row of this block's. */
+/* Layer norm of y and the residual stream. Warps with a row of this block's. */
 template <class T, class S>
 static __device__ __forceinline__ void row_norm(S *s, const struct network_norm &norm,
                                                 uint32_t *phases,
@@ -68,7 +68,8 @@ static __device__ __forceinline__ void row_norm(S *s, const struct network_norm 
 {
     const int own = place.warp, lane = here(place.lane);
     float4 v[4], gamma[4], beta[4];
-    float mean = 0.0f, square = 0.0f;
+    struct norm_sums sums = {0.0f, 0.0f};
+    struct norm_of of;
 
     if (own >= place.own)
         return;
@@ -87,28 +88,12 @@ static __device__ __forceinline__ void row_norm(S *s, const struct network_norm 
         v[j].y += x.y;
         v[j].z += x.z;
         v[j].w += x.w;
-        mean += (v[j].x + v[j].y) + (v[j].z + v[j].w);
+        norm_add4(&sums, v[j]);
     }
-    mean = warp_sum(mean) / (float)D;
+    of = norm_measure(sums, D);
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-        v[j].x -= mean;
-        v[j].y -= mean;
-        v[j].z -= mean;
-        v[j].w -= mean;
-        square = __fmaf_rn(v[j].x, v[j].x, square);
-        square = __fmaf_rn(v[j].y, v[j].y, square);
-        square = __fmaf_rn(v[j].z, v[j].z, square);
-        square = __fmaf_rn(v[j].w, v[j].w, square);
-    }
-    square = 1.0f / sqrtf(warp_sum(square) / (float)D + PRODUCT_NORM_EPSILON);
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-        v[j].x = __fmaf_rn(v[j].x * square, gamma[j].x, beta[j].x);
-        v[j].y = __fmaf_rn(v[j].y * square, gamma[j].y, beta[j].y);
-        v[j].z = __fmaf_rn(v[j].z * square, gamma[j].z, beta[j].z);
-        v[j].w = __fmaf_rn(v[j].w * square, gamma[j].w, beta[j].w);
-    }
+    for (int j = 0; j < 4; j++)
+        norm_apply4(&v[j], of, gamma[j], beta[j]);
     row_send<T>(s, own, v, place);
 }
 

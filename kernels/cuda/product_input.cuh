@@ -10,10 +10,10 @@
 #ifndef PGPT_KERNELS_CUDA_PRODUCT_INPUT_CUH
 #define PGPT_KERNELS_CUDA_PRODUCT_INPUT_CUH
 
+#include "kernels/cuda/layer_norm.cuh"
 #include "kernels/cuda/product.h"
 
 enum { PRODUCT_TILE_PAD = 16 };
-#define PRODUCT_NORM_EPSILON 1e-5f
 
 /* Asynchronous copies of 16 bytes from global to shared memory; zeros when not `in`. */
 static __device__ __forceinline__ void copy_16(void *shared, const void *global, bool in)
@@ -164,17 +164,6 @@ static __device__ __forceinline__ void tile_put_row(int K, char *tile_row, float
     }
 }
 
-/* Of a row's values from k on, those that fill it up to K count for nothing. */
-static __device__ __forceinline__ void width_cut(float4 &v, int k, int width, int K)
-{
-    if (width == K)
-        return;
-    v.x = k < width ? v.x : 0.0f;
-    v.y = k + 1 < width ? v.y : 0.0f;
-    v.z = k + 2 < width ? v.z : 0.0f;
-    v.w = k + 3 < width ? v.w : 0.0f;
-}
-
 /* R rows at once by a warp, so that their loads overlap. K <= V * 128. rows: BM. */
 template <class F, enum product_input INPUT, int V, int R>
 static __device__ __forceinline__ void
@@ -209,31 +198,16 @@ tile_fill_float(const struct product &p, int m0, int n, int r0, char *tile, int 
         }
     }
     if (INPUT == PRODUCT_NORM) {
-        float sum[R], square[R];
+        struct norm_of of[R];
 
 #pragma unroll
         for (int r = 0; r < R; r++) {
-            sum[r] = 0.0f;
+            struct norm_sums sums = {0.0f, 0.0f};
+
 #pragma unroll
             for (int j = 0; j < V; j++)
-                sum[r] += (v[r][j].x + v[r][j].y) + (v[r][j].z + v[r][j].w);
-            sum[r] = warp_sum(sum[r]) / (float)p.width;
-            square[r] = 0.0f;
-#pragma unroll
-            for (int j = 0; j < V; j++) {
-                if (j * 128 >= K)
-                    continue;
-                v[r][j].x -= sum[r];
-                v[r][j].y -= sum[r];
-                v[r][j].z -= sum[r];
-                v[r][j].w -= sum[r];
-                width_cut(v[r][j], j * 128 + lane * 4, p.width, K);
-                square[r] = __fmaf_rn(v[r][j].x, v[r][j].x, square[r]);
-                square[r] = __fmaf_rn(v[r][j].y, v[r][j].y, square[r]);
-                square[r] = __fmaf_rn(v[r][j].z, v[r][j].z, square[r]);
-                square[r] = __fmaf_rn(v[r][j].w, v[r][j].w, square[r]);
-            }
-            square[r] = 1.0f / sqrtf(warp_sum(square[r]) / (float)p.width + PRODUCT_NORM_EPSILON);
+                norm_add4(&sums, v[r][j]);
+            of[r] = norm_measure(sums, p.width);
         }
 #pragma unroll
         for (int j = 0; j < V; j++) {
@@ -244,12 +218,8 @@ tile_fill_float(const struct product &p, int m0, int n, int r0, char *tile, int 
             float4 g = *(const float4 *)(norm + k), b = *(const float4 *)(norm + K + k);
 
 #pragma unroll
-            for (int r = 0; r < R; r++) {
-                v[r][j].x = __fmaf_rn(v[r][j].x * square[r], g.x, b.x);
-                v[r][j].y = __fmaf_rn(v[r][j].y * square[r], g.y, b.y);
-                v[r][j].z = __fmaf_rn(v[r][j].z * square[r], g.z, b.z);
-                v[r][j].w = __fmaf_rn(v[r][j].w * square[r], g.w, b.w);
-            }
+            for (int r = 0; r < R; r++)
+                norm_apply4(&v[r][j], of[r], g, b);
         }
     }
 #pragma unroll

@@ -7,6 +7,7 @@
 #define PGPT_KERNELS_CUDA_PRODUCT_NORM_CUH
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/layer_norm.cuh"
 #include "kernels/cuda/product_input.cuh"
 #include "kernels/cuda/product_output.cuh"
 
@@ -48,8 +49,7 @@ static __global__ void __launch_bounds__(ROW_WARPS * 32) product_embed(const str
     }
 }
 
-/* out (n,N) elements and x_out (n,N) = layer norm of x_out: the same operations in the same order
- * as tile_fill_float. V * 128 >= N. */
+/* out (n,N) elements and x_out (n,N) = layer norm of x_out. V * 128 >= N. */
 template <class F, int V>
 static __global__ void __launch_bounds__(ROW_WARPS * 32) product_norm(const struct product p)
 {
@@ -57,7 +57,8 @@ static __global__ void __launch_bounds__(ROW_WARPS * 32) product_norm(const stru
     const int i = blockIdx.x * ROW_WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
     const int N = p.weight.N;
     float4 gamma[V], beta[V], v[V];
-    float mean = 0.0f, square = 0.0f;
+    struct norm_sums sums = {0.0f, 0.0f};
+    struct norm_of of;
     float *x = p.x_out + (size_t)i * N;
 
 #pragma unroll
@@ -77,33 +78,15 @@ static __global__ void __launch_bounds__(ROW_WARPS * 32) product_norm(const stru
                            : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (int j = 0; j < V; j++)
-        mean += (v[j].x + v[j].y) + (v[j].z + v[j].w);
-    mean = warp_sum(mean) / (float)p.width;
-#pragma unroll
-    for (int j = 0; j < V; j++) {
-        if (j * 128 >= N)
-            break;
-        v[j].x -= mean;
-        v[j].y -= mean;
-        v[j].z -= mean;
-        v[j].w -= mean;
-        width_cut(v[j], j * 128 + lane * 4, p.width, N);
-        square = __fmaf_rn(v[j].x, v[j].x, square);
-        square = __fmaf_rn(v[j].y, v[j].y, square);
-        square = __fmaf_rn(v[j].z, v[j].z, square);
-        square = __fmaf_rn(v[j].w, v[j].w, square);
-    }
-    square = 1.0f / sqrtf(warp_sum(square) / (float)p.width + PRODUCT_NORM_EPSILON);
+        norm_add4(&sums, v[j]);
+    of = norm_measure(sums, p.width);
 #pragma unroll
     for (int j = 0; j < V; j++) {
         int c = j * 128 + lane * 4;
 
         if (j * 128 >= N)
             break;
-        v[j].x = __fmaf_rn(v[j].x * square, gamma[j].x, beta[j].x);
-        v[j].y = __fmaf_rn(v[j].y * square, gamma[j].y, beta[j].y);
-        v[j].z = __fmaf_rn(v[j].z * square, gamma[j].z, beta[j].z);
-        v[j].w = __fmaf_rn(v[j].w * square, gamma[j].w, beta[j].w);
+        norm_apply4(&v[j], of, gamma[j], beta[j]);
         *(float4 *)(x + c) = v[j];
         output_put4((element *)p.out + (size_t)i * N + c, v[j]);
     }

@@ -80,7 +80,7 @@ static numbers normed(const numbers &x, const numbers &add, const struct network
     for (int k = 0; k < D; k++)
         square += (y[k] - mean) * (y[k] - mean) / D;
     for (int k = 0; k < D; k++)
-        y[k] = (y[k] - mean) / sqrt(square + PRODUCT_NORM_EPSILON) * norm.gamma[k] + norm.beta[k];
+        y[k] = (y[k] - mean) / sqrt(square + LAYER_NORM_EPSILON) * norm.gamma[k] + norm.beta[k];
     return y;
 }
 

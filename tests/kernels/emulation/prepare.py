@@ -88,6 +88,8 @@ BODIES = {
     "attention_chunk.cuh": {
         "power_of_2": "return exp2f(x);",
         "cache_get16_if": "if (in) *to = *(const uint4 *)((const char *)from + OFFSET);",
+        "cache_get16_or_any": "if (in) *to = *(const uint4 *)((const char *)from + OFFSET);",
+        "reciprocal": "return 1.0f / x;",
         "chunk_address": "return (uint32_t)(uintptr_t)shared;",
         "shared_get16_if": "if (set >> BIT & 1) *to = *(const uint4 *)(uintptr_t)from;",
     },
@@ -96,6 +98,8 @@ BODIES = {
         "attend_get16": "return in ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);",
         "attend_used": "",
     },
+    "layer_norm.cuh": {"norm_root": "return 1.0f / sqrtf(x);"},
+    "fused_product.cuh": {"slot_get16": "*to = *(const uint4 *)((uintptr_t)from + OFFSET);"},
     "logsum.cuh": {"logsum_exp": "return expf(x);"},
     "product_stream.cuh": {
         "stream_registers_give": "",
