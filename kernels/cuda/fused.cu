@@ -296,12 +296,18 @@ static __device__ __forceinline__ void work(S *s, const struct fused_params &p,
 
 #endif
 
+/* For how many rows a block has room; the rest is the ring's. A choice by logits needs room of its
+ * own, which is that of eight rows. */
+template <enum fused_end END, bool ALONE> struct rows_of {
+    enum { MOST = ALONE && END != FUSED_SAMPLED ? 1 : FUSED_ROWS };
+};
+
 template <class F, int CL, int FFN, enum fused_end END, bool ALONE>
 static __global__ void __launch_bounds__(THREADS, 1)
     fused(const __grid_constant__ struct fused_params p)
 {
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
-    typedef struct fused_shared<typename F::element, CL, FFN> S;
+    typedef struct fused_shared<typename F::element, CL, FFN, rows_of<END, ALONE>::MOST> S;
     extern __shared__ __align__(128) char shared[];
     S *s = (S *)shared;
     const int n = END == FUSED_STEP ? *p.n : p.count;
@@ -367,7 +373,8 @@ static struct fused_variant variant_get(void)
 {
     const struct fused_variant variant = {
         fused<F, CL, FFN, END, ALONE>,
-        (size_t)fused_ring<fused_shared<typename F::element, CL, FFN>>::BYTES,
+        (size_t)fused_ring<
+            fused_shared<typename F::element, CL, FFN, rows_of<END, ALONE>::MOST>>::BYTES,
     };
 
     return variant;

@@ -269,7 +269,8 @@ template <enum fused_end END, class S>
 static __device__ __forceinline__ void units_send(S *s, const struct fused_params &p, int first,
                                                   const struct fused_place &at)
 {
-    const int row = at.lane >> 2, q = at.lane & 3, own = first + at.warp;
+    const int group = at.lane >> 2, row = min(group, (int)S::ROWS - 1), q = at.lane & 3;
+    const int own = first + at.warp;
     const int units = product_units(p.rules.vocabulary), unit = at.rank + own * S::BLOCKS;
     alignas(16) float v[8], add[8];
     float4 summary;
@@ -290,17 +291,17 @@ static __device__ __forceinline__ void units_send(S *s, const struct fused_param
         *(float2 *)&add[t] = *(const float2 *)&s->unit_rules[own][column];
     }
     if (END == FUSED_STEP) {
-        if (row < at.rows)
+        if (group < at.rows)
             unit_keep(p, at.row0 + row, unit, q, v);
     } else {
         if (p.rules.forced_eos >= 0 && p.rules.forced_eos / PRODUCT_UNIT == unit)
-            special_send(s, 0, p.rules.forced_eos, row, q, v, at);
+            special_send(s, 0, p.rules.forced_eos, group, q, v, at);
         if (p.rules.forced_bos >= 0 && p.rules.forced_bos / PRODUCT_UNIT == unit)
-            special_send(s, 1, p.rules.forced_bos, row, q, v, at);
+            special_send(s, 1, p.rules.forced_bos, group, q, v, at);
     }
     summary =
         unit_summary(p.rules, unit, q, s->state[at.now][row].position < s->min_new[row], v, add);
-    if (row >= at.rows)
+    if (group >= at.rows)
         return;
     if constexpr (END == FUSED_STEP) {
         if (q == 0)
@@ -320,7 +321,7 @@ static __device__ __forceinline__ float unit_alone(const S *s, int own,
                                                    const struct fused_place &at)
 {
     const float *sum = &s->partial[0][0][at.warp * PRODUCT_UNIT + at.lane];
-    constexpr int PART = ROWS * PARTIAL_STRIDE;
+    constexpr int PART = S::ROWS * PARTIAL_STRIDE;
 
     return __fadd_rn(((sum[0] + sum[PART]) + sum[2 * PART]) + sum[3 * PART],
                      s->unit_bias[own][at.lane]);

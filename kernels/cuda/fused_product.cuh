@@ -209,6 +209,21 @@ product_take(S *s, struct format_weights (&w)[J][fused_piece<K>::BLK], int tiles
         pieces_release<K, J>(s, tiles, at, nothing);
 }
 
+/* A tile's sums of the warp's part, of the columns from `column` on. */
+template <class S>
+static __device__ __forceinline__ void sums_keep(S *s, const float *sums, int column,
+                                                 const struct fused_place &at)
+{
+    float *to = &s->partial[at.part][0][column];
+
+    if (S::ROWS > 1) {
+        sums_put(to, (int)PARTIAL_STRIDE, sums, at.lane);
+    } else if ((at.lane & 3) == 0) {
+        to[at.lane >> 2] = sums[0];
+        to[(at.lane >> 2) + 8] = sums[2];
+    }
+}
+
 /* When the rows are here: this warp's part of its tiles into the block's sums from tile `to` on. */
 template <class F, int K, int J, class S>
 static __device__ __forceinline__ void
@@ -220,7 +235,9 @@ product_run(S *s, const struct format_weights (&w)[J][fused_piece<K>::BLK], cons
 
 #pragma unroll
     for (int b = 0; b < piece::BLK; b++) {
-        typename F::rows x = rows_get<F>(rows, stride, at->part * piece::BLK + b, at->lane);
+        /* of a row that is alone all eight are the same, and but one's sums are put down */
+        typename F::rows x =
+            rows_get<F>(rows, S::ROWS == 1 ? 0 : stride, at->part * piece::BLK + b, at->lane);
 
 #pragma unroll
         for (int j = 0; j < J; j++)
@@ -229,8 +246,7 @@ product_run(S *s, const struct format_weights (&w)[J][fused_piece<K>::BLK], cons
 #pragma unroll
     for (int j = 0; j < J; j++)
         if (tiles == 2 * J || at->first + 2 * j < tiles)
-            sums_put(&s->partial[at->part][0][(to + at->first + 2 * j) * 16], (int)PARTIAL_STRIDE,
-                     acc[j], at->lane);
+            sums_keep(s, acc[j], (to + at->first + 2 * j) * 16, *at);
     if (K > D) { /* behind the stores, which have seen the multiplication's end */
         __syncwarp();
         pieces_release<K, J>(s, tiles, *at, 0);
@@ -314,7 +330,7 @@ static __device__ __forceinline__ void head_send(S *s, struct cluster_mailbox *b
     constexpr int FOURS = PARTS * S::COLUMNS / 4, HALVES = S::BLOCKS / HEADS;
 
 #pragma unroll
-    for (int i = 0; i < (ROWS * FOURS + WORKERS - 1) / WORKERS; i++) {
+    for (int i = 0; i < (S::ROWS * FOURS + WORKERS - 1) / WORKERS; i++) {
         const unsigned item = at.thread + i * WORKERS;
         const int row = item / FOURS, c = item % FOURS * 4;
         const int which = c / S::COLUMNS, to = at.half * S::COLUMNS + c % S::COLUMNS;
@@ -337,7 +353,7 @@ static __device__ __forceinline__ void hidden_send(S *s, enum product_act activa
                                                    const float *bias, int from,
                                                    const struct fused_place &at)
 {
-    constexpr int FOURS = COUNT / 4, PART = ROWS * PARTIAL_STRIDE;
+    constexpr int FOURS = COUNT / 4, PART = S::ROWS * PARTIAL_STRIDE;
     const unsigned quarter = at.thread & 3, count = at.rows * FOURS;
 
 #pragma unroll 1

@@ -127,10 +127,11 @@ template <int CL, int FFN> struct fused_constants {
  * - partial is read in front of what is sent of it, and the letter comes with the block's own share
  *   before the next product writes there.
  */
-template <class T, int CL, int FORWARD> struct fused_shared {
+template <class T, int CL, int FORWARD, int MOST> struct fused_shared {
     typedef T element;
     enum {
         BLOCKS = CL, /* of the cluster */
+        ROWS = MOST, /* at most */
         FFN = FORWARD,
         COLUMNS = D / CL,  /* of this block, of a product of D columns */
         HIDDEN = FFN / CL, /* of the feed-forward's first */
@@ -150,11 +151,11 @@ template <class T, int CL, int FORWARD> struct fused_shared {
     alignas(16) T key[ROWS][HEAD];
     alignas(16) T value[ROWS][HEAD];
     alignas(16) struct attention_kept parts[WARPS];
-    union { /* wide ones have no FUSED_TOKENS */
+    union { /* wide ones have no FUSED_TOKENS, those of one row no FUSED_SAMPLED */
         alignas(16) float4 unit[FORWARD > D ? 1 : ROWS][UNITS];
-        alignas(16) float logits[FORWARD > D ? 4 : UNITS *PRODUCT_UNIT];
+        alignas(16) float logits[FORWARD > D || MOST == 1 ? 4 : UNITS *PRODUCT_UNIT];
     };
-    struct logsum sums[FORWARD > D ? 1 : UNITS]; /* of the units of logits */
+    struct logsum sums[FORWARD > D || MOST == 1 ? 1 : UNITS]; /* of the units of logits */
     struct fused_told told;
     float special[ROWS][2];
     /* what this block adds to its units of logits: -inf past the vocabulary; what the rules add */
