@@ -122,7 +122,7 @@ forward(S *s, const struct fused_params &p, const Constants &own, float *y_out,
  * of what its self-attention looks at, then of what the next one does (`more`: there is one). */
 template <class F, enum fused_end END, class S, class Constants>
 static __device__ __forceinline__ void
-layer_run(S *s, const struct fused_params &p, int index, const Constants &own, bool more,
+layer_run(S *s, const struct fused_params &p, int index, int step, const Constants &own, bool more,
           struct fused_ahead<F> *ahead, struct fused_letters *l, struct fused_place *at)
 {
     constexpr int J = S::TILES / 2;
@@ -133,6 +133,8 @@ layer_run(S *s, const struct fused_params &p, int index, const Constants &own, b
     workers_sync();
     head_send<3>(s, &s->box[LETTER_HEAD], own.qkv[0], *at);
     task = attend_begin(s, *at, false);
+    if (END != FUSED_STEP && last && step && row_chosen_here<S>(*at) >= 0)
+        ring_wait(&s->told_read, step - 1); /* the next letter of what is told may come */
     letter_receive(s, p, LETTER_HEAD, *at, l);
     /* self-attention, then cross-attention: q -> o -> y -> x */
 #pragma unroll
@@ -240,16 +242,18 @@ static __device__ __forceinline__ void work(S *s, const struct fused_params &p,
         for (int i = 0; i < p.layers; i++) {
             const bool last = i + 1 == p.layers;
             const int index = p.layers == 2 ? i : step * p.layers + i; /* constants_send() */
+            const bool sent = p.layers != 2 || step == 0;
             const auto &own = s->layer[index & 1];
 
-            ring_wait(&s->layer_full[index & 1], index >> 1);
-            if (END != FUSED_STEP && last && step && row_chosen_here<S>(*at) >= 0)
-                ring_wait(&s->told_read, step - 1); /* the next letter may come */
-            layer_run<F, END>(s, p, i, own, step + 1 < steps, &ahead, l, at);
+            if (sent && i == 0)
+                ring_wait(&s->layer_full[index & 1], index >> 1);
+            layer_run<F, END>(s, p, i, step, own, step + 1 < steps, &ahead, l, at);
             if (END == FUSED_STEP && p.y && last)
                 return;
             product_take<F, D>(s, ahead.wide,
                                last ? min(logit_tiles, (int)ROUND_TILES) : (int)ROUND_TILES, *at);
+            if (sent && !last)
+                ring_wait(&s->layer_full[(index + 1) & 1], (index + 1) >> 1);
             rows_norm(s, p, own.gamma[2], own.beta[2], *at, l);
             if (at->lane == 0)
                 ring_release(&s->layer_empty[index & 1], 1);

@@ -354,11 +354,16 @@ static __device__ __forceinline__ void hidden_send(S *s, enum product_act activa
                                                    const struct fused_place &at)
 {
     constexpr int FOURS = COUNT / 4, PART = S::ROWS * PARTIAL_STRIDE;
+    constexpr int ROUNDS = (S::ROWS * COUNT + WORKERS - 1) / WORKERS;
     const unsigned quarter = at.thread & 3, count = at.rows * FOURS;
 
 #pragma unroll 1
-    for (unsigned first = 0; first + at.warp * 8 < count; first += WORKERS / 4) {
-        const unsigned i = first + (unsigned)at.thread / 4, row = min(i, count - 1) / FOURS;
+    for (int round = 0; round < ROUNDS; round++) {
+        const unsigned i = (round * WORKERS + (unsigned)at.thread) / 4;
+        const unsigned row = min(i, count - 1) / FOURS;
+
+        if ((round * WARPS + at.warp) * 8u >= count)
+            return; /* nothing for this warp */
         const int c = i % FOURS * 4, column = at.rank * S::HIDDEN + from + c;
         const float *sum = &s->partial[0][row][c + quarter];
         const float own =
