@@ -27,11 +27,11 @@ static __device__ __forceinline__ void
 chunk_fetch_beam(const S *s, struct chunk_half<T> *chunk, const struct fused_params &p, int layer,
                  const struct fused_place &at, int c, int end)
 {
-    const size_t first = (size_t)layer * p.self.layer_stride;
     const size_t head = (size_t)at.head * p.self.positions * HEAD;
+    const size_t first = (size_t)layer * p.self.layer_stride + head * sizeof(T);
+    const size_t stride = (size_t)HEADS * p.self.positions * HEAD;
     const struct chunk_cache<T> cache = {
-        (const T *)(p.self.k + first) + head, (const T *)(p.self.v + first) + head, NULL, NULL,
-            (size_t)HEADS *p.self.positions *HEAD
+        (const T *)(p.self.k + first), (const T *)(p.self.v + first), NULL, NULL, stride
     };
     const struct chunk_row from = {s->row[at.row], end, end,
                                    p.rows.source_row + (size_t)s->row[at.row] * p.rows.P};

@@ -175,8 +175,9 @@ product_load(S *s, struct format_weights (&w)[J][fused_piece<K>::BLK], int tiles
         const struct fused_turn from = turn_ahead<S, piece::ROUNDS>(at.ring, piece::index(at, j));
         const char *slot = fused_ring<S>::slot(s, from.slot) + piece::offset(at) + at.lane * 16;
 
-        if (tiles < 2 * J && at.first + 2 * j >= tiles) { /* zeros: or the old ones would be kept */
-            memset(w[j], 0, sizeof w[j]);
+        if (tiles < 2 * J && at.first + 2 * j >= tiles) { /* whose sums nobody puts down */
+            if (S::ROWS > 1) /* or the old ones would be kept, for which registers are too few */
+                memset(w[j], 0, sizeof w[j]);
             continue;
         }
         if constexpr (K > D)
