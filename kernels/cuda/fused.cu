@@ -11,7 +11,7 @@
 
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
 
-/* Rows are shared out evenly; a cluster may have none. ALONE: no more than one. */
+/* Rows are shared out evenly; a cluster may have none. */
 template <class S, bool ALONE>
 static __device__ __forceinline__ struct fused_place place_find(const struct fused_params &p, int n)
 {
@@ -300,22 +300,30 @@ static __device__ __forceinline__ void work(S *s, const struct fused_params &p,
 
 #endif
 
-/* For how many rows a block has room; the rest is the ring's. A choice by logits needs room of its
- * own, which is that of eight rows. */
-template <enum fused_end END, bool ALONE> struct rows_of {
-    enum { MOST = ALONE && END != FUSED_SAMPLED ? 1 : FUSED_ROWS };
-};
+/* How many rows of a cluster a kernel is made for: the memory that it does not keep for more is the
+ * ring's. */
+enum fused_room { ROOM_ALONE, ROOM_FEW, ROOM_ALL };
+enum { FEW_TOKENS = 4, FEW_STEP = 5 }; /* rows that were faster for it */
 
-template <class F, int CL, int FFN, enum fused_end END, bool ALONE>
+/* For how many rows there is memory. A choice by logits works in that of eight. */
+static constexpr __host__ __device__ int room_rows(enum fused_end end, enum fused_room room)
+{
+    return end == FUSED_SAMPLED || room == ROOM_ALL ? FUSED_ROWS
+           : room == ROOM_ALONE                     ? 1
+           : end == FUSED_STEP                      ? FEW_STEP
+                                                    : FEW_TOKENS;
+}
+
+template <class F, int CL, int FFN, enum fused_end END, enum fused_room ROOM>
 static __global__ void __launch_bounds__(THREADS, 1)
     fused(const __grid_constant__ struct fused_params p)
 {
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
-    typedef struct fused_shared<typename F::element, CL, FFN, rows_of<END, ALONE>::MOST> S;
+    typedef struct fused_shared<typename F::element, CL, FFN, room_rows(END, ROOM)> S;
     extern __shared__ __align__(128) char shared[];
     S *s = (S *)shared;
     const int n = END == FUSED_STEP ? *p.n : p.count;
-    struct fused_place at = place_find<S, ALONE>(p, n);
+    struct fused_place at = place_find<S, ROOM == ROOM_ALONE>(p, n);
     struct fused_letters letters = {0};
 
     if (at.row0 >= n) {
@@ -372,50 +380,50 @@ struct fused_variant {
     size_t shared;
 };
 
-template <class F, int CL, int FFN, enum fused_end END, bool ALONE>
+template <class F, int CL, int FFN, enum fused_end END, enum fused_room ROOM>
 static struct fused_variant variant_get(void)
 {
-    const struct fused_variant variant = {
-        fused<F, CL, FFN, END, ALONE>,
-        (size_t)fused_ring<
-            fused_shared<typename F::element, CL, FFN, rows_of<END, ALONE>::MOST>>::BYTES,
-    };
+    typedef struct fused_shared<typename F::element, CL, FFN, room_rows(END, ROOM)> S;
+    const struct fused_variant variant = {fused<F, CL, FFN, END, ROOM>, fused_ring<S>::BYTES};
 
     return variant;
 }
 
-template <class F, int CL, bool ALONE>
+template <class F, int CL, enum fused_room ROOM>
 static struct fused_variant variant_of(const struct model_config *config, enum fused_end end)
 {
+    constexpr enum fused_room SAMPLED = ROOM == ROOM_FEW ? ROOM_ALL : ROOM;
     const struct fused_variant none = {NULL, 0};
 
     if (end != FUSED_STEP && (config->decoder_ffn != 256 || config->vocabulary > FUSED_VOCABULARY))
         return none;
     if (end == FUSED_TOKENS)
-        return variant_get<F, CL, 256, FUSED_TOKENS, ALONE>();
+        return variant_get<F, CL, 256, FUSED_TOKENS, ROOM>();
     if (end == FUSED_SAMPLED)
-        return variant_get<F, CL, 256, FUSED_SAMPLED, ALONE>();
-    return config->decoder_ffn == 256    ? variant_get<F, CL, 256, FUSED_STEP, ALONE>()
-           : config->decoder_ffn == 2048 ? variant_get<F, CL, 2048, FUSED_STEP, ALONE>()
+        return variant_get<F, CL, 256, FUSED_SAMPLED, SAMPLED>();
+    return config->decoder_ffn == 256    ? variant_get<F, CL, 256, FUSED_STEP, ROOM>()
+           : config->decoder_ffn == 2048 ? variant_get<F, CL, 2048, FUSED_STEP, ROOM>()
                                          : none;
 }
 
-/* alone: no cluster has more than a row, which the first shape alone is asked for. */
+/* each: rows of a cluster, at most; the second shape never has few. */
 template <class F>
 static struct fused_variant variant_in(const struct model_config *config, enum fused_end end,
-                                       int shape, bool alone)
+                                       int shape, int32_t each)
 {
-    return shapes[shape] != 16 ? variant_of<F, 8, false>(config, end)
-           : alone             ? variant_of<F, 16, true>(config, end)
-                               : variant_of<F, 16, false>(config, end);
+    if (shapes[shape] != 16 || each > room_rows(end, ROOM_FEW))
+        return shapes[shape] == 16 ? variant_of<F, 16, ROOM_ALL>(config, end)
+                                   : variant_of<F, 8, ROOM_ALL>(config, end);
+    return each == 1 ? variant_of<F, 16, ROOM_ALONE>(config, end)
+                     : variant_of<F, 16, ROOM_FEW>(config, end);
 }
 
 static struct fused_variant variant_for(const struct network *network, enum fused_end end,
-                                        int shape, bool alone)
+                                        int shape, int32_t each)
 {
     return network->format == CUDA_BF16
-               ? variant_in<format_bf16>(&network->config, end, shape, alone)
-               : variant_in<format_f16>(&network->config, end, shape, alone);
+               ? variant_in<format_bf16>(&network->config, end, shape, each)
+               : variant_in<format_f16>(&network->config, end, shape, each);
 }
 
 static cudaError_t variant_limit(const struct fused_variant &variant, int shape, int32_t *most)
@@ -442,12 +450,14 @@ static cudaError_t variant_limit(const struct fused_variant &variant, int shape,
 static cudaError_t cluster_limit(const struct network *network, enum fused_end end, int shape,
                                  int32_t *most)
 {
-    int32_t alone;
+    *most = INT32_MAX;
+    for (int32_t each = 1; each <= FUSED_ROWS; each++) {
+        int32_t clusters;
 
-    CUDA_PASS(variant_limit(variant_for(network, end, shape, false), shape, most));
-    CUDA_PASS(variant_limit(variant_for(network, end, shape, true), shape, &alone));
-    if (alone < *most)
-        *most = alone;
+        CUDA_PASS(variant_limit(variant_for(network, end, shape, each), shape, &clusters));
+        if (clusters < *most)
+            *most = clusters;
+    }
     return cudaSuccess;
 }
 
@@ -497,7 +507,7 @@ static cudaError_t params_launch(const struct network *network, const struct fus
 {
     const int shape = n <= clusters[0] * FUSED_ROWS ? 0 : 1;
     const int32_t each = (n + clusters[shape] - 1) / clusters[shape];
-    const struct fused_variant variant = variant_for(network, end, shape, each == 1);
+    const struct fused_variant variant = variant_for(network, end, shape, each);
 
     return launch_cluster(variant.kernel, shapes[shape],
                           dim3(shapes[shape] * ((n + each - 1) / each)), THREADS, variant.shared,

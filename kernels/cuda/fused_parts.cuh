@@ -321,7 +321,7 @@ static __device__ __forceinline__ float unit_alone(const S *s, int own,
                                                    const struct fused_place &at)
 {
     const float *sum = &s->partial[0][0][at.warp * PRODUCT_UNIT + at.lane];
-    constexpr int PART = S::ROWS * PARTIAL_STRIDE;
+    constexpr int PART = S::SUMS * PARTIAL_STRIDE;
 
     return __fadd_rn(((sum[0] + sum[PART]) + sum[2 * PART]) + sum[3 * PART],
                      s->unit_bias[own][at.lane]);

@@ -176,7 +176,7 @@ product_load(S *s, struct format_weights (&w)[J][fused_piece<K>::BLK], int tiles
         const char *slot = fused_ring<S>::slot(s, from.slot) + piece::offset(at) + at.lane * 16;
 
         if (tiles < 2 * J && at.first + 2 * j >= tiles) { /* whose sums nobody puts down */
-            if (S::ROWS > 1) /* or the old ones would be kept, for which registers are too few */
+            if (S::ROWS > 1 || S::WIDE) /* or the old ones would be kept: registers are too few */
                 memset(w[j], 0, sizeof w[j]);
             continue;
         }
@@ -218,7 +218,8 @@ static __device__ __forceinline__ void sums_keep(S *s, const float *sums, int co
     float *to = &s->partial[at.part][0][column];
 
     if (S::ROWS > 1) {
-        sums_put(to, (int)PARTIAL_STRIDE, sums, at.lane);
+        if ((at.lane & 3) * 2 < S::SUMS)
+            sums_put(to, (int)PARTIAL_STRIDE, sums, at.lane);
     } else if ((at.lane & 3) == 0) {
         to[at.lane >> 2] = sums[0];
         to[(at.lane >> 2) + 8] = sums[2];
@@ -354,7 +355,7 @@ static __device__ __forceinline__ void hidden_send(S *s, enum product_act activa
                                                    const float *bias, int from,
                                                    const struct fused_place &at)
 {
-    constexpr int FOURS = COUNT / 4, PART = S::ROWS * PARTIAL_STRIDE;
+    constexpr int FOURS = COUNT / 4, PART = S::SUMS * PARTIAL_STRIDE;
     constexpr int ROUNDS = (S::ROWS * COUNT + WORKERS - 1) / WORKERS;
     const unsigned quarter = at.thread & 3, count = at.rows * FOURS;
 

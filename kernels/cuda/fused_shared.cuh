@@ -130,8 +130,9 @@ template <int CL, int FFN> struct fused_constants {
 template <class T, int CL, int FORWARD, int MOST> struct fused_shared {
     typedef T element;
     enum {
-        BLOCKS = CL, /* of the cluster */
-        ROWS = MOST, /* at most */
+        BLOCKS = CL,                               /* of the cluster */
+        ROWS = MOST,                               /* at most */
+        SUMS = MOST == 1 ? 1 : (MOST + 1) / 2 * 2, /* of rows: a lane has those of two */
         FFN = FORWARD,
         COLUMNS = D / CL,  /* of this block, of a product of D columns */
         HIDDEN = FFN / CL, /* of the feed-forward's first */
@@ -146,16 +147,16 @@ template <class T, int CL, int FORWARD, int MOST> struct fused_shared {
     };
     alignas(16) float y[ROWS][D];           /* residual stream, before the norm */
     alignas(16) float x_own[ROWS][COLUMNS]; /* and after it, this block's columns */
-    alignas(16) float partial[FORMAT_PARTS][ROWS][PARTIAL_STRIDE];
+    alignas(16) float partial[FORMAT_PARTS][SUMS][PARTIAL_STRIDE];
     alignas(16) T q[ROWS][HEAD];
     alignas(16) T key[ROWS][HEAD];
     alignas(16) T value[ROWS][HEAD];
     alignas(16) struct attention_kept parts[WARPS];
-    union { /* wide ones have no FUSED_TOKENS, those of one row no FUSED_SAMPLED */
+    union { /* wide ones have no FUSED_TOKENS, those of fewer rows no FUSED_SAMPLED */
         alignas(16) float4 unit[FORWARD > D ? 1 : ROWS][UNITS];
-        alignas(16) float logits[FORWARD > D || MOST == 1 ? 4 : UNITS *PRODUCT_UNIT];
+        alignas(16) float logits[FORWARD > D || MOST < FUSED_ROWS ? 4 : UNITS *PRODUCT_UNIT];
     };
-    struct logsum sums[FORWARD > D || MOST == 1 ? 1 : UNITS]; /* of the units of logits */
+    struct logsum sums[FORWARD > D || MOST < FUSED_ROWS ? 1 : UNITS]; /* of the units of logits */
     struct fused_told told;
     float special[ROWS][2];
     /* what this block adds to its units of logits: -inf past the vocabulary; what the rules add */

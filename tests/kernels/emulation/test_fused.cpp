@@ -29,18 +29,20 @@ static void scene_rows(scene_params *p, int n, int each)
 template <class F, int CL, enum fused_end END = FUSED_TOKENS>
 static void run(struct outcome *out, int first, int n, int each)
 {
-    scene_run<typename F::element>(out, first, n, each,
-                                   [each](const scene_params &p, int clusters) {
-                                       simt_launch(
-                                           {CL * clusters, 1, 1}, THREADS,
-                                           [&] {
-                                               if (CL == 16 && each == 1)
-                                                   fused<F, 16, FFN, END, true>(p);
-                                               else
-                                                   fused<F, CL, FFN, END, false>(p);
-                                           },
-                                           CL);
-                                   });
+    scene_run<typename F::element>(
+        out, first, n, each, [each](const scene_params &p, int clusters) {
+            simt_launch(
+                {CL * clusters, 1, 1}, THREADS,
+                [&] {
+                    if (CL == 16 && each == 1)
+                        fused<F, 16, FFN, END, ROOM_ALONE>(p);
+                    else if (CL == 16 && each <= FEW_TOKENS && END == FUSED_TOKENS)
+                        fused<F, 16, FFN, FUSED_TOKENS, ROOM_FEW>(p);
+                    else
+                        fused<F, CL, FFN, END, ROOM_ALL>(p);
+                },
+                CL);
+        });
 }
 
 /* Rows of which some are sampled, beside the same rows as none is. */

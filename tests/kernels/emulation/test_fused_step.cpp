@@ -127,10 +127,12 @@ static void run(struct outcome *out, int first, int n, int clusters, bool layers
     simt_launch(
         {CL * clusters, 1, 1}, THREADS,
         [&] {
-            if (CL == 16 && n == clusters)
-                fused<F, 16, FFN, FUSED_STEP, true>(p);
+            if (CL == 16 && n <= clusters)
+                fused<F, 16, FFN, FUSED_STEP, ROOM_ALONE>(p);
+            else if (CL == 16 && n <= clusters * FEW_STEP)
+                fused<F, 16, FFN, FUSED_STEP, ROOM_FEW>(p);
             else
-                fused<F, CL, FFN, FUSED_STEP, false>(p);
+                fused<F, CL, FFN, FUSED_STEP, ROOM_ALL>(p);
         },
         CL);
 }
