@@ -117,7 +117,8 @@ template <int CL, int FFN> struct fused_constants {
  *   h; or o from those that attend, and each of them needs the columns of q of all blocks of its
  *   head, thus of every block: each belongs to a head whose rows somebody attends to.
  * - unit or logits, and told, are read by the warp that tells the world, for which all wait
- *   (told_read) when the last layer of the next step begins; who sends them again has y of that.
+ *   (told_read) in the last layer of the next step before they send an attention's output there;
+ *   who sends them again has y of that layer.
  * - Who chooses a row works in y and partial: the block's own share of that row has come with the
  *   letter, and a barrier of the workers says so of the other rows' sums; y was read before; the
  *   next y is not sent before this block has sent its columns of q, nor does it multiply before the
@@ -126,6 +127,9 @@ template <int CL, int FFN> struct fused_constants {
  *   phase cannot end before the announcement, which is its only arrival.
  * - partial is read in front of what is sent of it, and the letter comes with the block's own share
  *   before the next product writes there.
+ *
+ * MOST: rows that there is memory for. A product reads eight all the same: the others are whatever
+ * lies behind, and nobody puts their sums down.
  */
 template <class T, int CL, int FORWARD, int MOST> struct fused_shared {
     typedef T element;
