@@ -27,48 +27,52 @@
 
 enum {
     HOPPER_THREADS = 256,
-    HOPPER_RING = 4,    /* blocks of weights in a warp's registers, */
-    HOPPER_RING_32 = 6, /* where few sums leave room and a tile ends soon */
-    HOPPER_LONG = 8,    /* blocks of a part that are whole windows */
+    HOPPER_WARPS = HOPPER_THREADS / 32, /* 8 rows, after which words are swizzled anew */
+    HOPPER_RING = 4,                    /* blocks of weights in a warp's registers, */
+    HOPPER_RING_32 = 6,                 /* where few sums leave room and a tile ends soon */
+    HOPPER_LONG = 8,                    /* blocks of a part that are whole windows */
 };
 
 #if PGPT_CUDA_HOPPER && __CUDA_ARCH__ >= 900
 
-/* A window of the rows' inputs to `tile`: a committed group of copies. With SPLIT 2 a window is
- * half a window of either half of the inputs. */
+/* Inputs of a row, at compile time where PART says it. */
+template <int PART> static __device__ __forceinline__ int inputs_of(const struct product &p)
+{
+    return PART == 2 || PART == 4 ? PART * FORMAT_PARTS * 32 : p.weight.K;
+}
+
+/* A window of the rows' K inputs to `tile`: a committed group of copies. With SPLIT 2 a window is
+ * half a window of either half of the inputs. A thread has the same 16 bytes of every eighth row,
+ * so its places are a constant apart. */
 template <int BM, int SPLIT>
-static __device__ __forceinline__ void window_load(const struct product &p, int m0, int n,
+static __device__ __forceinline__ void window_load(const struct product &p, int K, int m0, int n,
                                                    int window, char *tile)
 {
-    const int K = p.weight.K;
+    const int r = m0 + (threadIdx.x >> 5), piece = threadIdx.x >> 3 & 3, word = threadIdx.x & 7;
+    const int input = SPLIT == 1 ? window * HOPPER_WINDOW + piece * WARPGROUP_PIECE
+                                 : (piece >> 1) * (K / 2) + window * (HOPPER_WINDOW / 2) +
+                                       (piece & 1) * WARPGROUP_PIECE;
+    const char *from = (const char *)p.x + ((size_t)r * K + input) * 2 + word * 16;
+    char *to = tile + piece * BM * 128 + warpgroup_at(threadIdx.x >> 5, word);
 
-#pragma unroll 4
-    for (int t = 0; t < BM * 32 / HOPPER_THREADS; t++) {
-        const int i = threadIdx.x + t * HOPPER_THREADS, r = i >> 5, piece = i >> 3 & 3,
-                  word = i & 7;
-        const int input = SPLIT == 1 ? window * HOPPER_WINDOW + piece * WARPGROUP_PIECE
-                                     : (piece >> 1) * (K / 2) + window * (HOPPER_WINDOW / 2) +
-                                           (piece & 1) * WARPGROUP_PIECE;
-        const bool in = m0 + r < n;
-
-        copy_16(tile + piece * BM * 128 + warpgroup_at(r, word),
-                (const char *)p.x + (in ? ((size_t)(m0 + r) * K + input) * 2 + word * 16 : 0), in);
-    }
+#pragma unroll
+    for (int i = 0; i < BM / HOPPER_WARPS; i++, from += HOPPER_WARPS * 2 * K) /* none past n */
+        copy_16(to + i * HOPPER_WARPS * 128, from, r + i * HOPPER_WARPS < n);
     copy_commit();
 }
 
 /*
  * A tile's sums over all inputs, of which a part is PART blocks: straight code, in which the
  * compiler waits for each load of weights on its own. (Around a branch it waits for all that are
- * under way, which takes as long as a load.) Weights begin at `ahead`, the first HOPPER_RING - 1
- * blocks are in w or on their way; where there is `more`, it goes on at `next`. block_at(b):
- * address of the rows' inputs of block b. between(b): called in front of it. With SPLIT 2 a group
- * has two parts, the second one (group 1) in acc.
+ * under way, which takes as long as a load.) The lane's weights begin at `ahead`, the first
+ * HOPPER_RING - 1 blocks are in w or on their way; where there is `more`, it goes on at `next`.
+ * block_at(b): how far behind `rows` the inputs of block b are. between(b): called in front of it.
+ * With SPLIT 2 a group has two parts, the second one (group 1) in acc.
  */
 template <class F, int BM, int SPLIT, int PART, int RING, class At, class Between>
 static __device__ __forceinline__ void
 tile_multiply(struct format_weights (&w)[RING], const char *ahead, const char *next, bool more,
-              int group, int lane, float (&total)[BM / 2], float (&acc)[BM / 2], At block_at,
+              int group, uint64_t rows, float (&total)[BM / 2], float (&acc)[BM / 2], At block_at,
               Between between)
 {
     constexpr int BLOCKS = PART * FORMAT_PARTS / SPLIT;
@@ -83,13 +87,15 @@ tile_multiply(struct format_weights (&w)[RING], const char *ahead, const char *n
 
         between(b);
         warpgroup_fence();
-        warpgroup_multiply<F, BM>(acc, w[b % RING].half[0], warpgroup_rows(at), b % PART > 0);
-        warpgroup_multiply<F, BM>(acc, w[b % RING].half[1], warpgroup_rows(at + 32), 1);
+        warpgroup_multiply<F, BM>(acc, w[b % RING].half[0], warpgroup_rows_behind(rows, at),
+                                  b % PART > 0);
+        warpgroup_multiply<F, BM>(acc, w[b % RING].half[1], warpgroup_rows_behind(rows, at + 32),
+                                  1);
         warpgroup_commit();
         warpgroup_wait<1>();
         weights_stream_if(&w[later % RING],
-                          later < BLOCKS ? ahead + later * 1024 : next + (later - BLOCKS) * 1024,
-                          lane, later < BLOCKS || more);
+                          later < BLOCKS ? ahead + later * 1024 : next + (later - BLOCKS) * 1024, 0,
+                          later < BLOCKS || more);
         if (b % PART == PART - 1) {
             warpgroup_wait<0>();
 #pragma unroll
@@ -352,26 +358,29 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
     struct tile_rows *info = (struct tile_rows *)(shared + hopper_info_at(BM, SPLIT));
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3;
     const int group = __shfl_sync(0xffffffffu, threadIdx.x >> 7, 0);
-    const int K = p.weight.K, blocks = K / 32, part = blocks / FORMAT_PARTS;
+    const int K = inputs_of<PART>(p), blocks = K / 32, part = blocks / FORMAT_PARTS;
     const int windows = K / HOPPER_WINDOW, tiles = (p.weight.N + BN - 1) / BN;
     const int m0 = blockIdx.y * BM, n = *p.n;
     struct format_weights w[RING];
     float total[BM / 2], acc[BM / 2]; /* SPLIT 2, group 1: parts 2 and 3 */
     int turn = 0;                     /* windows so far */
+    /* what the warpgroup reads of them */
+    const uint64_t rows =
+        warpgroup_rows(shared_address(shared) + (SPLIT == 1 ? 0 : group * 2 * BM * 128));
     struct tile_ahead<OUTPUT, BM, HOPPER_THREADS / (3 - SPLIT)> end;
 
-    /* the weights of the warp's 16 columns; the block's next tile of columns */
+    /* the lane's share of the weights of the warp's 16 columns; the block's next tile of columns */
     const char *ahead =
-        (const char *)p.weight.packed +
-        ((size_t)(blockIdx.x * (BN / 16) + (SPLIT == 1 ? group * 4 : 0) + warp) * blocks +
-         (SPLIT == 1 ? 0 : group * (blocks / 2))) *
+        (const char *)p.weight.packed + lane * 16 +
+        (size_t)((blockIdx.x * (BN / 16) + (SPLIT == 1 ? group * 4 : 0) + warp) * blocks +
+                 (SPLIT == 1 ? 0 : group * (blocks / 2))) *
             1024;
-    const size_t tile_bytes = (size_t)gridDim.x * (BN / 16) * blocks * 1024;
+    const size_t tile_bytes = (size_t)(gridDim.x * (BN / 16) * blocks) * 1024;
 
     if (m0 < n) {
 #pragma unroll
         for (int i = 0; i < RING - 1; i++)
-            w[i] = weights_stream(ahead + i * 1024, lane);
+            w[i] = weights_stream(ahead + i * 1024, 0);
         tile_rows_load<OUTPUT, BM>(p, m0, n, info);
     }
     launch_wait();
@@ -381,7 +390,7 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
 #pragma unroll
     for (int i = 0; i < 2; i++)
         if (i < windows)
-            window_load<BM, SPLIT>(p, m0, n, i, shared + i * WINDOW);
+            window_load<BM, SPLIT>(p, K, m0, n, i, shared + i * WINDOW);
         else
             copy_commit();
 
@@ -408,8 +417,7 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
 #pragma unroll 1
         for (int window = 0; window < windows; window++, turn++) {
             const int place = windows > 2 ? turn & 1 : window;
-            const uint32_t rows =
-                shared_address(shared) + place * WINDOW + (SPLIT == 1 ? 0 : group * 2 * BM * 128);
+            const uint64_t here = warpgroup_rows_behind(rows, place * WINDOW);
 
             if (turn < windows || windows > 2) {
                 if (turn == 0)
@@ -422,7 +430,7 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
                  * the last, for the stage may lie there */
                 if (windows > 2 && turn > 0 &&
                     (window + 1 < windows || column + (int)gridDim.x < tiles))
-                    window_load<BM, SPLIT>(p, m0, n, window + 1 < windows ? window + 1 : 0,
+                    window_load<BM, SPLIT>(p, K, m0, n, window + 1 < windows ? window + 1 : 0,
                                            shared + (1 - place) * WINDOW);
             }
             const bool last = window + 1 == windows;
@@ -431,17 +439,19 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
 #pragma unroll
             for (int b = 0; b < EACH; b++) {
                 const int then = b + RING - 1;
-                const uint32_t at = rows + (b >> 1) * BM * 128 + (b & 1) * 64;
+                const uint32_t at = (b >> 1) * BM * 128 + (b & 1) * 64;
                 const struct format_weights &now = w[b % RING];
 
                 warpgroup_fence();
-                warpgroup_multiply<F, BM>(acc, now.half[0], warpgroup_rows(at), in_part > 0);
-                warpgroup_multiply<F, BM>(acc, now.half[1], warpgroup_rows(at + 32), 1);
+                warpgroup_multiply<F, BM>(acc, now.half[0], warpgroup_rows_behind(here, at),
+                                          in_part > 0);
+                warpgroup_multiply<F, BM>(acc, now.half[1], warpgroup_rows_behind(here, at + 32),
+                                          1);
                 warpgroup_commit();
                 warpgroup_wait<1>();
                 weights_stream_if(&w[then % RING],
                                   then < EACH ? ahead + then * 1024 : later + (then - EACH) * 1024,
-                                  lane, then < EACH || !last || more);
+                                  0, then < EACH || !last || more);
                 in_part++;
                 if (PART == 0 && (b & 1))
                     part_end();
@@ -467,13 +477,12 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
                 __syncthreads();
             }
             tile_multiply<F, BM, SPLIT, PART, RING>(
-                w, ahead, next, more, group, lane, total, acc,
-                [&](int b) {
+                w, ahead, next, more, group, rows, total, acc,
+                [](int b) {
                     constexpr int HALF = 4; /* blocks of a window and half of the inputs */
-                    const int piece = SPLIT == 1 ? b >> 1 : group * 2 + (b % HALF >> 1);
+                    const int piece = SPLIT == 1 ? b >> 1 : b % HALF >> 1;
 
-                    return shared_address(shared) + (SPLIT == 1 ? 0 : b / HALF * WINDOW) +
-                           piece * BM * 128 + (b & 1) * 64;
+                    return (SPLIT == 1 ? 0 : b / HALF * WINDOW) + piece * BM * 128 + (b & 1) * 64;
                 },
                 [&](int b) {
                     if (b != EACH)
