@@ -230,11 +230,16 @@ template <enum product_output OUTPUT, int ROWS, int THREADS> struct tile_ahead {
 
     __device__ __forceinline__ void fetch(const struct product &p, int m0, int n, int c0, int t)
     {
-        bias = *(const float4 *)(p.weight.bias + c0 + t % 16 * 4);
+        const int c = c0 + t % 16 * 4, r = m0 + t / 16, N = p.weight.N;
+        const float *from = p.residual + (size_t)r * N + c;
+
+        bias = *(const float4 *)(p.weight.bias + c);
         if (OUTPUT == PRODUCT_RESIDUAL)
 #pragma unroll
-            for (int i = 0; i < EACH; i++)
-                residual[i] = residual_get(p, m0 + t / 16 + i * (THREADS / 16), n, c0 + t % 16 * 4);
+            for (int i = 0; i < EACH; i++, from += THREADS / 16 * N)
+                residual[i] = c < N && r + i * (THREADS / 16) < n
+                                  ? __ldcg((const float4 *)from)
+                                  : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
 };
 template <int ROWS, int THREADS> struct tile_ahead<PRODUCT_LOGITS, ROWS, THREADS> {
@@ -302,40 +307,50 @@ tile_output(const struct product &p, const struct tile_rows *info, const float *
             }
             unit_put(p, columns, m0 + r, m0 + r < n, info[r].no_eos, unit, q, v);
         }
-    } else if constexpr (OUTPUT == PRODUCT_RESIDUAL) {
-        const int c = c0 + t % 16 * 4;
+    } else {
+        constexpr int STEP = THREADS / 16;
+        const int c = c0 + t % 16 * 4, N = p.weight.N, rows = n - m0;
+        const size_t at = (size_t)(m0 + t / 16) * N + c;
+
+        stage += t % 16 * 4;
+        if (c >= N)
+            return;
+        if constexpr (OUTPUT == PRODUCT_RESIDUAL) {
+            float *out = (float *)p.out + at;
 
 #pragma unroll
-        for (int i = 0; i < ahead.EACH; i++) {
-            const int r = t / 16 + i * (THREADS / 16);
+            for (int i = 0; i < ROWS / STEP; i++, out += STEP * N) {
+                const int r = t / 16 + i * STEP;
+                float4 v = tile_values<F, ARRAY, SPLIT>(stage + r * HOPPER_STAGE, ahead.bias);
 
-            if (m0 + r < n)
-                output_four<F, OUTPUT>(
-                    p, info[r], m0 + r, c,
-                    tile_values<F, ARRAY, SPLIT>(stage + r * HOPPER_STAGE + t % 16 * 4, ahead.bias),
-                    ahead.residual[i]);
-        }
-    } else {
-        const int c = t % 16 * 4;
+                v.x += ahead.residual[i].x;
+                v.y += ahead.residual[i].y;
+                v.z += ahead.residual[i].z;
+                v.w += ahead.residual[i].w;
+                if (r < rows)
+                    *(float4 *)out = v;
+            }
+        } else if constexpr (OUTPUT == PRODUCT_PLAIN) {
+            typename F::element *out = (typename F::element *)p.out + at;
 
 #pragma unroll(ACTIVE ? 1 : 2)
-        for (int r = t / 16; r < ROWS; r += THREADS / 16) {
-            float4 v;
+            for (int r = t / 16; r < min(rows, ROWS); r += STEP, out += STEP * N) {
+                float4 v = tile_values<F, ARRAY, SPLIT>(stage + r * HOPPER_STAGE, ahead.bias);
 
-            if (m0 + r >= n)
-                break;
-            v = tile_values<F, ARRAY, SPLIT>(stage + r * HOPPER_STAGE + c, ahead.bias);
-            if constexpr (OUTPUT != PRODUCT_PLAIN) {
-                output_four<F, OUTPUT>(p, info[r], m0 + r, c0 + c, v, v);
-            } else if (c0 + c < p.weight.N) {
                 if (ACTIVE) {
                     v.x = activate(p.activation, v.x);
                     v.y = activate(p.activation, v.y);
                     v.z = activate(p.activation, v.z);
                     v.w = activate(p.activation, v.w);
                 }
-                output_put4((typename F::element *)p.out + (size_t)(m0 + r) * p.weight.N + c0 + c,
-                            v);
+                output_put4(out, v);
+            }
+        } else {
+#pragma unroll 1
+            for (int r = t / 16; r < min(rows, ROWS); r += STEP) {
+                const float4 v = tile_values<F, ARRAY, SPLIT>(stage + r * HOPPER_STAGE, ahead.bias);
+
+                output_four<F, OUTPUT>(p, info[r], m0 + r, c, v, v);
             }
         }
     }
@@ -381,7 +396,8 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
 #pragma unroll
         for (int i = 0; i < RING - 1; i++)
             w[i] = weights_stream(ahead + i * 1024, 0);
-        tile_rows_load<OUTPUT, BM>(p, m0, n, info);
+        if (OUTPUT != PRODUCT_PLAIN && OUTPUT != PRODUCT_RESIDUAL)
+            tile_rows_load<OUTPUT, BM>(p, m0, n, info);
     }
     launch_wait();
     launch_next();
