@@ -316,10 +316,10 @@ tile_output(const struct product &p, const struct tile_rows *info, const float *
         if (c >= N)
             return;
         if constexpr (OUTPUT == PRODUCT_RESIDUAL) {
-            float *out = (float *)p.out + at;
+            float4 *out = (float4 *)((float *)p.out + at);
 
 #pragma unroll
-            for (int i = 0; i < ROWS / STEP; i++, out += STEP * N) {
+            for (int i = 0; i < ROWS / STEP; i++, out += STEP * (N / 4)) {
                 const int r = t / 16 + i * STEP;
                 float4 v = tile_values<F, ARRAY, SPLIT>(stage + r * HOPPER_STAGE, ahead.bias);
 
@@ -328,7 +328,7 @@ tile_output(const struct product &p, const struct tile_rows *info, const float *
                 v.z += ahead.residual[i].z;
                 v.w += ahead.residual[i].w;
                 if (r < rows)
-                    *(float4 *)out = v;
+                    *out = v;
             }
         } else if constexpr (OUTPUT == PRODUCT_PLAIN) {
             typename F::element *out = (typename F::element *)p.out + at;
