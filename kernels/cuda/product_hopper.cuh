@@ -67,7 +67,8 @@ static __device__ __forceinline__ void window_load(const struct product &p, int 
  * under way, which takes as long as a load.) The lane's weights begin at `ahead`, the first
  * HOPPER_RING - 1 blocks are in w or on their way; where there is `more`, it goes on at `next`.
  * block_at(b): how far behind `rows` the inputs of block b are. between(b): called in front of it.
- * With SPLIT 2 a group has two parts, the second one (group 1) in acc.
+ * With SPLIT 2 a group has two parts, the first one in total from the start (with SPLIT 1 registers
+ * would spill), the second one (group 1) in acc.
  */
 template <class F, int BM, int SPLIT, int PART, int RING, class At, class Between>
 static __device__ __forceinline__ void
@@ -76,6 +77,7 @@ tile_multiply(struct format_weights (&w)[RING], const char *ahead, const char *n
               Between between)
 {
     constexpr int BLOCKS = PART * FORMAT_PARTS / SPLIT;
+    constexpr int FIRST = SPLIT == 1 ? 0 : PART; /* blocks that are summed up in total itself */
 
 #pragma unroll
     for (int i = 0; i < BM / 2; i++)
@@ -83,13 +85,14 @@ tile_multiply(struct format_weights (&w)[RING], const char *ahead, const char *n
 #pragma unroll
     for (int b = 0; b < BLOCKS; b++) {
         const uint32_t at = block_at(b);
+        float(&sums)[BM / 2] = b < FIRST ? total : acc;
         const int later = b + RING - 1;
 
         between(b);
         warpgroup_fence();
-        warpgroup_multiply<F, BM>(acc, w[b % RING].half[0], warpgroup_rows_behind(rows, at),
+        warpgroup_multiply<F, BM>(sums, w[b % RING].half[0], warpgroup_rows_behind(rows, at),
                                   b % PART > 0);
-        warpgroup_multiply<F, BM>(acc, w[b % RING].half[1], warpgroup_rows_behind(rows, at + 32),
+        warpgroup_multiply<F, BM>(sums, w[b % RING].half[1], warpgroup_rows_behind(rows, at + 32),
                                   1);
         warpgroup_commit();
         warpgroup_wait<1>();
@@ -100,7 +103,7 @@ tile_multiply(struct format_weights (&w)[RING], const char *ahead, const char *n
             warpgroup_wait<0>();
 #pragma unroll
             for (int i = 0; i < BM / 2; i++)
-                if (SPLIT == 1 || group == 0 || b < PART)
+                if (b >= FIRST && (SPLIT == 1 || group == 0))
                     total[i] += acc[i]; /* 0 + part 0 is part 0 */
         }
     }
