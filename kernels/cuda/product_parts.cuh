@@ -20,35 +20,36 @@ enum { PARTS_RING = PARTS_INPUTS / 32 }; /* blocks of weights in a warp's regist
 
 #if PGPT_CUDA_HOPPER && __CUDA_ARCH__ >= 900
 
-/* PARTS_INPUTS of the rows, from `input` on, to `tile`: a committed group of copies. */
-template <int BM>
+/* PARTS_INPUTS of the rows, from `input` on, to `tile`: a committed group of copies. A thread has
+ * the same 16 bytes of every fourth row, so its places are constants apart. K: a row's inputs. */
+template <int BM, int K>
 static __device__ __forceinline__ void parts_load(const struct product &p, int m0, int n, int input,
                                                   char *tile)
 {
-#pragma unroll 4
-    for (int t = 0; t < BM * 32 / PARTS_THREADS; t++) {
-        const int i = threadIdx.x + t * PARTS_THREADS, r = i >> 5, word = i & 31;
-        const bool in = m0 + r < n;
-        const size_t from = in ? ((size_t)(m0 + r) * p.weight.K + input) * 2 + word * 16 : 0;
+    constexpr int WARPS = PARTS_THREADS / 32;
+    const int warp = threadIdx.x >> 5, word = threadIdx.x & 31;
+    const char *from = (const char *)p.x + ((size_t)(m0 + warp) * K + input) * 2 + word * 16;
 
-        copy_16(tile + (word >> 3) * BM * 128 + warpgroup_at(r, word & 7), (const char *)p.x + from,
-                in);
-    }
+#pragma unroll
+    for (int r = 0; r < BM; r += WARPS) /* nothing is read of rows past n */
+        copy_16(tile + (word >> 3) * BM * 128 + (r & ~7) * 128 +
+                    warpgroup_at(warp + (r & 7), word & 7),
+                from + r * K * 2, m0 + warp + r < n);
     copy_commit();
 }
 
 /* Sums of the block's part, straight code (product_hopper.cuh says why); w holds the first
- * PARTS_RING - 1 blocks of weights. */
+ * PARTS_RING - 1 blocks of the lane's weights. */
 template <class F, int BM, int WINDOWS>
 static __device__ __forceinline__ void parts_multiply(struct format_weights (&w)[PARTS_RING],
-                                                      const char *weights, uint32_t rows, int lane,
+                                                      const char *weights, uint64_t rows,
                                                       float (&acc)[BM / 2])
 {
     constexpr int BLOCKS = WINDOWS * PARTS_RING;
 
 #pragma unroll
     for (int b = 0; b < BLOCKS; b++) {
-        const uint32_t at = rows + (b >> 1) * BM * 128 + (b & 1) * 64;
+        const uint32_t at = (b >> 1) * BM * 128 + (b & 1) * 64;
         const int later = b + PARTS_RING - 1;
 
         if (b % PARTS_RING == 0) {
@@ -62,12 +63,14 @@ static __device__ __forceinline__ void parts_multiply(struct format_weights (&w)
             }
         }
         warpgroup_fence();
-        warpgroup_multiply<F, BM>(acc, w[b % PARTS_RING].half[0], warpgroup_rows(at), b > 0);
-        warpgroup_multiply<F, BM>(acc, w[b % PARTS_RING].half[1], warpgroup_rows(at + 32), 1);
+        warpgroup_multiply<F, BM>(acc, w[b % PARTS_RING].half[0], warpgroup_rows_behind(rows, at),
+                                  b > 0);
+        warpgroup_multiply<F, BM>(acc, w[b % PARTS_RING].half[1],
+                                  warpgroup_rows_behind(rows, at + 32), 1);
         warpgroup_commit();
         warpgroup_wait<1>();
         if (later < BLOCKS)
-            w[later % PARTS_RING] = weights_stream(weights + later * 1024, lane);
+            w[later % PARTS_RING] = weights_stream(weights + later * 1024, 0);
     }
     warpgroup_wait<0>();
 }
@@ -81,13 +84,14 @@ static __device__ __forceinline__ void parts_exchange(const float *sums, float *
     constexpr int QUARTER = BM / FORMAT_PARTS, BYTES = (BM - QUARTER) * PARTS_COLUMNS * 4;
     uint32_t phase = 0;
 
-#pragma unroll 4
-    for (int i = threadIdx.x; i < BM * 16; i += PARTS_THREADS) {
-        const int r = i >> 4, c = (i & 15) * 4, to = r / QUARTER;
+#pragma unroll
+    for (int first = 0; first < BM; first += PARTS_THREADS / 16) {
+        const int to = first / QUARTER, r = first % QUARTER + threadIdx.x / 16;
+        const int c = threadIdx.x % 16 * 4;
 
         if (to != part)
-            cluster_send16(letter + (part * QUARTER + r % QUARTER) * PARTS_COLUMNS + c, box, to,
-                           *(const uint4 *)(sums + r * HOPPER_STAGE + c));
+            cluster_send16(letter + (part * QUARTER + r) * PARTS_COLUMNS + c, box, to,
+                           *(const uint4 *)(sums + (to * QUARTER + r) * HOPPER_STAGE + c));
     }
     mailbox_receive(box, BYTES, &phase, threadIdx.x == 0);
 }
@@ -110,15 +114,14 @@ static __global__ void PARTS_CLUSTER __launch_bounds__(PARTS_THREADS, BM == 32 ?
     constexpr int QUARTER = BM / FORMAT_PARTS, EACH = QUARTER * 16 / PARTS_THREADS;
     extern __shared__ __align__(1024) char shared[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, part = (int)cluster_rank();
-    const int inputs = WINDOWS * PARTS_INPUTS;
+    constexpr int inputs = WINDOWS * PARTS_INPUTS, K = FORMAT_PARTS * inputs;
     const int m0 = blockIdx.y * BM, c0 = blockIdx.x / FORMAT_PARTS * PARTS_COLUMNS, n = *p.n;
     const int c = c0 + threadIdx.x % 16 * 4;
     float *sums = (float *)(shared + parts_sums_at(BM, inputs));
     float *letter = (float *)(shared + parts_letter_at(BM, inputs));
     struct cluster_mailbox *box = (struct cluster_mailbox *)(shared + parts_box_at(BM, inputs));
-    const char *weights =
-        (const char *)p.weight.packed +
-        ((size_t)(c0 / 16 + warp) * (p.weight.K / 32) + part * (inputs / 32)) * 1024;
+    const char *weights = (const char *)p.weight.packed + lane * 16 +
+                          (size_t)((c0 / 16 + warp) * (K / 32) + part * (inputs / 32)) * 1024;
     struct format_weights w[PARTS_RING];
     float acc[BM / 2];
     float4 bias, residual[EACH];
@@ -126,7 +129,7 @@ static __global__ void PARTS_CLUSTER __launch_bounds__(PARTS_THREADS, BM == 32 ?
     if (m0 < n) {
 #pragma unroll
         for (int i = 0; i < PARTS_RING - 1; i++)
-            w[i] = weights_stream(weights + i * 1024, lane);
+            w[i] = weights_stream(weights + i * 1024, 0);
         bias = *(const float4 *)(p.weight.bias + c);
         if (threadIdx.x == 0)
             mailbox_open(box, (BM - QUARTER) * PARTS_COLUMNS * 4);
@@ -139,13 +142,13 @@ static __global__ void PARTS_CLUSTER __launch_bounds__(PARTS_THREADS, BM == 32 ?
         return;
 #pragma unroll
     for (int i = 0; i < WINDOWS; i++)
-        parts_load<BM>(p, m0, n, part * inputs + i * PARTS_INPUTS,
-                       shared + i * BM * PARTS_INPUTS * 2);
+        parts_load<BM, K>(p, m0, n, part * inputs + i * PARTS_INPUTS,
+                          shared + i * BM * PARTS_INPUTS * 2);
 #pragma unroll
     for (int i = 0; i < EACH; i++)
         residual[i] =
             residual_get(p, m0 + part * QUARTER + threadIdx.x / 16 + i * PARTS_THREADS / 16, n, c);
-    parts_multiply<F, BM, WINDOWS>(w, weights, shared_address(shared), lane, acc);
+    parts_multiply<F, BM, WINDOWS>(w, weights, warpgroup_rows(shared_address(shared)), acc);
 #pragma unroll
     for (int u = 0; u < BM / 8; u++)
         sums_put(sums + u * 8 * HOPPER_STAGE + warp * 16, HOPPER_STAGE, acc + 4 * u, lane);
