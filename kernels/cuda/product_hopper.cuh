@@ -447,8 +447,7 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
                 __syncthreads();
                 /* all have left the window before: its place takes the one after this. None after
                  * the last, for the stage may lie there */
-                if (windows > 2 && turn > 0 &&
-                    (window + 1 < windows || column + (int)gridDim.x < tiles))
+                if (windows > 2 && turn > 0 && (window + 1 < windows || more))
                     window_load<BM, SPLIT>(p, K, m0, n, window + 1 < windows ? window + 1 : 0,
                                            shared + (1 - place) * WINDOW);
             }
@@ -486,7 +485,7 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
 
 #pragma unroll 1
     for (int column = blockIdx.x; column < tiles; column += gridDim.x) {
-        const bool more = column + (int)gridDim.x < tiles;
+        const bool more = SPLIT == 1 && column + (int)gridDim.x < tiles;
         const char *next = ahead + tile_bytes;
 
         if constexpr (PART == 2 || PART == 4) {
@@ -541,6 +540,7 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
             __syncthreads();
             tile_output<F, OUTPUT, ACTIVE, BM, SPLIT>(p, info, stage, m0, n, column * BN,
                                                       threadIdx.x, end);
+            return;
         }
     }
 #else
