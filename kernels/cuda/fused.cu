@@ -495,8 +495,6 @@ cudaError_t fused_prepare(const struct network *network, int capability,
     }
     limits->rows = rows_most(limits->clusters);
     limits->step_rows = rows_most(limits->step_clusters);
-    if (config->decoder_ffn > D && limits->step_rows > FUSED_WIDE_ROWS)
-        limits->step_rows = FUSED_WIDE_ROWS;
     return cudaSuccess;
 }
 

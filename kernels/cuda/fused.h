@@ -19,12 +19,9 @@ enum {
     FUSED_ROWS = 8,          /* a cluster */
     FUSED_SHAPES = 2,        /* clusters of 16 blocks, and of 8 */
     FUSED_VOCABULARY = 4096, /* most tokens whose logits come from this kernel */
-    /* most rows of a step with the wide feed-forward: its weights come to every cluster anew, and
-     * launched steps were faster from 80 rows on (kernels/cuda/NOTES.md) */
-    FUSED_WIDE_ROWS = 64,
 };
 
-/* What the device can run at once, and what is worth it; 0 = this kernel cannot run here. */
+/* What the device can run at once; 0 = this kernel cannot run here. */
 struct fused_limits {
     int32_t clusters[FUSED_SHAPES];      /* of many steps */
     int32_t step_clusters[FUSED_SHAPES]; /* of one */

@@ -15,8 +15,8 @@
 
 enum {
     FUSED_ROWS_LAYERS = 4,
-    FUSED_ROWS_TILES = 5, /* of 8 rows: a cluster's most */
-    FUSED_ROWS_KEYS = 96, /* a row: with more, attentions launched by themselves are faster */
+    FUSED_ROWS_TILES = 5,  /* of 8 rows: a cluster's most */
+    FUSED_ROWS_KEYS = 192, /* a row: with more, attentions launched by themselves are faster */
     /* Rows that do not fit are two launches, up to so many, and from so many steps on: as measured
      * (kernels/cuda/NOTES.md). */
     FUSED_ROWS_TWICE = 960,
