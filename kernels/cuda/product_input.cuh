@@ -353,32 +353,30 @@ static __device__ __forceinline__ void tile_rows_load(const struct product &p, i
                                                       struct tile_rows *info)
 {
     int r = threadIdx.x;
+    struct tile_rows of = {-1, 0, 0, 0};
 
     if (r >= BM)
         return;
-    info[r].row = -1;
-    info[r].position = 0;
-    info[r].token = 0;
-    info[r].no_eos = 0;
-    if (m0 + r >= n)
-        return;
-    if (OUTPUT == PRODUCT_CROSS) {
-        info[r].row = p.cache_rows[m0 + r];
-        info[r].position = p.positions[m0 + r];
+    if (m0 + r >= n) {
+        ;
+    } else if (OUTPUT == PRODUCT_CROSS) {
+        of.row = p.cache_rows[m0 + r];
+        of.position = p.positions[m0 + r];
     } else if (p.tokens) {
-        info[r].row = m0 + r;
-        info[r].position = p.positions[m0 + r];
-        info[r].token = p.tokens[m0 + r];
+        of.row = m0 + r;
+        of.position = p.positions[m0 + r];
+        of.token = p.tokens[m0 + r];
     } else if (p.active) {
         const struct cuda_row *row = p.rows.row + p.active[m0 + r];
 
-        info[r].row = row->finished ? -1 : p.active[m0 + r];
-        info[r].position = row->finished ? 0 : row->position;
-        info[r].token = row->token;
-        info[r].no_eos = row->position < row->min_new;
+        of.row = row->finished ? -1 : p.active[m0 + r];
+        of.position = row->finished ? 0 : row->position;
+        of.token = row->token;
+        of.no_eos = row->position < row->min_new;
     } else {
-        info[r].row = m0 + r;
+        of.row = m0 + r;
     }
+    *(int4 *)&info[r] = make_int4(of.row, of.position, of.token, of.no_eos);
 }
 
 /* Before launch_wait(): what no kernel of the step writes. norm (2, K). One committed group. */

@@ -63,12 +63,18 @@ static __device__ __forceinline__ struct output_column output_columns(const stru
     return column;
 }
 
-/* Address of a head's position in a cache (max_rows, heads, positions, 64). */
+/* A head's position among those of all rows and heads; they are fewer than 2^31. */
+static __device__ __forceinline__ uint32_t cache_position(int heads, int positions, int row, int c,
+                                                          int position)
+{
+    return (uint32_t)((row * heads + (c >> 6)) * positions + position);
+}
+/* Its address in a cache (max_rows, heads, positions, 64). */
 template <class T>
 static __device__ __forceinline__ T *cache_at(void *cache, int heads, int positions, int row, int c,
                                               int position)
 {
-    return (T *)cache + (((size_t)row * heads + (c >> 6)) * positions + position) * 64 + (c & 63);
+    return (T *)cache + (c & 63) + (size_t)cache_position(heads, positions, row, c, position) * 64;
 }
 
 /* Four neighbours of a key or value into an int8 cache: a scale for each half of a head, so that 8
@@ -91,7 +97,7 @@ static __device__ __forceinline__ void cache_put4_int8(void *cache, __nv_bfloat1
         bytes_pack(__float2int_rn(v.x * inverse), __float2int_rn(v.y * inverse),
                    __float2int_rn(v.z * inverse), __float2int_rn(v.w * inverse));
     if (!(c & 31))
-        scales[(((size_t)row * heads + (c >> 6)) * positions + position) * 2 + (c >> 5 & 1)] =
+        scales[(size_t)cache_position(heads, positions, row, c, position) * 2 + (c >> 5 & 1)] =
             scale;
 }
 
@@ -151,15 +157,15 @@ static __device__ __forceinline__ void output_four(const struct product &p,
         int which = (OUTPUT == PRODUCT_CROSS) + (c >= D) + (c >= 2 * D);
         int rest = c - (c >= 2 * D ? 2 * D : c >= D ? D : 0);
 
-        if (which == 0)
-            output_put4((element *)p.out + (size_t)i * D + rest, v);
-        else if (p.scales_k)
-            cache_put4_int8(which == 1 ? p.cache_k : p.cache_v,
-                            which == 1 ? p.scales_k : p.scales_v, heads, p.cache_positions,
+        void *cache = which == 1 ? p.cache_k : p.cache_v;
+
+        if (which > 0 && p.scales_k)
+            cache_put4_int8(cache, which == 1 ? p.scales_k : p.scales_v, heads, p.cache_positions,
                             info.row, rest, info.position, v);
         else
-            output_put4(cache_at<element>(which == 1 ? p.cache_k : p.cache_v, heads,
-                                          p.cache_positions, info.row, rest, info.position),
+            output_put4(which == 0 ? (element *)p.out + (size_t)i * D + rest
+                                   : cache_at<element>(cache, heads, p.cache_positions, info.row,
+                                                       rest, info.position),
                         v);
     }
 }
