@@ -349,12 +349,13 @@ tile_output(const struct product &p, const struct tile_rows *info, const float *
                 output_put4(out, v);
             }
         } else {
-#pragma unroll 1
-            for (int r = t / 16; r < min(rows, ROWS); r += STEP) {
-                const float4 v = tile_values<F, ARRAY, SPLIT>(stage + r * HOPPER_STAGE, ahead.bias);
+            const struct output_heads heads = output_heads_of<OUTPUT>(p, c);
 
-                output_four<F, OUTPUT>(p, info[r], m0 + r, c, v, v);
-            }
+#pragma unroll 1
+            for (int r = t / 16; r < min(rows, ROWS); r += STEP)
+                output_heads_put<typename F::element>(
+                    heads, info[r], m0 + r,
+                    tile_values<F, ARRAY, SPLIT>(stage + r * HOPPER_STAGE, ahead.bias));
         }
     }
 }

@@ -63,26 +63,48 @@ static __device__ __forceinline__ struct output_column output_columns(const stru
     return column;
 }
 
-/* A head's position among those of all rows and heads; they are fewer than 2^31. */
-static __device__ __forceinline__ uint32_t cache_position(int heads, int positions, int row, int c,
-                                                          int position)
-{
-    return (uint32_t)((row * heads + (c >> 6)) * positions + position);
-}
-/* Its address in a cache (max_rows, heads, positions, 64). */
+/* Address of a head's position in a cache (max_rows, heads, positions, 64). Positions of all rows
+ * and heads are fewer than 2^31. */
 template <class T>
 static __device__ __forceinline__ T *cache_at(void *cache, int heads, int positions, int row, int c,
                                               int position)
 {
-    return (T *)cache + (c & 63) + (size_t)cache_position(heads, positions, row, c, position) * 64;
+    return (T *)cache + (c & 63) +
+           (size_t)(uint32_t)((row * heads + (c >> 6)) * positions + position) * 64;
+}
+
+/* Where columns c .. c + 3 of queries, keys and values of all rows go. A place is 64 elements, a
+ * head's of one row or position. */
+struct output_heads {
+    void *to;
+    __nv_bfloat16 *scales; /* of a cache; NULL: elements */
+    int32_t c;             /* in a place */
+    int32_t first, places; /* the head's in row 0, and how many a row has */
+    bool cached;           /* at the row's position in a cache */
+};
+template <enum product_output OUTPUT>
+static __device__ __forceinline__ struct output_heads output_heads_of(const struct product &p,
+                                                                      int c)
+{
+    const int heads = p.cache_heads, positions = p.cache_positions, D = heads * 64;
+    const int which = (OUTPUT == PRODUCT_CROSS) + (c >= D) + (c >= 2 * D);
+    const int head = (c - (c >= 2 * D ? 2 * D : c >= D ? D : 0)) >> 6;
+
+    return {which == 0   ? p.out
+            : which == 1 ? p.cache_k
+                         : p.cache_v,
+            which == 1 ? p.scales_k : p.scales_v,
+            c & 63,
+            which == 0 ? head : head * positions,
+            which == 0 ? heads : heads * positions,
+            which > 0};
 }
 
 /* Four neighbours of a key or value into an int8 cache: a scale for each half of a head, so that 8
  * neighbouring lanes, which hold its 32 dimensions, find it among themselves. The scale is rounded
  * before it is used: q = rint(v / scale), at most 127.3 before it is rounded. */
 static __device__ __forceinline__ void cache_put4_int8(void *cache, __nv_bfloat16 *scales,
-                                                       int heads, int positions, int row, int c,
-                                                       int position, const float4 &v)
+                                                       uint32_t place, int c, const float4 &v)
 {
     const uint32_t lanes = 0xffu << (threadIdx.x & 24);
     float most = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))), inverse;
@@ -93,12 +115,11 @@ static __device__ __forceinline__ void cache_put4_int8(void *cache, __nv_bfloat1
         most = fmaxf(most, __shfl_xor_sync(lanes, most, mask));
     scale = __float2bfloat16_rn(most / 127.0f);
     inverse = most > 1e-30f ? 1.0f / __bfloat162float(scale) : 0.0f;
-    *(uint32_t *)cache_at<int8_t>(cache, heads, positions, row, c, position) =
+    *(uint32_t *)((int8_t *)cache + (size_t)place * 64 + c) =
         bytes_pack(__float2int_rn(v.x * inverse), __float2int_rn(v.y * inverse),
                    __float2int_rn(v.z * inverse), __float2int_rn(v.w * inverse));
     if (!(c & 31))
-        scales[(size_t)cache_position(heads, positions, row, c, position) * 2 + (c >> 5 & 1)] =
-            scale;
+        scales[(size_t)place * 2 + (c >> 5)] = scale;
 }
 
 static __device__ __forceinline__ float4 residual_get(const struct product &p, int i, int n, int c)
@@ -123,6 +144,24 @@ template <> __device__ __forceinline__ void output_put4<__half>(__half *out, con
     both.h[0] = __floats2half2_rn(v.x, v.y);
     both.h[1] = __floats2half2_rn(v.z, v.w);
     *(uint2 *)out = both.u;
+}
+
+/* v of row i, for output_heads_of(); 8 neighbouring lanes as output_four() has them. */
+template <class element>
+static __device__ __forceinline__ void output_heads_put(const struct output_heads &heads,
+                                                        const struct tile_rows &info, int i,
+                                                        const float4 &v)
+{
+    const uint32_t place =
+        (uint32_t)(heads.first +
+                   (heads.cached ? info.row * heads.places + info.position : i * heads.places));
+
+    if (info.row < 0)
+        return;
+    if (heads.cached && heads.scales)
+        cache_put4_int8(heads.to, heads.scales, place, heads.c, v);
+    else
+        output_put4((element *)heads.to + (size_t)place * 64 + heads.c, v);
 }
 
 /* Four neighbouring columns c .. c + 3 of row i < n; values before the activation; residual: the
@@ -153,20 +192,7 @@ static __device__ __forceinline__ void output_four(const struct product &p,
         }
         output_put4((element *)p.out + (size_t)i * N + c, v);
     } else {
-        int heads = p.cache_heads, D = heads * 64;
-        int which = (OUTPUT == PRODUCT_CROSS) + (c >= D) + (c >= 2 * D);
-        int rest = c - (c >= 2 * D ? 2 * D : c >= D ? D : 0);
-
-        void *cache = which == 1 ? p.cache_k : p.cache_v;
-
-        if (which > 0 && p.scales_k)
-            cache_put4_int8(cache, which == 1 ? p.scales_k : p.scales_v, heads, p.cache_positions,
-                            info.row, rest, info.position, v);
-        else
-            output_put4(which == 0 ? (element *)p.out + (size_t)i * D + rest
-                                   : cache_at<element>(cache, heads, p.cache_positions, info.row,
-                                                       rest, info.position),
-                        v);
+        output_heads_put<element>(output_heads_of<OUTPUT>(p, c), info, i, v);
     }
 }
 

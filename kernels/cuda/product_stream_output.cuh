@@ -181,7 +181,8 @@ static __device__ __forceinline__ void stream_qkv(const struct product &p,
 {
     typedef typename F::element element;
     static_assert(STREAM_COLUMNS == 64, "a head");
-    const int D = p.cache_heads * 64, which = tile.c0 / D, c = tile.c0 % D;
+    const int D = p.cache_heads * 64, which = (tile.c0 >= D) + (tile.c0 >= 2 * D);
+    const int c = tile.c0 - which * D;
 
 #pragma unroll
     for (int h = 0; h < 2; h++) {
