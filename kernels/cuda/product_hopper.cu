@@ -178,14 +178,14 @@ static cudaError_t rows_enqueue(product_kernel kernel, const struct product *pro
 static cudaError_t normed_enqueue(const struct product *product, int32_t n_most, bool pdl,
                                   cudaStream_t stream)
 {
-    const struct hopper_format *format = format_of(product->weight.format);
     struct product p = *product;
 
     p.output = PRODUCT_RESIDUAL;
     p.out = product->x_out;
     CUDA_PASS(hopper_enqueue(&p, n_most, pdl, stream));
-    return rows_enqueue(product->weight.N <= 512 ? format->norm512 : format->norm1024, product,
-                        n_most, pdl, stream);
+    return rows_enqueue(
+        format_of(product->weight.format)->norm[product->weight.N / PRODUCT_INPUTS - 1], product,
+        n_most, pdl, stream);
 }
 
 cudaError_t hopper_enqueue(const struct product *product, int32_t n_most, bool pdl,

@@ -49,46 +49,43 @@ static __global__ void __launch_bounds__(ROW_WARPS * 32) product_embed(const str
     }
 }
 
-/* out (n,N) elements and x_out (n,N) = layer norm of x_out. V * 128 >= N. */
+/* out (n,N) elements and x_out (n,N) = layer norm of x_out, of N = V * 128. The kernel in front is
+ * a product, which does not write n. */
 template <class F, int V>
-static __global__ void __launch_bounds__(ROW_WARPS * 32) product_norm(const struct product p)
+static __global__ void __launch_bounds__(ROW_WARPS * 32, V <= 4 ? 8 : 4)
+    product_norm(const struct product p)
 {
     typedef typename F::element element;
-    const int i = blockIdx.x * ROW_WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
-    const int N = p.weight.N;
+    const int i = blockIdx.x * ROW_WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31, n = *p.n;
+    const float4 *gammas = (const float4 *)p.gamma + lane, *betas = (const float4 *)p.beta + lane;
+    const uint32_t at = i * (V * 128) + lane * 4;
+    float4 *x = (float4 *)(p.x_out + at);
+    element *out = (element *)p.out + at;
     float4 gamma[V], beta[V], v[V];
     struct norm_sums sums = {0.0f, 0.0f};
     struct norm_of of;
-    float *x = p.x_out + (size_t)i * N;
 
 #pragma unroll
     for (int j = 0; j < V; j++) {
-        if (j * 128 >= N)
-            break;
-        gamma[j] = *(const float4 *)(p.gamma + j * 128 + lane * 4);
-        beta[j] = *(const float4 *)(p.beta + j * 128 + lane * 4);
+        gamma[j] = gammas[j * 32];
+        beta[j] = betas[j * 32];
     }
     launch_wait();
     launch_next();
-    if (i >= *p.n)
+    if (i >= n)
         return;
 #pragma unroll
     for (int j = 0; j < V; j++)
-        v[j] = j * 128 < N ? __ldcg((const float4 *)(x + j * 128 + lane * 4))
-                           : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        v[j] = __ldcg(x + j * 32);
 #pragma unroll
     for (int j = 0; j < V; j++)
         norm_add4(&sums, v[j]);
     of = norm_measure(sums, p.width);
 #pragma unroll
     for (int j = 0; j < V; j++) {
-        int c = j * 128 + lane * 4;
-
-        if (j * 128 >= N)
-            break;
         norm_apply4(&v[j], of, gamma[j], beta[j]);
-        *(float4 *)(x + c) = v[j];
-        output_put4((element *)p.out + (size_t)i * N + c, v[j]);
+        x[j * 32] = v[j];
+        output_put4(out + j * 128, v[j]);
     }
 }
 
