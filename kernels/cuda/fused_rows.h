@@ -17,9 +17,8 @@ enum {
     FUSED_ROWS_LAYERS = 4,
     FUSED_ROWS_TILES = 5,  /* of 8 rows: a cluster's most */
     FUSED_ROWS_KEYS = 192, /* a row: with more, attentions launched by themselves are faster */
-    /* Rows that do not fit are two launches, up to so many, and from so many steps on: as measured
+    /* Rows that do not fit are two launches, from so many steps on, as measured
      * (kernels/cuda/NOTES.md). */
-    FUSED_ROWS_TWICE = 960,
     FUSED_ROWS_TWICE_STEPS = 4,
 };
 
@@ -36,7 +35,7 @@ static inline int32_t fused_rows_most(int32_t clusters)
 static inline bool fused_rows_suits(int32_t clusters, int32_t n, int32_t steps, int64_t keys)
 {
     const int32_t most = fused_rows_most(clusters);
-    const bool twice = n <= 2 * most && n <= FUSED_ROWS_TWICE && steps >= FUSED_ROWS_TWICE_STEPS;
+    const bool twice = n <= 2 * most && steps >= FUSED_ROWS_TWICE_STEPS;
 
     return (n <= most || twice) && keys <= (int64_t)n * FUSED_ROWS_KEYS;
 }
