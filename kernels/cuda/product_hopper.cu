@@ -213,5 +213,7 @@ cudaError_t hopper_enqueue(const struct product *product, int32_t n_most, bool p
 cudaError_t hopper_embed_enqueue(const struct product *product, int32_t n_most, bool pdl,
                                  cudaStream_t stream)
 {
-    return rows_enqueue(format_of(product->weight.format)->embed, product, n_most, pdl, stream);
+    return rows_enqueue(
+        format_of(product->weight.format)->embed[product->weight.K / PRODUCT_INPUTS - 1], product,
+        n_most, pdl, stream);
 }

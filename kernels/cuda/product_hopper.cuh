@@ -573,7 +573,7 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 2) product_hopper(const
          HOPPER_KERNELS(F, PRODUCT_LOGITS, false, 0, 0)},                                          \
             {{product_parts<F, 32, 1>, product_parts<F, 32, 2>, product_parts<F, 32, 4>},          \
              {product_parts<F, 64, 1>, product_parts<F, 64, 2>, NULL}},                            \
-            product_embed<F>,                                                                      \
+            {product_embed<F, 2>, product_embed<F, 4>, product_embed<F, 6>, product_embed<F, 8>},  \
         {                                                                                          \
             product_norm<F, 2>, product_norm<F, 4>, product_norm<F, 6>, product_norm<F, 8>         \
         }                                                                                          \

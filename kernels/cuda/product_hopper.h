@@ -43,8 +43,8 @@ struct hopper_format {
     product_kernel product[HOPPER_OUTPUTS][HOPPER_SHAPES][HOPPER_INPUTS];
     /* residuals of 1,024, 2,048 and 4,096 inputs: tiles of 32 and of 64 rows */
     product_kernel parts[2][PARTS_KINDS];
-    product_kernel embed;
-    product_kernel norm[PRODUCT_WIDTH / PRODUCT_INPUTS]; /* of 256, 512, 768, 1,024 inputs */
+    /* of 256, 512, 768, 1,024 inputs */
+    product_kernel embed[PRODUCT_WIDTH / PRODUCT_INPUTS], norm[PRODUCT_WIDTH / PRODUCT_INPUTS];
 };
 extern const struct hopper_format hopper_f16, hopper_bf16;
 

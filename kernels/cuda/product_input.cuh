@@ -104,22 +104,26 @@ static __device__ __forceinline__ float4 embedding_plain4(const struct cuda_weig
     }
 }
 
+/* The same of int8 weights: a word of 4 inputs. */
+static __device__ __forceinline__ float4 embedding_bytes4(const struct cuda_weight &w,
+                                                          int32_t token, int k)
+{
+    const int column = token & 15, g = column & 7, high = column >> 3;
+    const char *block =
+        (const char *)w.packed + (size_t)(uint32_t)((token >> 4) * (w.K / 64) + k / 64) * 1024;
+    char4 q = *(const char4 *)(block + (k >> 5 & 1) * 512 + (g * 4 + (k >> 2 & 3)) * 16 +
+                               ((k >> 4 & 1) * 2 + high) * 4);
+    float s = w.scale[token];
+
+    return make_float4(q.x * s, q.y * s, q.z * s, q.w * s);
+}
+
 /* The same in whatever format the weights are. */
 template <class F>
 static __device__ __forceinline__ float4 embedding_get4(const struct cuda_weight &w, int32_t token,
                                                         int k)
 {
-    if (w.format == CUDA_INT8) { /* a word of 4 inputs */
-        const int column = token & 15, g = column & 7, high = column >> 3;
-        const char *block =
-            (const char *)w.packed + ((size_t)(token >> 4) * (w.K / 64) + k / 64) * 1024;
-        char4 q = *(const char4 *)(block + (k >> 5 & 1) * 512 + (g * 4 + (k >> 2 & 3)) * 16 +
-                                   ((k >> 4 & 1) * 2 + high) * 4);
-        float s = w.scale[token];
-
-        return make_float4(q.x * s, q.y * s, q.z * s, q.w * s);
-    }
-    return embedding_plain4<F>(w, token, k);
+    return w.format == CUDA_INT8 ? embedding_bytes4(w, token, k) : embedding_plain4<F>(w, token, k);
 }
 
 /* What the epilogue and the embedding need to know of a block's rows. */

@@ -13,13 +13,15 @@
 
 enum { ROW_WARPS = 4 }; /* a row each */
 
-/* x_out (n,K) and out (n,K): embeddings of tokens plus positions. */
-template <class F>
+/* x_out (n,K) and out (n,K): embeddings of tokens plus positions, of K = V * 128. */
+template <class F, int V>
 static __global__ void __launch_bounds__(ROW_WARPS * 32) product_embed(const struct product p)
 {
     typedef typename F::element element;
     const int i = blockIdx.x * ROW_WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
-    const int K = p.weight.K;
+    const uint32_t at = i * (V * 128) + lane * 4;
+    const float4 *positions;
+    float4 e[V], v[V];
     int token, position;
 
     launch_wait();
@@ -35,17 +37,27 @@ static __global__ void __launch_bounds__(ROW_WARPS * 32) product_embed(const str
         token = row->token;
         position = row->finished ? 0 : row->position;
     }
-#pragma unroll 4
-    for (int k = lane * 4; k < K; k += 128) {
-        float4 e = embedding_get4<F>(p.embedding, token, k);
-        float4 v = *(const float4 *)(p.position_table + (size_t)position * K + k);
-
-        v.x = __fadd_rn(__fmul_rn(e.x, p.embedding_factor), v.x);
-        v.y = __fadd_rn(__fmul_rn(e.y, p.embedding_factor), v.y);
-        v.z = __fadd_rn(__fmul_rn(e.z, p.embedding_factor), v.z);
-        v.w = __fadd_rn(__fmul_rn(e.w, p.embedding_factor), v.w);
-        *(float4 *)(p.x_out + (size_t)i * K + k) = v;
-        output_put4((element *)p.out + (size_t)i * K + k, v);
+    positions = (const float4 *)p.position_table + (size_t)position * (V * 32) + lane;
+#pragma unroll
+    for (int j = 0; j < V; j++)
+        v[j] = positions[j * 32];
+    if (p.embedding.format ==
+        CUDA_INT8) /* one branch: all of a row's loads are under way at once */
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            e[j] = embedding_bytes4(p.embedding, token, j * 128 + lane * 4);
+    else
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            e[j] = embedding_plain4<F>(p.embedding, token, j * 128 + lane * 4);
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        v[j].x = __fadd_rn(__fmul_rn(e[j].x, p.embedding_factor), v[j].x);
+        v[j].y = __fadd_rn(__fmul_rn(e[j].y, p.embedding_factor), v[j].y);
+        v[j].z = __fadd_rn(__fmul_rn(e[j].z, p.embedding_factor), v[j].z);
+        v[j].w = __fadd_rn(__fmul_rn(e[j].w, p.embedding_factor), v[j].w);
+        *(float4 *)(p.x_out + at + j * 128) = v[j];
+        output_put4((element *)p.out + at + j * 128, v[j]);
     }
 }
 
