@@ -63,22 +63,21 @@ static __device__ __forceinline__ float stream_mask(const float *mask)
     return v;
 }
 
-/* A part of the inputs of a warpgroup's rows: a committed group of copies. */
+/* A part of the inputs of a warpgroup's rows: a committed group of copies. A thread has the same 16
+ * bytes of every eighth row, so its places are constants apart. */
 static __device__ __forceinline__ void stream_rows_load(const struct product &p, int m0, int n,
                                                         int part, char *rows)
 {
     constexpr int WORDS = STREAM_INPUTS / FORMAT_PARTS / 8; /* of a row */
+    static_assert(WORDS == 16, "8 rows a turn of 128 threads");
+    const int first = (threadIdx.x >> 7) * 64 + (threadIdx.x >> 4 & 7), r = m0 + first;
+    const int word = part * WORDS + threadIdx.x % WORDS;
+    const char *from = (const char *)p.x + ((size_t)r * STREAM_INPUTS + word * 8) * 2;
+    char *to = rows + (word >> 3) * STREAM_ROWS * 128 + warpgroup_at(first, word & 7);
 
-#pragma unroll 8
-    for (int t = 0; t < STREAM_ROWS * WORDS / STREAM_WORKERS; t++) {
-        const int i = (threadIdx.x & 127) + t * 128, r = (threadIdx.x >> 7) * 64 + i / WORDS;
-        const int word = part * WORDS + i % WORDS;
-        const bool in = m0 + r < n;
-        const size_t from = in ? (size_t)(m0 + r) * STREAM_INPUTS * 2 + word * 16 : 0;
-
-        copy_16(rows + (word >> 3) * STREAM_ROWS * 128 + warpgroup_at(r, word & 7),
-                (const char *)p.x + from, in);
-    }
+#pragma unroll
+    for (int i = 0; i < 64; i += 8) /* nothing is read of rows past n */
+        copy_16(to + i * 128, from + i * STREAM_INPUTS * 2, r + i < n);
     copy_commit();
 }
 
