@@ -133,6 +133,7 @@ static __device__ __forceinline__ void stream_fetch(const struct product &p, cha
             stream_step(&at);
         }
     }
+#pragma unroll 1
     for (int i = 0; i < STREAM_SLOTS; i++) {
         stream_claim(empty, at, &used);
         stream_step(&at);
