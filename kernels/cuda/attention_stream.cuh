@@ -39,11 +39,13 @@ struct attend_piece {
     int32_t ends;  /* enum attend_ends */
 };
 enum attend_ends { ATTEND_FIRST = 1, ATTEND_LAST = 2 }; /* of its task */
+/* In shared memory; each thread knows where, for what is looked up there is not known to lie in it.
+ */
 struct attend_shared {
     struct attend_task *tasks; /* (count) */
     uint16_t *order, *rank;    /* (count) */
-    uint32_t bins[ATTEND_BINS], taken;
-    int live;
+    uint32_t *bins;            /* (ATTEND_BINS) */
+    uint32_t *taken, *live;
 };
 
 #if __CUDA_ARCH__ >= 900
@@ -99,7 +101,7 @@ static __device__ __forceinline__ struct attend_task attend_task_of(const struct
 
 /* The block's tasks, and their order: by chunks, most first. */
 static __device__ __forceinline__ void attend_tasks_load(const struct attention &a, int count,
-                                                         struct attend_shared *s)
+                                                         const struct attend_shared *s)
 {
     const int lane = threadIdx.x & 31;
 
@@ -126,8 +128,8 @@ static __device__ __forceinline__ void attend_tasks_load(const struct attention 
         }
         s->bins[lane] = sum - own;
         if (lane == 31) {
-            s->live = (int)sum;
-            s->taken = 0;
+            *s->live = sum;
+            *s->taken = 0;
         }
     }
     __syncthreads();
@@ -147,16 +149,16 @@ struct attend_walk {
 };
 
 /* The warp's next piece. */
-static __device__ __forceinline__ struct attend_piece attend_next(struct attend_walk *walk,
-                                                                  struct attend_shared *s, int lane)
+static __device__ __forceinline__ struct attend_piece
+attend_next(struct attend_walk *walk, const struct attend_shared *s, int lane)
 {
     if (walk->chunk * CHUNK >= walk->task.length) {
         uint32_t j = 0;
 
         if (lane == 0)
-            j = atomicAdd(&s->taken, 1u);
+            j = atomicAdd(s->taken, 1u);
         j = __shfl_sync(0xffffffffu, j, 0);
-        if ((int)j >= s->live)
+        if (j >= *s->live)
             return {0, 0, -1, 0};
         walk->task = s->tasks[s->order[j]];
         walk->chunk = 0;
@@ -229,7 +231,7 @@ struct attend_slots {
  * that writes. A slot counts as full only when attend_newest() has been here. */
 template <int SLOTS>
 static __device__ __forceinline__ void
-attend_begin(const struct attention &a, struct attend_walk *walk, struct attend_shared *s,
+attend_begin(const struct attention &a, struct attend_walk *walk, const struct attend_shared *s,
              const struct attend_slots &own, int lane)
 {
 #pragma unroll 1
@@ -265,7 +267,7 @@ static __device__ __forceinline__ void attend_newest(const struct attention &a,
 
 /* The warp's next piece to a slot that has been used; false when there are no more. */
 static __device__ __forceinline__ bool
-attend_refill(const struct attention &a, struct attend_walk *walk, struct attend_shared *s,
+attend_refill(const struct attention &a, struct attend_walk *walk, const struct attend_shared *s,
               const struct attend_slots &own, int slot, int lane)
 {
     const struct attend_piece piece = attend_next(walk, s, lane);
@@ -301,14 +303,15 @@ static inline size_t attend_shared_bytes(int32_t tasks)
            (size_t)tasks * (sizeof(struct attend_task) + 2 * sizeof(uint16_t));
 }
 
-/* A grid of as many blocks as there are multiprocessors, or tasks. */
+/* A grid of as many blocks as there are multiprocessors, or tasks. 80 registers leave room for
+ * others beside it. */
 template <class T, int WARPS, int SLOTS>
-static __global__ void __launch_bounds__(WARPS * 32)
+static __global__ void __launch_bounds__(WARPS * 32, 24 / WARPS)
     attention_stream(const __grid_constant__ struct attention a, int n_most)
 {
 #if __CUDA_ARCH__ >= 900
     extern __shared__ __align__(128) char shared[];
-    __shared__ struct attend_shared s;
+    __shared__ uint32_t counts[ATTEND_BINS + 2];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int count = (n_most * a.heads - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
     struct attend_piece *pieces = (struct attend_piece *)(shared + WARPS * SLOTS * ATTEND_SLOT);
@@ -316,6 +319,9 @@ static __global__ void __launch_bounds__(WARPS * 32)
     uint64_t *full = (uint64_t *)(tasks + count);
     const struct attend_slots own = {shared + warp * SLOTS * ATTEND_SLOT, pieces + warp * SLOTS,
                                      full + warp * SLOTS};
+    uint16_t *const order = (uint16_t *)(full + WARPS * SLOTS);
+    const struct attend_shared s = {
+        tasks, order, order + count, counts, counts + ATTEND_BINS, counts + ATTEND_BINS + 1};
     struct attend_walk walk = {{0, 0, 0, -1}, 0};
     struct attention_part all, part;
     struct chunk_query query;
@@ -324,11 +330,6 @@ static __global__ void __launch_bounds__(WARPS * 32)
     uint32_t turn = 0;
     int slot = 0;
 
-    if (threadIdx.x == 0) {
-        s.tasks = tasks;
-        s.order = (uint16_t *)(full + WARPS * SLOTS);
-        s.rank = s.order + count;
-    }
     if (lane < SLOTS)
         ring_open(own.full + lane);
     attend_tasks_load(a, count, &s);
