@@ -177,7 +177,7 @@ static __device__ __forceinline__ void shared_get16_if(uint4 *to, uint32_t from,
                  : "r"(from), "r"(set), "n"(1 << BIT)
                  : "memory");
 }
-/* The same, else anything: of a key that is not there, whose score nobody looks at. */
+/* cache_get16_if(), else anything: of a key that is not there, whose score nobody looks at. */
 template <int OFFSET>
 static __device__ __forceinline__ void cache_get16_or_any(uint4 *to, const void *from, bool in)
 {
@@ -187,7 +187,7 @@ static __device__ __forceinline__ void cache_get16_or_any(uint4 *to, const void 
                  : "l"(from), "r"((int)in), "n"(OFFSET), "l"(CACHE_LEAVES_FIRST)
                  : "memory");
 }
-/* The same, else zeros: of a value, whose probability of 0 may meet no infinity. */
+/* cache_get16_if(), else zeros: of a value, whose probability of 0 may meet no infinity. */
 template <int OFFSET>
 static __device__ __forceinline__ void cache_get16(uint4 *to, const void *from, bool in)
 {

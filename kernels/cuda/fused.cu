@@ -303,15 +303,14 @@ static __device__ __forceinline__ void work(S *s, const struct fused_params &p,
 /* How many rows of a cluster a kernel is made for: the memory that it does not keep for more is the
  * ring's. */
 enum fused_room { ROOM_ALONE, ROOM_FEW, ROOM_ALL };
-enum { FEW_TOKENS = 4, FEW_STEP = 5 }; /* rows that were faster for it */
+enum { ROWS_FEW = 5 };
 
-/* For how many rows there is memory. A choice by logits works in that of eight. */
+/* For how many rows there is memory; a choice by logits works in that of eight. */
 static constexpr __host__ __device__ int room_rows(enum fused_end end, enum fused_room room)
 {
-    return end == FUSED_SAMPLED || room == ROOM_ALL ? FUSED_ROWS
+    return end == FUSED_SAMPLED || room == ROOM_ALL ? (int)FUSED_ROWS
            : room == ROOM_ALONE                     ? 1
-           : end == FUSED_STEP                      ? FEW_STEP
-                                                    : FEW_TOKENS;
+                                                    : (int)ROWS_FEW;
 }
 
 template <class F, int CL, int FFN, enum fused_end END, enum fused_room ROOM>
@@ -319,7 +318,9 @@ static __global__ void __launch_bounds__(THREADS, 1)
     fused(const __grid_constant__ struct fused_params p)
 {
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
-    typedef struct fused_shared<typename F::element, CL, FFN, room_rows(END, ROOM)> S;
+    typedef struct fused_shared<typename F::element, CL, FFN, room_rows(END, ROOM),
+                                END == FUSED_SAMPLED>
+        S;
     extern __shared__ __align__(128) char shared[];
     S *s = (S *)shared;
     const int n = END == FUSED_STEP ? *p.n : p.count;
@@ -348,7 +349,8 @@ static __global__ void __launch_bounds__(THREADS, 1)
         if (threadIdx.x == WORKERS)
             weights_send<S, END>(s, p, at.rank);
         if (at.warp == WARPS + 1)
-            constants_send<S, END>(s, p, at.rank, (int)threadIdx.x & 31);
+            constants_send<S, END>(s, p, at.rank,
+                                   (int)threadIdx.x & 31); /* at.lane would be spilled */
         if (END != FUSED_STEP && at.warp == WARPS + 2)
             rows_tell<END>(s, p, at);
     } else {
@@ -358,7 +360,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
             launch_next();
             rows_begin(s, p, at);
         }
-        if (END == FUSED_SAMPLED)
+        if constexpr (END == FUSED_SAMPLED)
             row_ask(s, p, at);
         workers_sync();
         work<F, END>(s, p, &letters, &at);
@@ -383,7 +385,9 @@ struct fused_variant {
 template <class F, int CL, int FFN, enum fused_end END, enum fused_room ROOM>
 static struct fused_variant variant_get(void)
 {
-    typedef struct fused_shared<typename F::element, CL, FFN, room_rows(END, ROOM)> S;
+    typedef struct fused_shared<typename F::element, CL, FFN, room_rows(END, ROOM),
+                                END == FUSED_SAMPLED>
+        S;
     const struct fused_variant variant = {fused<F, CL, FFN, END, ROOM>, fused_ring<S>::BYTES};
 
     return variant;
@@ -406,7 +410,7 @@ static struct fused_variant variant_of(const struct model_config *config, enum f
                                          : none;
 }
 
-/* each: rows of a cluster, at most; the second shape never has few. */
+/* each: rows of a cluster, at most. The second shape has one kernel. */
 template <class F>
 static struct fused_variant variant_in(const struct model_config *config, enum fused_end end,
                                        int shape, int32_t each)

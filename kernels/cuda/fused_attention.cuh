@@ -10,8 +10,8 @@
 
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
 
-/* Bytes from a cache's begin to position `position` of the warp's row and head in a layer: by
- * products of 32 bits, which are one instruction each. */
+/* Bytes from a cache's begin to position `position` of the warp's row and head in a layer. Factors
+ * of 32 bits where they suffice: such a product is one instruction. */
 template <class T>
 static __device__ __forceinline__ size_t cache_place(const struct network_cache &cache, int layer,
                                                      int head, int position)
@@ -21,7 +21,7 @@ static __device__ __forceinline__ size_t cache_place(const struct network_cache 
            (uint32_t)position * (uint32_t)(HEAD * sizeof(T));
 }
 
-/* The same of a row of beams, whose positions lie in the rows that wrote them. */
+/* Keys and values of chunk c of a row of beams, whose positions lie in the rows that wrote them. */
 template <class S, class T>
 static __device__ __forceinline__ void
 chunk_fetch_beam(const S *s, struct chunk_half<T> *chunk, const struct fused_params &p, int layer,
@@ -39,7 +39,7 @@ chunk_fetch_beam(const S *s, struct chunk_half<T> *chunk, const struct fused_par
     chunk_load<true>(chunk, cache, from, c, at.lane);
 }
 
-/* Half of a chunk, or both. */
+/* Half of a chunk, or both. Of a row of beams both come with the keys. */
 enum chunk_what { CHUNK_KEYS = 1, CHUNK_VALUES = 2, CHUNK_BOTH = 3 };
 
 /* Chunk c of the warp's row below position `end`. */
@@ -128,20 +128,20 @@ attend_begin(const S *s, const struct fused_place &at, bool cross)
     return task;
 }
 
-/* A round: a chunk a warp, of which the first of the row is chunk `from`. fetch: it is not in
- * registers yet, which is seldom, since where its keys lie is not to be known before. Parts are
- * merged in the order of the chunks: by the warp that has all of a row's, or here. */
+/* A round: a chunk a warp, of which the first of the row is chunk `from`. Those of the first round
+ * are in registers, others are asked for here: where their keys lie is not to be known before.
+ * Parts are merged in the order of the chunks: by the warp that has all of a row's, or here. */
 template <enum fused_end END, class S, class T>
 static __device__ __forceinline__ void
 attend_round(S *s, struct chunk_half<T> *chunk, const struct chunk_query &query,
              const struct fused_params &p, int layer, const struct fused_place &at, bool cross,
-             const struct attend_task &task, int from, bool fetch, struct attention_part *all)
+             const struct attend_task &task, int from, struct attention_part *all)
 {
     const int position = task.position, length = task.length, c = from + at.share;
     struct attention_part part;
 
     if (c * CHUNK < length) {
-        if (fetch)
+        if (from)
             chunk_fetch<END, CHUNK_BOTH>(s, chunk, p, here(layer), at, cross, c,
                                          cross ? length : position);
         if (!cross && position / CHUNK == c)
@@ -177,10 +177,10 @@ attend(S *s, struct chunk_half<T> *chunk, const struct fused_params &p, int laye
     struct attention_part all = {0.0f, 1.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
 
     if (STRAIGHT)
-        attend_round<END>(s, chunk, query, p, layer, at, cross, task, 0, false, &all);
+        attend_round<END>(s, chunk, query, p, layer, at, cross, task, 0, &all);
 #pragma unroll 1
     for (int from = STRAIGHT ? at.shares : 0; from * CHUNK < task.longest; from += at.shares)
-        attend_round<END>(s, chunk, query, p, layer, at, cross, task, from, from > 0, &all);
+        attend_round<END>(s, chunk, query, p, layer, at, cross, task, from, &all);
     if (at.row >= 0 && at.share == 0)
         attend_send(s, all, at);
     /* behind the letter, for nobody in this step looks there again */

@@ -269,7 +269,7 @@ template <enum fused_end END, class S>
 static __device__ __forceinline__ void units_send(S *s, const struct fused_params &p, int first,
                                                   const struct fused_place &at)
 {
-    const int group = at.lane >> 2, row = min(group, (int)S::ROWS - 1), q = at.lane & 3;
+    const int group = at.lane >> 2, row = min(group, (int)S::ROOM - 1), q = at.lane & 3;
     const int own = first + at.warp;
     const int units = product_units(p.rules.vocabulary), unit = at.rank + own * S::BLOCKS;
     alignas(16) float v[8], add[8];
@@ -419,9 +419,9 @@ static __device__ __forceinline__ void row_ask(S *s, const struct fused_params &
     static_assert(UNITS * PRODUCT_UNIT <= DRAW_VOCABULARY, "a thread's share of a row");
     if (row < 0)
         return;
-    draw_ask(&s->asked, p.rules, p.rows.row + p.active[at.row0 + row], p.steps);
+    draw_ask(&s->draw.asked, p.rules, p.rows.row + p.active[at.row0 + row], p.steps);
     if (threadIdx.x == 0)
-        s->drawn.width = FEW_WIDTH;
+        s->draw.kept.width = FEW_WIDTH;
 }
 
 /* One thread of the block that chooses for a row: its token is known. */
@@ -494,13 +494,15 @@ static __device__ __forceinline__ void row_draw(S *s, const struct fused_params 
 {
     const int row = row_chosen_here<S>(at);
 
-    static_assert(sizeof(struct draw_scratch) <= sizeof s->partial, "the choice works there");
+    static_assert(S::ROOM == FUSED_ROWS && sizeof(struct draw_scratch) <= sizeof s->partial,
+                  "the choice works there");
     static_assert(sizeof s->y >= UNITS * PRODUCT_UNIT * 4, "scores of the long way");
     if (row < 0)
         return;
     const struct fused_row before = s->state[at.now][row];
-    const struct draw_row<DRAW_WARPS> known = draw_begin(
-        &s->asked, p.rules, step, before.position, s->min_new[row], s->max_new[row], at.thread);
+    const struct draw_row<DRAW_WARPS> known =
+        draw_begin(&s->draw.asked, p.rules, step, before.position, s->min_new[row], s->max_new[row],
+                   at.thread);
     int32_t token = before.token;
 
     /* The letter says that this block's share of the one row was read; the choice works where the
@@ -508,8 +510,8 @@ static __device__ __forceinline__ void row_draw(S *s, const struct fused_params 
     workers_sync();
     letter_receive(s, p, LETTER_LOGITS, at, l);
     if (!before.finished)
-        token = draw_run((struct draw_scratch *)&s->partial, &s->drawn, DRAW_BARRIER, s->logits,
-                         &s->y[0][0], p.rules, &s->asked, known);
+        token = draw_run((struct draw_scratch *)&s->partial, &s->draw.kept, DRAW_BARRIER, s->logits,
+                         &s->y[0][0], p.rules, &s->draw.asked, known);
     if (at.warp)
         return;
     if (at.lane < S::BLOCKS)

@@ -176,7 +176,7 @@ product_load(S *s, struct format_weights (&w)[J][fused_piece<K>::BLK], int tiles
         const char *slot = fused_ring<S>::slot(s, from.slot) + piece::offset(at) + at.lane * 16;
 
         if (tiles < 2 * J && at.first + 2 * j >= tiles) { /* whose sums nobody puts down */
-            if (S::ROWS > 1 || S::WIDE) /* or the old ones would be kept: registers are too few */
+            if (S::ROOM > 1 || S::WIDE) /* or old ones would be kept: registers are too few */
                 memset(w[j], 0, sizeof w[j]);
             continue;
         }
@@ -217,7 +217,7 @@ static __device__ __forceinline__ void sums_keep(S *s, const float *sums, int co
 {
     float *to = &s->partial[at.part][0][column];
 
-    if (S::ROWS > 1) {
+    if (S::ROOM > 1) {
         if ((at.lane & 3) * 2 < S::SUMS)
             sums_put(to, (int)PARTIAL_STRIDE, sums, at.lane);
     } else if ((at.lane & 3) == 0) {
@@ -239,7 +239,7 @@ product_run(S *s, const struct format_weights (&w)[J][fused_piece<K>::BLK], cons
     for (int b = 0; b < piece::BLK; b++) {
         /* of a row that is alone all eight are the same, and but one's sums are put down */
         typename F::rows x =
-            rows_get<F>(rows, S::ROWS == 1 ? 0 : stride, at->part * piece::BLK + b, at->lane);
+            rows_get<F>(rows, S::ROOM == 1 ? 0 : stride, at->part * piece::BLK + b, at->lane);
 
 #pragma unroll
         for (int j = 0; j < J; j++)
@@ -332,7 +332,7 @@ static __device__ __forceinline__ void head_send(S *s, struct cluster_mailbox *b
     constexpr int FOURS = PARTS * S::COLUMNS / 4, HALVES = S::BLOCKS / HEADS;
 
 #pragma unroll
-    for (int i = 0; i < (S::ROWS * FOURS + WORKERS - 1) / WORKERS; i++) {
+    for (int i = 0; i < (S::ROOM * FOURS + WORKERS - 1) / WORKERS; i++) {
         const unsigned item = at.thread + i * WORKERS;
         const int row = item / FOURS, c = item % FOURS * 4;
         const int which = c / S::COLUMNS, to = at.half * S::COLUMNS + c % S::COLUMNS;
@@ -356,7 +356,7 @@ static __device__ __forceinline__ void hidden_send(S *s, enum product_act activa
                                                    const struct fused_place &at)
 {
     constexpr int FOURS = COUNT / 4, PART = S::SUMS * PARTIAL_STRIDE;
-    constexpr int ROUNDS = (S::ROWS * COUNT + WORKERS - 1) / WORKERS;
+    constexpr int ROUNDS = (S::ROOM * COUNT + WORKERS - 1) / WORKERS;
     const unsigned quarter = at.thread & 3, count = at.rows * FOURS;
 
 #pragma unroll 1

@@ -87,6 +87,14 @@ struct fused_told {
     float logit;          /* the token's */
 };
 
+/* Of the row that this block chooses for, where rows may be sampled. */
+template <bool DRAWN> struct fused_draw {
+    alignas(8) struct draw_asked asked;
+    struct draw_kept kept;
+};
+template <> struct fused_draw<false> {
+};
+
 /* Of a layer: this block's columns' biases, and the norms behind self-attention, cross-attention
  * and feed-forward. */
 template <int CL, int FFN> struct fused_constants {
@@ -120,9 +128,9 @@ template <int CL, int FFN> struct fused_constants {
  *   (told_read) in the last layer of the next step before they send an attention's output there;
  *   who sends them again has y of that layer.
  * - Who chooses a row works in y and partial: the block's own share of that row has come with the
- *   letter, and a barrier of the workers says so of the other rows' sums; y was read before; the
- *   next y is not sent before this block has sent its columns of q, nor does it multiply before the
- *   row is chosen.
+ *   letter, and a barrier of the workers says so of
+ * the other rows' sums; y was read before; the next y is not sent before this block has sent its
+ * columns of q, nor does it multiply before the row is chosen.
  * - Bytes that come before the receiver has announced their letter count below zero meanwhile; the
  *   phase cannot end before the announcement, which is its only arrival.
  * - partial is read in front of what is sent of it, and the letter comes with the block's own share
@@ -131,12 +139,13 @@ template <int CL, int FFN> struct fused_constants {
  * MOST: rows that there is memory for. A product reads eight all the same: the others are whatever
  * lies behind, and nobody puts their sums down.
  */
-template <class T, int CL, int FORWARD, int MOST> struct fused_shared {
+template <class T, int CL, int FORWARD, int MOST, bool DRAWN> struct fused_shared {
     typedef T element;
     enum {
         BLOCKS = CL,                               /* of the cluster */
-        ROWS = MOST,                               /* at most */
+        ROOM = MOST,                               /* for rows */
         SUMS = MOST == 1 ? 1 : (MOST + 1) / 2 * 2, /* of rows: a lane has those of two */
+        DRAWS = DRAWN,                             /* rows may be sampled */
         FFN = FORWARD,
         COLUMNS = D / CL,  /* of this block, of a product of D columns */
         HIDDEN = FFN / CL, /* of the feed-forward's first */
@@ -144,25 +153,25 @@ template <class T, int CL, int FORWARD, int MOST> struct fused_shared {
         WIDE = FFN > D, /* the feed-forward */
         H_STRIDE = FFN * 2 + PRODUCT_TILE_PAD,
     };
-    alignas(16) char x[ROWS * X_STRIDE]; /* (ROWS, D) elements: the next product's input */
+    alignas(16) char x[ROOM * X_STRIDE]; /* (ROOM, D) elements: the next product's input */
     union {
-        alignas(16) char o[ROWS * X_STRIDE]; /* (ROWS, D) elements: attention's output */
-        alignas(16) char h[ROWS * H_STRIDE]; /* (ROWS, FFN) elements */
+        alignas(16) char o[ROOM * X_STRIDE]; /* (ROOM, D) elements: attention's output */
+        alignas(16) char h[ROOM * H_STRIDE]; /* (ROOM, FFN) elements */
     };
-    alignas(16) float y[ROWS][D];           /* residual stream, before the norm */
-    alignas(16) float x_own[ROWS][COLUMNS]; /* and after it, this block's columns */
+    alignas(16) float y[ROOM][D];           /* residual stream, before the norm */
+    alignas(16) float x_own[ROOM][COLUMNS]; /* and after it, this block's columns */
     alignas(16) float partial[FORMAT_PARTS][SUMS][PARTIAL_STRIDE];
-    alignas(16) T q[ROWS][HEAD];
-    alignas(16) T key[ROWS][HEAD];
-    alignas(16) T value[ROWS][HEAD];
+    alignas(16) T q[ROOM][HEAD];
+    alignas(16) T key[ROOM][HEAD];
+    alignas(16) T value[ROOM][HEAD];
     alignas(16) struct attention_kept parts[WARPS];
-    union { /* wide ones have no FUSED_TOKENS, those of fewer rows no FUSED_SAMPLED */
-        alignas(16) float4 unit[FORWARD > D ? 1 : ROWS][UNITS];
-        alignas(16) float logits[FORWARD > D || MOST < FUSED_ROWS ? 4 : UNITS *PRODUCT_UNIT];
+    union { /* wide ones have no FUSED_TOKENS */
+        alignas(16) float4 unit[FORWARD > D ? 1 : ROOM][UNITS];
+        alignas(16) float logits[DRAWN ? UNITS * PRODUCT_UNIT : 4];
     };
-    struct logsum sums[FORWARD > D || MOST < FUSED_ROWS ? 1 : UNITS]; /* of the units of logits */
+    struct logsum sums[DRAWN ? UNITS : 1]; /* of the units of logits */
     struct fused_told told;
-    float special[ROWS][2];
+    float special[ROOM][2];
     /* what this block adds to its units of logits: -inf past the vocabulary; what the rules add */
     alignas(16) float unit_bias[UNITS / CL][PRODUCT_UNIT];
     alignas(16) float unit_rules[UNITS / CL][PRODUCT_UNIT];
@@ -170,12 +179,11 @@ template <class T, int CL, int FORWARD, int MOST> struct fused_shared {
     uint64_t told_full, told_read;
     alignas(16) struct fused_constants<CL, FORWARD> layer[2]; /* even ones and odd ones */
     uint64_t full[SLOTS_MOST], empty[SLOTS_MOST], layer_full[2], layer_empty[2];
-    struct fused_row state[2][ROWS]; /* by steps, in turn */
-    int32_t row[ROWS];               /* of the caches */
-    int32_t min_new[ROWS], max_new[ROWS], source_len[ROWS], cross[ROWS], beam[ROWS];
-    int32_t token[ROWS];                /* that sampled rows' choices gave */
-    alignas(8) struct draw_asked asked; /* sampled, of the row that this block chooses for */
-    struct draw_kept drawn;
+    struct fused_row state[2][ROOM]; /* by steps, in turn */
+    int32_t row[ROOM];               /* of the caches */
+    int32_t min_new[ROOM], max_new[ROOM], source_len[ROOM], cross[ROOM], beam[ROOM];
+    int32_t token[ROOM]; /* that sampled rows' choices gave */
+    struct fused_draw<DRAWN> draw;
 };
 
 template <class S> struct fused_ring {

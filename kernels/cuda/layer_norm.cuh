@@ -5,6 +5,10 @@
  * squares are added up together: two sums one after the other, the second of what is left of the
  * values less their mean, would double the way of the shuffles, which is what a norm of few rows
  * takes. Values that fill a row up behind its width are zeros.
+ *
+ * The variance is the squares' mean less the mean's square: with a mean of 10 standard deviations
+ * it is good to 1e-5, of 30 to 1e-4, of 300 to 1 %. A residual stream behind norms has less than
+ * one.
  */
 #ifndef PGPT_KERNELS_CUDA_LAYER_NORM_CUH
 #define PGPT_KERNELS_CUDA_LAYER_NORM_CUH

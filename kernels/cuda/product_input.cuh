@@ -33,13 +33,6 @@ template <int PENDING> static __device__ __forceinline__ void copy_wait(void)
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-static __device__ __forceinline__ float warp_sum(float v)
-{
-    for (int mask = 16; mask; mask >>= 1)
-        v += __shfl_xor_sync(0xffffffffu, v, mask);
-    return v;
-}
-
 static __device__ __forceinline__ float warp_max(float v)
 {
     for (int mask = 16; mask; mask >>= 1)

@@ -36,7 +36,7 @@ static void run(struct outcome *out, int first, int n, int each)
                 [&] {
                     if (CL == 16 && each == 1)
                         fused<F, 16, FFN, END, ROOM_ALONE>(p);
-                    else if (CL == 16 && each <= FEW_TOKENS && END == FUSED_TOKENS)
+                    else if (CL == 16 && each <= ROWS_FEW && END == FUSED_TOKENS)
                         fused<F, 16, FFN, FUSED_TOKENS, ROOM_FEW>(p);
                     else
                         fused<F, CL, FFN, END, ROOM_ALL>(p);
@@ -88,9 +88,9 @@ int main(void)
         compare("8 blocks, alone", crowd, alone, 2);
         run<format_f16, 16>(&alone, 4, 1, 1);
         compare("a cluster whose row has ended", crowd, alone, 4);
-        run<format_f16, 16>(&alone, 5, 3, 3);
-        for (int row = 5; row < 8; row++)
-            compare("16 blocks, three rows", crowd, alone, row);
+        run<format_f16, 16>(&alone, 3, 5, 5);
+        for (int row = 3; row < 8; row++)
+            compare("16 blocks, five rows", crowd, alone, row);
         sampled(first, COUNT);
     }
     for (int row = 0; row < COUNT; row++)

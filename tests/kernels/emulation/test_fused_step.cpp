@@ -129,7 +129,7 @@ static void run(struct outcome *out, int first, int n, int clusters, bool layers
         [&] {
             if (CL == 16 && n <= clusters)
                 fused<F, 16, FFN, FUSED_STEP, ROOM_ALONE>(p);
-            else if (CL == 16 && n <= clusters * FEW_STEP)
+            else if (CL == 16 && n <= clusters * ROWS_FEW)
                 fused<F, 16, FFN, FUSED_STEP, ROOM_FEW>(p);
             else
                 fused<F, CL, FFN, FUSED_STEP, ROOM_ALL>(p);
@@ -245,9 +245,9 @@ template <int FFN> static void test(bool layers)
                 compare("letters at any time", first, crowd, row);
         run<format_f16, 16, FFN>(&alone, 2, 1, 1, layers);
         compare("16 blocks, alone", crowd, alone, 2);
-        run<format_f16, 16, FFN>(&alone, 5, 3, 1, layers);
-        for (int row = 5; row < 8; row++)
-            compare("16 blocks, three rows", crowd, alone, row);
+        run<format_f16, 16, FFN>(&alone, 3, 5, 1, layers);
+        for (int row = 3; row < 8; row++)
+            compare("16 blocks, five rows", crowd, alone, row);
     }
     for (int row = 0; row < COUNT; row++)
         if (row != 4)
