@@ -206,18 +206,18 @@ static __device__ __forceinline__ size_t chunk_at(size_t stride, const struct ch
 }
 
 /* A lane's keys (or values) from the I-th on, out of a row that has all its positions itself. from:
- * the lane's first; left: positions from that on. */
-template <bool KEYS, int I, class T>
+ * the lane's first; left: positions from that on, behind which there are zeros, or anything. */
+template <class T, bool ZEROS, int I = 0>
 static __device__ __forceinline__ void chunk_load_from(uint4 (&to)[8], const char *from, int left)
 {
     constexpr int STEP = 4 * HEAD * sizeof(T);
 
-    if constexpr (KEYS)
-        cache_get16_or_any<I * STEP>(&to[I], from, 4 * I < left);
-    else
+    if constexpr (ZEROS)
         cache_get16<I * STEP>(&to[I], from, 4 * I < left);
+    else
+        cache_get16_or_any<I * STEP>(&to[I], from, 4 * I < left);
     if constexpr (I < 7)
-        chunk_load_from<KEYS, I + 1, T>(to, from, left);
+        chunk_load_from<T, ZEROS, I + 1>(to, from, left);
 }
 
 /* Keys or values of a chunk of such a row: `left` positions of it are there. from: its first. */
@@ -225,14 +225,14 @@ template <class T>
 static __device__ __forceinline__ void chunk_load_keys(struct chunk_half<T> *chunk,
                                                        const char *from, int left, int lane)
 {
-    chunk_load_from<true, 0, T>(chunk->key, from + lane * 16, left - (lane >> 3));
+    chunk_load_from<T, false>(chunk->key, from + lane * 16, left - (lane >> 3));
     __syncwarp(); /* the compiler shall not begin to multiply before it has asked for all */
 }
 template <class T>
 static __device__ __forceinline__ void chunk_load_values(struct chunk_half<T> *chunk,
                                                          const char *from, int left, int lane)
 {
-    chunk_load_from<false, 0, T>(
+    chunk_load_from<T, true>(
         chunk->value, from + (lane & 3) * (HEAD * sizeof(T)) + (lane >> 2) * 16, left - (lane & 3));
     __syncwarp();
 }

@@ -34,6 +34,13 @@ static __device__ __forceinline__ int cluster_blocks(void)
     return blocks;
 }
 
+/* A lane's own value, once: what the compiler knows to come from a special register it would read
+ * anew wherever it is wanted, and that register is slow to answer. Whole warps call. */
+static __device__ __forceinline__ int value_once(int value)
+{
+    return __shfl_sync(0xffffffffu, value, (int)threadIdx.x & 31);
+}
+
 /* All threads of all blocks. */
 static __device__ __forceinline__ void cluster_sync(void)
 {

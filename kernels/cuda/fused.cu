@@ -21,7 +21,7 @@ static __device__ __forceinline__ struct fused_place place_find(const struct fus
     at.rank = (int)cluster_rank();
     at.head = at.rank / (S::BLOCKS / HEADS);
     at.half = at.rank % (S::BLOCKS / HEADS);
-    at.thread = thread_once();
+    at.thread = value_once((int)threadIdx.x);
     at.warp = __shfl_sync(0xffffffffu, at.thread >> 5, 0);
     at.lane = at.thread & 31;
     at.part = at.warp & 3;
@@ -314,13 +314,15 @@ static constexpr __host__ __device__ int room_rows(enum fused_end end, enum fuse
 }
 
 template <class F, int CL, int FFN, enum fused_end END, enum fused_room ROOM>
+using fused_memory =
+    struct fused_shared<typename F::element, CL, FFN, room_rows(END, ROOM), END == FUSED_SAMPLED>;
+
+template <class F, int CL, int FFN, enum fused_end END, enum fused_room ROOM>
 static __global__ void __launch_bounds__(THREADS, 1)
     fused(const __grid_constant__ struct fused_params p)
 {
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
-    typedef struct fused_shared<typename F::element, CL, FFN, room_rows(END, ROOM),
-                                END == FUSED_SAMPLED>
-        S;
+    typedef fused_memory<F, CL, FFN, END, ROOM> S;
     extern __shared__ __align__(128) char shared[];
     S *s = (S *)shared;
     const int n = END == FUSED_STEP ? *p.n : p.count;
@@ -385,9 +387,7 @@ struct fused_variant {
 template <class F, int CL, int FFN, enum fused_end END, enum fused_room ROOM>
 static struct fused_variant variant_get(void)
 {
-    typedef struct fused_shared<typename F::element, CL, FFN, room_rows(END, ROOM),
-                                END == FUSED_SAMPLED>
-        S;
+    typedef fused_memory<F, CL, FFN, END, ROOM> S;
     const struct fused_variant variant = {fused<F, CL, FFN, END, ROOM>, fused_ring<S>::BYTES};
 
     return variant;
@@ -415,11 +415,10 @@ template <class F>
 static struct fused_variant variant_in(const struct model_config *config, enum fused_end end,
                                        int shape, int32_t each)
 {
-    if (shapes[shape] != 16 || each > room_rows(end, ROOM_FEW))
-        return shapes[shape] == 16 ? variant_of<F, 16, ROOM_ALL>(config, end)
-                                   : variant_of<F, 8, ROOM_ALL>(config, end);
-    return each == 1 ? variant_of<F, 16, ROOM_ALONE>(config, end)
-                     : variant_of<F, 16, ROOM_FEW>(config, end);
+    return shapes[shape] != 16 ? variant_of<F, 8, ROOM_ALL>(config, end)
+           : each == 1         ? variant_of<F, 16, ROOM_ALONE>(config, end)
+           : each <= ROWS_FEW  ? variant_of<F, 16, ROOM_FEW>(config, end)
+                               : variant_of<F, 16, ROOM_ALL>(config, end);
 }
 
 static struct fused_variant variant_for(const struct network *network, enum fused_end end,

@@ -23,8 +23,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
 
     at.rank = (int)cluster_rank();
     at.warp = __shfl_sync(0xffffffffu, (int)threadIdx.x >> 5, 0);
-    /* by a shuffle, too: else it is read out of the special register, again and again */
-    at.lane = __shfl_sync(0xffffffffu, threadIdx.x & 31, threadIdx.x & 31);
+    at.lane = value_once(threadIdx.x & 31);
     const int first = (int)(blockIdx.x / BLOCKS) * p.rows_each;
     at.rows = min(p.rows_each, p.n - first);
     at.own = (at.rows - at.rank + BLOCKS - 1) / BLOCKS;

@@ -237,16 +237,6 @@ attend_next(const S *s, const struct attend_task &task, bool cross, uint32_t eac
     return attend_row(s, task.row + WARPS, cross, each, place);
 }
 
-/* Eight of a lane's 16 bytes of a chunk: keys, or values, each four positions behind the one
- * before. from: the first; zeros where a position is not there: the first is if left > 0. */
-template <class T, int I = 0>
-static __device__ __forceinline__ void chunk_fetch(uint4 (&to)[8], const char *from, int left)
-{
-    cache_get16<I * 4 * HEAD *(int)sizeof(T)>(&to[I], from, left > 4 * I);
-    if constexpr (I < 7)
-        chunk_fetch<T, I + 1>(to, from, left);
-}
-
 /* What a lane looks at of the keys and values of a layer and head: its 16 bytes of the first
  * position. */
 struct attend_cache {
@@ -258,16 +248,16 @@ static __device__ __forceinline__ void keys_fetch(struct chunk_half<T> *chunk,
                                                   const struct attend_cache &cache,
                                                   const struct attend_task &task, int lane)
 {
-    chunk_fetch<T>(chunk->key, cache.keys + (size_t)task.at * (HEAD * sizeof(T)),
-                   task.left - (lane >> 3));
+    chunk_load_from<T, true>(chunk->key, cache.keys + (size_t)task.at * (HEAD * sizeof(T)),
+                             task.left - (lane >> 3));
 }
 template <class T>
 static __device__ __forceinline__ void values_fetch(struct chunk_half<T> *chunk,
                                                     const struct attend_cache &cache,
                                                     const struct attend_task &task, int lane)
 {
-    chunk_fetch<T>(chunk->value, cache.values + (size_t)task.at * (HEAD * sizeof(T)),
-                   task.left - (lane & 3));
+    chunk_load_from<T, true>(chunk->value, cache.values + (size_t)task.at * (HEAD * sizeof(T)),
+                             task.left - (lane & 3));
 }
 
 /* The lane's share of a query: of its 16 bytes query_words() chooses two words, which alone are

@@ -128,9 +128,9 @@ template <int CL, int FFN> struct fused_constants {
  *   (told_read) in the last layer of the next step before they send an attention's output there;
  *   who sends them again has y of that layer.
  * - Who chooses a row works in y and partial: the block's own share of that row has come with the
- *   letter, and a barrier of the workers says so of
- * the other rows' sums; y was read before; the next y is not sent before this block has sent its
- * columns of q, nor does it multiply before the row is chosen.
+ *   letter, and a barrier of the workers says so of the other rows' sums; y was read before; the
+ *   next y is not sent before this block has sent its columns of q, nor does it multiply before the
+ *   row is chosen.
  * - Bytes that come before the receiver has announced their letter count below zero meanwhile; the
  *   phase cannot end before the announcement, which is its only arrival.
  * - partial is read in front of what is sent of it, and the letter comes with the block's own share
@@ -145,7 +145,6 @@ template <class T, int CL, int FORWARD, int MOST, bool DRAWN> struct fused_share
         BLOCKS = CL,                               /* of the cluster */
         ROOM = MOST,                               /* for rows */
         SUMS = MOST == 1 ? 1 : (MOST + 1) / 2 * 2, /* of rows: a lane has those of two */
-        DRAWS = DRAWN,                             /* rows may be sampled */
         FFN = FORWARD,
         COLUMNS = D / CL,  /* of this block, of a product of D columns */
         HIDDEN = FFN / CL, /* of the feed-forward's first */
@@ -287,13 +286,6 @@ static __device__ __forceinline__ void registers_give(void)
 static __device__ __forceinline__ void registers_take(void)
 {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-}
-
-/* The thread's number, which the compiler would otherwise read anew wherever it is wanted, from a
- * register that is slow to answer. Whole warps call. */
-static __device__ __forceinline__ int thread_once(void)
-{
-    return __shfl_sync(0xffffffffu, (int)threadIdx.x, (int)threadIdx.x & 31);
 }
 
 /* The same number, of which the compiler shall not know that: what is computed from it is computed
