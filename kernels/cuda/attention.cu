@@ -32,15 +32,8 @@ static __device__ __forceinline__ void chunk_newest(struct chunk_half<T> *chunk,
 template <class C>
 static __device__ __forceinline__ struct chunk_cache<C> cache_of(const struct attention &a,
                                                                  int head) {
-    const size_t first = (size_t)head * a.cache_positions;
-    struct chunk_cache<C> cache;
-
-    cache.keys = (const C *)a.cache_k + first * HEAD;
-    cache.values = (const C *)a.cache_v + first * HEAD;
-    cache.key_scales = a.scales_k + first * 2;
-    cache.value_scales = a.scales_v + first * 2;
-    cache.stride = (size_t)a.heads * a.cache_positions * HEAD;
-    return cache;
+    return {(const C *)a.cache_k, (const C *)a.cache_v, a.scales_k, a.scales_v, head, a.heads,
+            a.chunk_places};
 }
 
 /* Beams' positions lie in several rows; whoever is none of them gets straight code. */
@@ -108,8 +101,7 @@ static __global__ void __launch_bounds__(HEADS *WARPS * 32)
     }
     if (!a.cross && from.end / CHUNK == share)
         /* the newest position lies in the chunk that is already here */
-        chunk_newest(&chunk, cache, (size_t)row * cache.stride + (size_t)from.end * HEAD,
-                     from.end % CHUNK, lane);
+        chunk_newest(&chunk, cache, chunk_at<false>(cache, from, from.end), from.end % CHUNK, lane);
     from.end = length;
     all.max = -INFINITY;
     for (int c = share; c * CHUNK < length; c += WARPS) {

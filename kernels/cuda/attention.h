@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * attention: the attentions of a Marian model over caches (max_rows, heads, positions, 64) and over
- * packed sources. Keys are looked at in chunks of 32 positions counted from 0; a chunk's maximum,
- * sum and weighted values are merged in the order of the chunks, whoever computes them, so bits
- * depend on a row's own length alone. Enqueues only.
+ * attention: the attentions of a Marian model over caches (cache.cuh) and over packed sources. Keys
+ * are looked at in chunks of 32 positions counted from 0; a chunk's maximum, sum and weighted
+ * values are merged in the order of the chunks, whoever computes them, so bits depend on a row's
+ * own length alone. Enqueues only.
  */
 #ifndef PGPT_KERNELS_CUDA_ATTENTION_H
 #define PGPT_KERNELS_CUDA_ATTENTION_H
@@ -23,11 +23,11 @@ struct attention {
     bool beside; /* other kernels run beside it, for which there shall be room */
     bool cross;  /* over the source's cache; else over the row's own, 0..position */
     int32_t heads;
-    int32_t cache_positions;
-    const void *q;                 /* (n, heads * 64) elements, not yet scaled */
-    const void *cache_k, *cache_v; /* (max_rows, heads, cache_positions, 64) elements or int8 */
-    const __nv_bfloat16 *scales_k, *scales_v; /* int8: (max_rows, heads, cache_positions, 2), a
-                                                 scale for each half of a head; else NULL */
+    uint32_t chunk_places;                    /* of the caches */
+    const void *q;                            /* (n, heads * 64) elements, not yet scaled */
+    const void *cache_k, *cache_v;            /* this layer's: elements or int8 */
+    const __nv_bfloat16 *scales_k, *scales_v; /* int8: two a place, a scale for each half of a head;
+                                                 else NULL */
     void *out;                                /* (n, heads * 64) elements */
 };
 

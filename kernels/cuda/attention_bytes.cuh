@@ -34,7 +34,7 @@ static __device__ __forceinline__ void chunk_load(struct chunk_bytes<T> *chunk,
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int position = c * CHUNK + score_key(i, lane);
-        const size_t at = chunk_at<BEAM>(cache.stride, row, position);
+        const size_t at = chunk_at<BEAM>(cache, row, position);
 
         if (position >= row.end)
             continue;
@@ -47,8 +47,8 @@ static __device__ __forceinline__ void chunk_load(struct chunk_bytes<T> *chunk,
         const int position = c * CHUNK + 4 * i + t;
 
         if (position < row.end)
-            chunk->value[i] = __ldcg((
-                const uint2 *)(cache.values + chunk_at<BEAM>(cache.stride, row, position) + 8 * g));
+            chunk->value[i] = __ldcg(
+                (const uint2 *)(cache.values + chunk_at<BEAM>(cache, row, position) + 8 * g));
     }
 }
 

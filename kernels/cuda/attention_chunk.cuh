@@ -21,11 +21,12 @@
 #ifndef PGPT_KERNELS_CUDA_ATTENTION_CHUNK_CUH
 #define PGPT_KERNELS_CUDA_ATTENTION_CHUNK_CUH
 
+#include "kernels/cuda/cache.cuh"
 #include "kernels/cuda/format.cuh"
 
 enum {
-    CHUNK = 32, /* keys that give one partial result */
-    HEAD = 64,
+    CHUNK = CACHE_CHUNK, /* keys that give one partial result */
+    HEAD = CACHE_HEAD,
 };
 /* 1 / sqrt(64), which scores are not multiplied by, and from powers of e to those of 2 */
 #define ATTENTION_SCALE (0.125f * 1.44269504088896341f)
@@ -41,11 +42,12 @@ struct chunk_query {
     uint4 part[2];
 };
 
-/* One head's keys and values in the first row of a layer's caches. */
+/* One head's keys and values in a layer's caches. */
 template <class C> struct chunk_cache {
     const C *keys, *values;
     const __nv_bfloat16 *key_scales, *value_scales; /* int8 alone: two a position */
-    size_t stride;                                  /* elements from one row to the next */
+    int head, heads;                                /* which one, of how many a row has */
+    uint32_t chunk_places;
 };
 /* Whose positions, and which of them are there: a row's own below `end`; with BEAM those below
  * beam_end lie in the row that wrote each (source_row, by position). */
@@ -187,6 +189,15 @@ static __device__ __forceinline__ void cache_get16_or_any(uint4 *to, const void 
                  : "l"(from), "r"((int)in), "n"(OFFSET), "l"(CACHE_LEAVES_FIRST)
                  : "memory");
 }
+/* 16 bytes, whatever lies there. */
+template <int OFFSET>
+static __device__ __forceinline__ void cache_get16_all(uint4 *to, const void *from)
+{
+    asm volatile("ld.global.cg.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4 + %5], %6;"
+                 : "=r"(to->x), "=r"(to->y), "=r"(to->z), "=r"(to->w)
+                 : "l"(from), "n"(OFFSET), "l"(CACHE_LEAVES_FIRST)
+                 : "memory");
+}
 /* cache_get16_if(), else zeros: of a value, whose probability of 0 may meet no infinity. */
 template <int OFFSET>
 static __device__ __forceinline__ void cache_get16(uint4 *to, const void *from, bool in)
@@ -196,43 +207,55 @@ static __device__ __forceinline__ void cache_get16(uint4 *to, const void *from, 
 }
 
 /* Where position `at` of a row lies in a cache, in elements. */
-template <bool BEAM>
-static __device__ __forceinline__ size_t chunk_at(size_t stride, const struct chunk_row &row,
-                                                  int at)
+template <bool BEAM, class C>
+static __device__ __forceinline__ size_t chunk_at(const struct chunk_cache<C> &cache,
+                                                  const struct chunk_row &row, int at)
 {
     const int from = BEAM && at < row.beam_end ? __ldcg(row.source_row + at) : row.row;
 
-    return (size_t)from * stride + (size_t)(at * HEAD);
+    return (size_t)cache_place((uint32_t)(from * cache.heads + cache.head), (uint32_t)at,
+                               cache.chunk_places) *
+           HEAD;
 }
 
+/* What becomes of positions behind a row's last: they are not read, and registers hold anything,
+ * zeros or what they held before, or the whole chunk is read, which costs no instructions. */
+enum chunk_absent { ABSENT_ANY, ABSENT_ZERO, ABSENT_KEEP, ABSENT_READ };
+
 /* A lane's keys (or values) from the I-th on, out of a row that has all its positions itself. from:
- * the lane's first; left: positions from that on, behind which there are zeros, or anything. */
-template <class T, bool ZEROS, int I = 0>
+ * the lane's first; left: positions from that on. */
+template <class T, enum chunk_absent ABSENT, int I = 0>
 static __device__ __forceinline__ void chunk_load_from(uint4 (&to)[8], const char *from, int left)
 {
     constexpr int STEP = 4 * HEAD * sizeof(T);
 
-    if constexpr (ZEROS)
+    if constexpr (ABSENT == ABSENT_READ)
+        cache_get16_all<I * STEP>(&to[I], from);
+    else if constexpr (ABSENT == ABSENT_KEEP)
+        cache_get16_if<I * STEP>(&to[I], from, 4 * I < left);
+    else if constexpr (ABSENT == ABSENT_ZERO)
         cache_get16<I * STEP>(&to[I], from, 4 * I < left);
     else
         cache_get16_or_any<I * STEP>(&to[I], from, 4 * I < left);
     if constexpr (I < 7)
-        chunk_load_from<T, ZEROS, I + 1>(to, from, left);
+        chunk_load_from<T, ABSENT, I + 1>(to, from, left);
 }
 
-/* Keys or values of a chunk of such a row: `left` positions of it are there. from: its first. */
-template <class T>
+/* Keys or values of a chunk of such a row: `left` positions of it are there, and of others values
+ * are zeros or (WHOLE) what lies there. from: its first. */
+template <bool WHOLE, class T>
 static __device__ __forceinline__ void chunk_load_keys(struct chunk_half<T> *chunk,
                                                        const char *from, int left, int lane)
 {
-    chunk_load_from<T, false>(chunk->key, from + lane * 16, left - (lane >> 3));
+    chunk_load_from<T, WHOLE ? ABSENT_READ : ABSENT_ANY>(chunk->key, from + lane * 16,
+                                                         left - (lane >> 3));
     __syncwarp(); /* the compiler shall not begin to multiply before it has asked for all */
 }
-template <class T>
+template <bool WHOLE, class T>
 static __device__ __forceinline__ void chunk_load_values(struct chunk_half<T> *chunk,
                                                          const char *from, int left, int lane)
 {
-    chunk_load_from<T, true>(
+    chunk_load_from<T, WHOLE ? ABSENT_READ : ABSENT_ZERO>(
         chunk->value, from + (lane & 3) * (HEAD * sizeof(T)) + (lane >> 2) * 16, left - (lane & 3));
     __syncwarp();
 }
@@ -252,18 +275,20 @@ static __device__ __forceinline__ void chunk_load(struct chunk_half<T> *chunk,
             const int at = c * CHUNK + 4 * i;
 
             cache_get16_or_any<0>(&chunk->key[i],
-                                  cache.keys + chunk_at<BEAM>(cache.stride, row, at + key) + in_key,
+                                  cache.keys + chunk_at<BEAM>(cache, row, at + key) + in_key,
                                   at + key < row.end);
             cache_get16<0>(&chunk->value[i],
-                           cache.values + chunk_at<BEAM>(cache.stride, row, at + value) + in_value,
+                           cache.values + chunk_at<BEAM>(cache, row, at + value) + in_value,
                            at + value < row.end);
         }
         __syncwarp();
     } else {
-        const size_t first = chunk_at<BEAM>(cache.stride, row, c * CHUNK);
+        const size_t first = chunk_at<BEAM>(cache, row, c * CHUNK);
 
-        chunk_load_keys(chunk, (const char *)(cache.keys + first), row.end - c * CHUNK, lane);
-        chunk_load_values(chunk, (const char *)(cache.values + first), row.end - c * CHUNK, lane);
+        chunk_load_keys<false>(chunk, (const char *)(cache.keys + first), row.end - c * CHUNK,
+                               lane);
+        chunk_load_values<false>(chunk, (const char *)(cache.values + first), row.end - c * CHUNK,
+                                 lane);
     }
 }
 

@@ -73,7 +73,7 @@ static __device__ __forceinline__ void chunk_load(struct chunk_plain<C> *chunk,
 #pragma unroll
     for (int i = 0; i < PLAIN_PASSES; i++) {
         const int position = c * CHUNK + 4 * i + (lane & 3);
-        const size_t at = chunk_at<BEAM>(cache.stride, row, position) + 8 * (lane >> 2);
+        const size_t at = chunk_at<BEAM>(cache, row, position) + 8 * (lane >> 2);
 
         memset(&chunk->key[i], 0, sizeof chunk->key[i]);
         memset(&chunk->value[i], 0, sizeof chunk->value[i]);

@@ -26,14 +26,14 @@ enum {
 
 /* A row's head. */
 struct attend_task {
-    int32_t first;  /* where its positions begin, in positions of all rows and heads */
+    int32_t first;  /* its first place */
     int32_t length; /* 0: nothing to do */
     int32_t place;  /* among queries and outputs */
     int32_t beam;   /* the row, if its older positions may lie in others; else -1 */
 };
 /* A chunk of it, in a slot. */
 struct attend_piece {
-    int32_t first; /* where it begins, in positions of all rows and heads */
+    int32_t first; /* place */
     int32_t count; /* positions */
     int32_t place; /* -1: there are no more */
     int32_t ends;  /* enum attend_ends */
@@ -92,7 +92,7 @@ static __device__ __forceinline__ struct attend_task attend_task_of(const struct
     const int row = a.cross ? cross : index;
     struct attend_task task;
 
-    task.first = (row * a.heads + head) * a.cache_positions;
+    task.first = (row * a.heads + head) * CHUNK;
     task.length = i >= n || finished ? 0 : a.cross ? source_len : position + 1;
     task.place = k;
     task.beam = !a.cross && (flags & CUDA_ROW_BEAM) ? index : -1;
@@ -149,8 +149,10 @@ struct attend_walk {
 };
 
 /* The warp's next piece. */
-static __device__ __forceinline__ struct attend_piece
-attend_next(struct attend_walk *walk, const struct attend_shared *s, int lane)
+static __device__ __forceinline__ struct attend_piece attend_next(const struct attention &a,
+                                                                  struct attend_walk *walk,
+                                                                  const struct attend_shared *s,
+                                                                  int lane)
 {
     if (walk->chunk * CHUNK >= walk->task.length) {
         uint32_t j = 0;
@@ -163,10 +165,10 @@ attend_next(struct attend_walk *walk, const struct attend_shared *s, int lane)
         walk->task = s->tasks[s->order[j]];
         walk->chunk = 0;
     }
-    const int first = walk->chunk++ * CHUNK, left = walk->task.length - first;
+    const int chunk = walk->chunk++, left = walk->task.length - chunk * CHUNK;
 
-    return {walk->task.first + first, left < CHUNK ? left : CHUNK, walk->task.place,
-            (first ? 0 : ATTEND_FIRST) | (left <= CHUNK ? ATTEND_LAST : 0)};
+    return {walk->task.first + chunk * (int)a.chunk_places, left < CHUNK ? left : CHUNK,
+            walk->task.place, (chunk ? 0 : ATTEND_FIRST) | (left <= CHUNK ? ATTEND_LAST : 0)};
 }
 
 /* A warp begins to copy positions from .. to of a piece of consecutive positions. */
@@ -195,8 +197,9 @@ static __device__ __forceinline__ void attend_copy_piece(const struct attention 
         const int row = at + 1 < walk.task.length
                             ? __ldcg(a.rows.source_row + (size_t)walk.task.beam * a.rows.P + at)
                             : walk.task.beam;
-        const size_t away =
-            (((size_t)row * a.heads + piece.place % a.heads) * a.cache_positions + at) * ATTEND_ROW;
+        const size_t away = (size_t)cache_place((uint32_t)(row * a.heads + piece.place % a.heads),
+                                                (uint32_t)at, a.chunk_places) *
+                            ATTEND_ROW;
 
         attend_copy(slot + lane * ATTEND_ROW, (const char *)a.cache_k + away, ATTEND_ROW, full);
         attend_copy(slot + ATTEND_HALF + lane * ATTEND_ROW, (const char *)a.cache_v + away,
@@ -236,7 +239,7 @@ attend_begin(const struct attention &a, struct attend_walk *walk, const struct a
 {
 #pragma unroll 1
     for (int i = 0; i < SLOTS; i++) {
-        const struct attend_piece piece = attend_next(walk, s, lane);
+        const struct attend_piece piece = attend_next(a, walk, s, lane);
 
         if (lane == 0)
             own.pieces[i] = piece;
@@ -270,7 +273,7 @@ static __device__ __forceinline__ bool
 attend_refill(const struct attention &a, struct attend_walk *walk, const struct attend_shared *s,
               const struct attend_slots &own, int slot, int lane)
 {
-    const struct attend_piece piece = attend_next(walk, s, lane);
+    const struct attend_piece piece = attend_next(a, walk, s, lane);
 
     if (lane == 0)
         own.pieces[slot] = piece;

@@ -3,12 +3,10 @@
 
 #include <string.h>
 
+#include "kernels/cuda/cache.cuh"
 #include "kernels/cuda/check.h"
 
-enum {
-    CACHE_HEAD = 64,   /* values of a head's position */
-    CACHE_SCALED = 32, /* of an int8 cache, that share a scale */
-};
+enum { CACHE_SCALED = 32 }; /* values of an int8 cache that share a scale */
 
 /* Hands out consecutive pieces of a block; with base NULL it only adds up. */
 struct carver {
@@ -30,10 +28,12 @@ static size_t cache_carve(struct carver *carver, const struct network *network,
 {
     size_t element = sizes->cache_int8 ? 1 : network->activations == CUDA_F32 ? 4 : 2;
     size_t layers = (size_t)network->config.decoder_layers;
-    size_t values = (size_t)sizes->max_rows * (size_t)network->sizes.decoder_heads * CACHE_HEAD *
-                    (size_t)positions;
+    size_t chunks = ((size_t)positions + CACHE_CHUNK - 1) / CACHE_CHUNK;
+    size_t chunk_places =
+        (size_t)sizes->max_rows * (size_t)network->sizes.decoder_heads * CACHE_CHUNK;
+    size_t values = chunks * chunk_places * CACHE_HEAD;
 
-    cache->positions = positions;
+    cache->chunk_places = (uint32_t)chunk_places;
     cache->layer_stride = values * element;
     cache->k = (char *)carve(carver, layers, cache->layer_stride);
     cache->v = (char *)carve(carver, layers, cache->layer_stride);

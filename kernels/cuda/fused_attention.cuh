@@ -10,15 +10,12 @@
 
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
 
-/* Bytes from a cache's begin to position `position` of the warp's row and head in a layer. Factors
- * of 32 bits where they suffice: such a product is one instruction. */
+/* Bytes from a cache's begin to a place in a layer. */
 template <class T>
-static __device__ __forceinline__ size_t cache_place(const struct network_cache &cache, int layer,
-                                                     int head, int position)
+static __device__ __forceinline__ size_t cache_bytes(const struct network_cache &cache, int layer,
+                                                     uint32_t place)
 {
-    return (uint32_t)layer * cache.layer_stride +
-           (uint64_t)(uint32_t)head * ((uint32_t)cache.positions * (uint32_t)(HEAD * sizeof(T))) +
-           (uint32_t)position * (uint32_t)(HEAD * sizeof(T));
+    return (uint32_t)layer * cache.layer_stride + (uint64_t)place * (uint32_t)(HEAD * sizeof(T));
 }
 
 /* Keys and values of chunk c of a row of beams, whose positions lie in the rows that wrote them. */
@@ -27,16 +24,21 @@ static __device__ __forceinline__ void
 chunk_fetch_beam(const S *s, struct chunk_half<T> *chunk, const struct fused_params &p, int layer,
                  const struct fused_place &at, int c, int end)
 {
-    const size_t head = (size_t)at.head * p.self.positions * HEAD;
-    const size_t first = (size_t)layer * p.self.layer_stride + head * sizeof(T);
-    const size_t stride = (size_t)HEADS * p.self.positions * HEAD;
+    const size_t first = (size_t)layer * p.self.layer_stride;
     const struct chunk_cache<T> cache = {
-        (const T *)(p.self.k + first), (const T *)(p.self.v + first), NULL, NULL, stride
+        (const T *)(p.self.k + first),
+            (const T *)(p.self.v + first), NULL, NULL, at.head, HEADS, p.self.chunk_places
     };
     const struct chunk_row from = {s->row[at.row], end, end,
                                    p.rows.source_row + (size_t)s->row[at.row] * p.rows.P};
 
     chunk_load<true>(chunk, cache, from, c, at.lane);
+}
+
+/* Are chunks read whole? With few rows a cluster their bytes are not what is waited for. */
+template <class S> static constexpr __device__ bool chunks_whole(void)
+{
+    return S::ROOM < FUSED_ROWS;
 }
 
 /* Half of a chunk, or both. Of a row of beams both come with the keys. */
@@ -49,8 +51,9 @@ chunk_fetch(const S *s, struct chunk_half<T> *chunk, const struct fused_params &
             const struct fused_place &at, bool cross, int c, int end)
 {
     const struct network_cache &cache = cross ? p.cross : p.self;
+    const uint32_t head = (uint32_t)(cross ? at.cross_head : at.self_head);
     const size_t first =
-        cache_place<T>(cache, layer, cross ? at.cross_head : at.self_head, c * CHUNK);
+        cache_bytes<T>(cache, layer, cache_chunk_place(head, (uint32_t)c, cache.chunk_places));
 
     if (END == FUSED_STEP && !cross && s->beam[at.row]) {
         if (WHAT & CHUNK_KEYS)
@@ -58,9 +61,9 @@ chunk_fetch(const S *s, struct chunk_half<T> *chunk, const struct fused_params &
         return;
     }
     if (WHAT & CHUNK_KEYS)
-        chunk_load_keys(chunk, cache.k + first, end - c * CHUNK, at.lane);
+        chunk_load_keys<chunks_whole<S>()>(chunk, cache.k + first, end - c * CHUNK, at.lane);
     if (WHAT & CHUNK_VALUES)
-        chunk_load_values(chunk, cache.v + first, end - c * CHUNK, at.lane);
+        chunk_load_values<chunks_whole<S>()>(chunk, cache.v + first, end - c * CHUNK, at.lane);
 }
 
 /* The first chunk of the row's share; of its own keys those in front of the newest, `more` steps
@@ -70,9 +73,15 @@ static __device__ __forceinline__ void
 attend_fetch(const S *s, struct chunk_half<T> *chunk, const struct fused_params &p, int layer,
              const struct fused_place &at, bool cross, int more)
 {
-    if (at.row >= 0)
-        chunk_fetch<END, WHAT>(s, chunk, p, layer, at, cross, at.share,
-                               cross ? at.source_len : s->state[at.now][at.row].position + more);
+    if (at.row < 0)
+        return;
+    const int end = cross ? at.source_len : s->state[at.now][at.row].position + more;
+
+    /* of itself also the chunk that the newest is the first of, for values behind that shall be
+     * numbers; but none behind the last position there can be: the row will have ended */
+    if (chunks_whole<S>() && at.share * CHUNK >= (cross ? end : min(end + 1, p.rows.P)))
+        return;
+    chunk_fetch<END, WHAT>(s, chunk, p, layer, at, cross, at.share, end);
 }
 
 /* The newest position's key and value, fresh from this step's product, into the cache. This block
@@ -84,8 +93,9 @@ static __device__ __forceinline__ void newest_keep(const S *s, const struct netw
 {
     const bool key = at.lane < 8;
     const int i = at.lane & 7; /* 16 bytes */
-    const size_t to =
-        cache_place<typename S::element>(cache, layer, at.self_head, position) + i * 16;
+    const uint32_t place =
+        cache_place((uint32_t)at.self_head, (uint32_t)position, cache.chunk_places);
+    const size_t to = cache_bytes<typename S::element>(cache, layer, place) + i * 16;
 
     if (at.lane < 16)
         *(uint4 *)((key ? cache.k : cache.v) + to) =

@@ -340,7 +340,10 @@ static __device__ __forceinline__ void head_send(S *s, struct cluster_mailbox *b
 
         if (row >= at.rows)
             break;
-        const uint2 e = elements4<typename S::element>(partial_get4(s, row, c, bias + c));
+        uint2 e = elements4<typename S::element>(partial_get4(s, row, c, bias + c));
+
+        if (which == 2)
+            e = cache_value4<typename S::element>(e);
 #pragma unroll
         for (int h = 0; h < HALVES; h++)
             cluster_send8(&place[row][to], box, at.head * HALVES + h, e);

@@ -205,14 +205,14 @@ static __device__ __forceinline__ void row_tell(S *s, const struct fused_rows_pa
 struct attend_task {
     int row, left; /* the row's keys from the chunk's first on: may be none, or more than 32 */
     int first;     /* is it the row's first? */
-    uint32_t at;   /* where the chunk begins in a layer's cache of a head, in positions */
+    uint32_t at;   /* the chunk's first place, but for the head's */
 };
 
 /* The first task of a row. A finished row looks at nothing and sends what comes of it: letters have
- * one size. There is none behind the last row. each: positions of a row in the cache. */
+ * one size. There is none behind the last row. */
 template <class S>
 static __device__ __forceinline__ struct attend_task
-attend_row(const S *s, int row, bool cross, uint32_t each, const struct fused_rows_place &place)
+attend_row(const S *s, int row, bool cross, const struct fused_rows_place &place)
 {
     struct attend_task task = {row, 0, 1, 0};
 
@@ -221,7 +221,7 @@ attend_row(const S *s, int row, bool cross, uint32_t each, const struct fused_ro
         task.left = s->state[row] + 1;
         if (cross && task.left)
             task.left = s->source_len[row];
-        task.at = (uint32_t)(cross ? s->cross[row] : s->row[row]) * each;
+        task.at = (uint32_t)(cross ? s->cross[row] : s->row[row]) * (HEADS * CHUNK);
     }
     return task;
 }
@@ -229,12 +229,12 @@ attend_row(const S *s, int row, bool cross, uint32_t each, const struct fused_ro
 /* The warp's next task: its row's next chunk, else its next row. */
 template <class S>
 static __device__ __forceinline__ struct attend_task
-attend_next(const S *s, const struct attend_task &task, bool cross, uint32_t each,
+attend_next(const S *s, const struct attend_task &task, bool cross, uint32_t chunk_places,
             const struct fused_rows_place &place)
 {
     if (task.left > CHUNK)
-        return {task.row, task.left - CHUNK, 0, task.at + CHUNK};
-    return attend_row(s, task.row + WARPS, cross, each, place);
+        return {task.row, task.left - CHUNK, 0, task.at + chunk_places};
+    return attend_row(s, task.row + WARPS, cross, place);
 }
 
 /* What a lane looks at of the keys and values of a layer and head: its 16 bytes of the first
@@ -248,16 +248,16 @@ static __device__ __forceinline__ void keys_fetch(struct chunk_half<T> *chunk,
                                                   const struct attend_cache &cache,
                                                   const struct attend_task &task, int lane)
 {
-    chunk_load_from<T, true>(chunk->key, cache.keys + (size_t)task.at * (HEAD * sizeof(T)),
-                             task.left - (lane >> 3));
+    chunk_load_from<T, ABSENT_ZERO>(chunk->key, cache.keys + (size_t)task.at * (HEAD * sizeof(T)),
+                                    task.left - (lane >> 3));
 }
-template <class T>
+template <enum chunk_absent ABSENT, class T>
 static __device__ __forceinline__ void values_fetch(struct chunk_half<T> *chunk,
                                                     const struct attend_cache &cache,
                                                     const struct attend_task &task, int lane)
 {
-    chunk_load_from<T, true>(chunk->value, cache.values + (size_t)task.at * (HEAD * sizeof(T)),
-                             task.left - (lane & 3));
+    chunk_load_from<T, ABSENT>(chunk->value, cache.values + (size_t)task.at * (HEAD * sizeof(T)),
+                               task.left - (lane & 3));
 }
 
 /* The lane's share of a query: of its 16 bytes query_words() chooses two words, which alone are
@@ -285,37 +285,37 @@ static __device__ __forceinline__ void attend_send(S *s, const struct attention_
 }
 
 /* All rows' attention of this block's head, a warp a row; the result goes to every block's o. What
- * a warp looks at next is on its way as soon as its registers are free. */
+ * a warp looks at next is on its way as soon as its registers are free. Values that are not there
+ * are zeros, or later what the last row's were: keys would want registers for that. */
 template <class T, class S>
 static __device__ __forceinline__ void attend(S *s, const struct network_cache &cache, int layer,
                                               bool cross, const struct fused_rows_place &place)
 {
-    const uint32_t each = HEADS * cache.positions, lane = here(place.lane);
+    const uint32_t chunk_places = cache.chunk_places, lane = here(place.lane);
     const size_t first = (size_t)layer * cache.layer_stride +
-                         (size_t)(uint32_t)(place.rank * cache.positions) * (HEAD * sizeof(T));
-    struct attend_task task = attend_row(s, place.warp, cross, each, place);
+                         (size_t)(uint32_t)(place.rank * CHUNK) * (HEAD * sizeof(T));
+    struct attend_task task = attend_row(s, place.warp, cross, place);
     struct attention_part before = {}; /* of the row's chunks */
     struct attend_cache caches;
-    struct chunk_half<T> chunk = {
-    };
+    struct chunk_half<T> chunk;
 
     if (task.row >= place.rows)
         return;
     caches.keys = base_here(cache.k + first + lane * 16);
     caches.values = base_here(cache.v + first + (lane & 3) * (HEAD * sizeof(T)) + (lane >> 2) * 16);
-    keys_fetch(&chunk, caches, task, lane);
-    values_fetch(&chunk, caches, task, lane);
+    keys_fetch<T>(&chunk, caches, task, lane);
+    values_fetch<ABSENT_ZERO>(&chunk, caches, task, lane);
 #pragma unroll 1
     while (task.row < place.rows) {
-        const struct attend_task next = attend_next(s, task, cross, each, place);
+        const struct attend_task next = attend_next(s, task, cross, chunk_places, place);
         const struct chunk_query query = attend_query(s->q[task.row], lane);
         struct attention_part part;
         float half[8];
 
         chunk_halves<T>(half, chunk, query, lane);
-        keys_fetch(&chunk, caches, next, lane);
+        keys_fetch<T>(&chunk, caches, next, lane);
         chunk_finish<T>(&part, half, chunk, task.left, lane);
-        values_fetch(&chunk, caches, next, lane);
+        values_fetch<ABSENT_KEEP>(&chunk, caches, next, lane);
         if (!task.first) {
             part_merge<T>(&before, part);
             part = before;

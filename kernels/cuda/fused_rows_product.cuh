@@ -295,11 +295,10 @@ static __device__ __forceinline__ void head_put(S *s, const struct fused_rows_pa
     const struct network_cache &cache = p.self;
     const int which = place_part(place);
     const uint32_t thread = here(place_in_part(place)), c = thread % 16 * 4;
-    const uint32_t each = HEADS * cache.positions; /* of a row */
     const float4 add = *(const float4 *)(bias + which * COLUMNS + c);
     uint2 *const to =
         (uint2 *)((which == 1 ? cache.k : cache.v) + (size_t)layer * cache.layer_stride) +
-        (size_t)place.rank * cache.positions * (HEAD / 4) + c / 4;
+        place.rank * (CHUNK * HEAD / 4) + c / 4;
     auto get = [&](int row) {
         const float4 v = *(const float4 *)&s->partial[which][row][c];
 
@@ -315,8 +314,9 @@ static __device__ __forceinline__ void head_put(S *s, const struct fused_rows_pa
 #pragma unroll
     for (int i = 0; i < S::ROWS; i += 8) {
         const int row = i + thread / 16, position = s->state[row];
-        const uint32_t at = (uint32_t)s->row[row] * each + (uint32_t)position;
-        const uint2 e = get(row);
+        const uint32_t at =
+            cache_place((uint32_t)s->row[row] * HEADS, (uint32_t)position, cache.chunk_places);
+        const uint2 e = which == 2 ? cache_value4<T>(get(row)) : get(row);
 
         if (position != FINISHED)
             to[(size_t)at * (HEAD / 4)] = e;

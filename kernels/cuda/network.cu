@@ -328,7 +328,7 @@ cudaError_t network_encode(const struct network *network, const struct network_s
         p.scales_k = cross->k_scales + (size_t)i * cross->scale_stride;
         p.scales_v = cross->v_scales + (size_t)i * cross->scale_stride;
         p.cache_heads = network->sizes.decoder_heads;
-        p.cache_positions = cross->positions;
+        p.chunk_places = cross->chunk_places;
         CUDA_PASS(product_enqueue(&p, flow.n_most, pdl, stream));
     }
     return cudaSuccess;
@@ -347,7 +347,7 @@ static cudaError_t step_attention(const struct network *network, const struct ne
     a.beside = step->beside;
     a.cross = cross;
     a.heads = network->sizes.decoder_heads;
-    a.cache_positions = cache->positions;
+    a.chunk_places = cache->chunk_places;
     a.q = step->space.q;
     a.cache_k = cache->k + (size_t)layer * cache->layer_stride;
     a.cache_v = cache->v + (size_t)layer * cache->layer_stride;
@@ -381,7 +381,7 @@ static cudaError_t step_layer(const struct network *network, const struct networ
     qkv.scales_k = step->self.k_scales + (size_t)i * step->self.scale_stride;
     qkv.scales_v = step->self.v_scales + (size_t)i * step->self.scale_stride;
     qkv.cache_heads = network->sizes.decoder_heads;
-    qkv.cache_positions = step->self.positions;
+    qkv.chunk_places = step->self.chunk_places;
     CUDA_PASS(i ? product_enqueue(&qkv, flow->n_most, flow->pdl, flow->stream)
                 : embedded_enqueue(flow, &qkv, flow->pdl && chained));
     CUDA_PASS(step_attention(network, step, i, false, flow->pdl, flow->stream));

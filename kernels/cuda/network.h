@@ -67,12 +67,12 @@ void network_space_carve(const struct network *network, int32_t tokens, bool enc
 
 /* One layer's cache starts `layer` strides after the first. */
 struct network_cache {
-    char *k, *v;         /* (layers, max_rows, heads, positions, 64) */
+    char *k, *v;         /* (layers, chunks, max_rows, heads, 32, 64): cache.cuh */
     size_t layer_stride; /* bytes */
-    /* int8: (layers, max_rows, heads, positions, 2); else NULL, and a stride of 0 */
+    /* int8: (layers, chunks, max_rows, heads, 32, 2); else NULL, and a stride of 0 */
     __nv_bfloat16 *k_scales, *v_scales;
-    size_t scale_stride; /* of a layer, in scales */
-    int32_t positions;
+    size_t scale_stride;   /* of a layer, in scales */
+    uint32_t chunk_places; /* of a chunk of all rows: max_rows * heads * 32 */
 };
 
 /* Packed sources on the device. */

@@ -79,12 +79,12 @@ struct product {
     const int32_t *active; /* (n) rows */
     struct cuda_rows rows;
 
-    const float *residual;   /* (n,N) */
-    void *out;               /* elements, or float for RESIDUAL */
-    void *cache_k, *cache_v; /* this layer's: (max_rows, heads, cache_positions, 64) elements */
-    __nv_bfloat16 *scales_k, *scales_v; /* (max_rows, heads, cache_positions, 2) where the caches
-                                           are int8, else NULL */
-    int32_t cache_heads, cache_positions;
+    const float *residual;              /* (n,N) */
+    void *out;                          /* elements, or float for RESIDUAL */
+    void *cache_k, *cache_v;            /* this layer's (cache.cuh) */
+    __nv_bfloat16 *scales_k, *scales_v; /* two a place where the caches are int8, else NULL */
+    int32_t cache_heads;
+    uint32_t chunk_places;     /* of the caches */
     const int32_t *cache_rows; /* CROSS: (n) row of each packed token */
 
     struct cuda_rules rules;    /* LOGITS */

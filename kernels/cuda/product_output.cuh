@@ -5,6 +5,7 @@
 #ifndef PGPT_KERNELS_CUDA_PRODUCT_OUTPUT_CUH
 #define PGPT_KERNELS_CUDA_PRODUCT_OUTPUT_CUH
 
+#include "kernels/cuda/cache.cuh"
 #include "kernels/cuda/logsum.cuh"
 #include "kernels/cuda/product_input.cuh"
 
@@ -63,30 +64,22 @@ static __device__ __forceinline__ struct output_column output_columns(const stru
     return column;
 }
 
-/* Address of a head's position in a cache (max_rows, heads, positions, 64). Positions of all rows
- * and heads are fewer than 2^31. */
-template <class T>
-static __device__ __forceinline__ T *cache_at(void *cache, int heads, int positions, int row, int c,
-                                              int position)
-{
-    return (T *)cache + (c & 63) +
-           (size_t)(uint32_t)((row * heads + (c >> 6)) * positions + position) * 64;
-}
-
-/* Where columns c .. c + 3 of queries, keys and values of all rows go. A place is 64 elements, a
- * head's of one row or position. */
+/* Where columns c .. c + 3 of queries, keys and values of all rows go: to places of a cache
+ * (cache.cuh), and queries to the same of rows (n, heads, 64). */
 struct output_heads {
     void *to;
     __nv_bfloat16 *scales; /* of a cache; NULL: elements */
     int32_t c;             /* in a place */
-    int32_t first, places; /* the head's in row 0, and how many a row has */
-    bool cached;           /* at the row's position in a cache */
+    int32_t head, heads;   /* which one, of how many a row has */
+    uint32_t chunk_places;
+    bool cached; /* at the row's position in a cache */
+    bool values;
 };
 template <enum product_output OUTPUT>
 static __device__ __forceinline__ struct output_heads output_heads_of(const struct product &p,
                                                                       int c)
 {
-    const int heads = p.cache_heads, positions = p.cache_positions, D = heads * 64;
+    const int heads = p.cache_heads, D = heads * 64;
     const int which = (OUTPUT == PRODUCT_CROSS) + (c >= D) + (c >= 2 * D);
     const int head = (c - (c >= 2 * D ? 2 * D : c >= D ? D : 0)) >> 6;
 
@@ -95,9 +88,11 @@ static __device__ __forceinline__ struct output_heads output_heads_of(const stru
                          : p.cache_v,
             which == 1 ? p.scales_k : p.scales_v,
             c & 63,
-            which == 0 ? head : head * positions,
-            which == 0 ? heads : heads * positions,
-            which > 0};
+            head,
+            heads,
+            p.chunk_places,
+            which > 0,
+            which == 2};
 }
 
 /* Four neighbours of a key or value into an int8 cache: a scale for each half of a head, so that 8
@@ -146,20 +141,35 @@ template <> __device__ __forceinline__ void output_put4<__half>(__half *out, con
     *(uint2 *)out = both.u;
 }
 
+/* The same into a cache of values. */
+template <class T> static __device__ __forceinline__ void output_value4(T *out, const float4 &v)
+{
+    alignas(8) T four[4];
+
+    output_put4(four, v);
+    *(uint2 *)out = cache_value4<T>(*(const uint2 *)four);
+}
+template <> __device__ __forceinline__ void output_value4<float>(float *out, const float4 &v)
+{
+    output_put4(out, v); /* who reads these leaves out what is not there */
+}
+
 /* v of row i, for output_heads_of(); 8 neighbouring lanes as output_four() has them. */
 template <class element>
 static __device__ __forceinline__ void output_heads_put(const struct output_heads &heads,
                                                         const struct tile_rows &info, int i,
                                                         const float4 &v)
 {
+    const uint32_t head = (uint32_t)((heads.cached ? info.row : i) * heads.heads + heads.head);
     const uint32_t place =
-        (uint32_t)(heads.first +
-                   (heads.cached ? info.row * heads.places + info.position : i * heads.places));
+        heads.cached ? cache_place(head, (uint32_t)info.position, heads.chunk_places) : head;
 
     if (info.row < 0)
         return;
     if (heads.cached && heads.scales)
         cache_put4_int8(heads.to, heads.scales, place, heads.c, v);
+    else if (heads.values)
+        output_value4((element *)heads.to + (size_t)place * 64 + heads.c, v);
     else
         output_put4((element *)heads.to + (size_t)place * 64 + heads.c, v);
 }

@@ -187,10 +187,14 @@ static __device__ __forceinline__ void stream_qkv(const struct product &p,
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const struct tile_rows info = tile.info[tile.r + 8 * h];
-        element *to = which == 0
-                          ? (element *)p.out + (size_t)(tile.m0 + tile.r + 8 * h) * D + c
-                          : cache_at<element>(which == 1 ? p.cache_k : p.cache_v, p.cache_heads,
-                                              p.cache_positions, info.row, c, info.position);
+        const uint32_t head =
+            (uint32_t)((which == 0 ? tile.m0 + tile.r + 8 * h : info.row) * p.cache_heads + c / 64);
+        const uint32_t place =
+            which == 0 ? head : cache_place(head, (uint32_t)info.position, p.chunk_places);
+        element *to = (element *)(which == 0   ? p.out
+                                  : which == 1 ? p.cache_k
+                                               : p.cache_v) +
+                      (size_t)place * 64;
 
 #pragma unroll
         for (int m = 0; m < STREAM_COLUMNS / 32; m++) {
@@ -202,6 +206,9 @@ static __device__ __forceinline__ void stream_qkv(const struct product &p,
                 format_set2((element *)&word[j], sums[4 * (4 * m + j) + 2 * h],
                             sums[4 * (4 * m + j) + 2 * h + 1]);
             words = stream_transpose(word, tile.q);
+            if (which == 2)
+                words = make_uint4(cache_value2<element>(words.x), cache_value2<element>(words.y),
+                                   cache_value2<element>(words.z), cache_value2<element>(words.w));
             if (info.row >= 0)
                 *(uint4 *)(to + 32 * m + 8 * tile.q) = words;
         }

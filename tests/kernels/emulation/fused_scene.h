@@ -11,7 +11,10 @@
 #include "kernels/search/rules.h"
 #include "tests/kernels/emulation/fused_plain.h"
 
-enum { LAYERS = 2, KEYS = 80, ROWS_MAX = 32, V = 1000, STEPS = 2 };
+enum { LAYERS_MOST = 3, KEYS = 80, ROWS_MAX = 32, V = 1000, STEPS_MOST = 4 };
+
+/* Of the model, and of a run; in so many calls of the kernel, which share the steps out evenly. */
+static int scene_layers = 2, scene_steps = 2, scene_calls = 1;
 
 /* A model, and rows in the middle of their sequences. The same for every call with these types. */
 template <class T> struct scene {
@@ -36,13 +39,14 @@ template <class T> struct scene {
     }
     struct network_cache cache(void)
     {
-        const size_t layer = (size_t)ROWS_MAX * HEADS * KEYS * HEAD;
+        const size_t chunk = (size_t)ROWS_MAX * HEADS * CHUNK;
+        const size_t layer = (KEYS + CHUNK - 1) / CHUNK * chunk * HEAD;
         struct network_cache c;
 
-        c.k = (char *)random_array<T>(layer * LAYERS, 1.0f);
-        c.v = (char *)random_array<T>(layer * LAYERS, 1.0f);
+        c.k = (char *)random_array<T>(layer * LAYERS_MOST, 1.0f);
+        c.v = (char *)random_array<T>(layer * LAYERS_MOST, 1.0f);
         c.layer_stride = layer * sizeof(T);
-        c.positions = KEYS;
+        c.chunk_places = (uint32_t)chunk;
         return c;
     }
 
@@ -53,7 +57,7 @@ template <class T> struct scene {
 
         random_state = 7;
         memset((void *)this, 0, sizeof *this);
-        for (int l = 0; l < LAYERS; l++) {
+        for (int l = 0; l < LAYERS_MOST; l++) {
             scene_layer &layer = p.layer[l];
 
             layer.qkv = weight(3 * D, D);
@@ -74,7 +78,7 @@ template <class T> struct scene {
         p.positions = random_array<float>((size_t)KEYS * D, 1.0f);
         p.embedding_factor = 3.0f;
         p.activation = PRODUCT_ACT_SWISH;
-        p.layers = LAYERS;
+        p.layers = scene_layers;
         p.self = cache();
         p.cross = cache();
         for (int i = 0; i < V; i += 7) {
@@ -96,7 +100,7 @@ template <class T> struct scene {
             active[i] = i;
             r->token = 17 + i;
             r->position = i * 31 % 68;
-            r->max_new = i % 3 == 1 ? r->position + STEPS : KEYS;
+            r->max_new = i % 3 == 1 ? r->position + 2 : KEYS;
             r->min_new = i % 2 ? 50 : 0;
             r->source_len = 1 + (i * 31 + 33) % 70;
             r->cross = (i + 5) % ROWS_MAX;
@@ -113,8 +117,8 @@ template <class T> struct scene {
 
 /* Tokens and ln p of `n` rows from `first` on, after steps. */
 struct outcome {
-    int32_t token[ROWS_MAX][STEPS];
-    float logprob[ROWS_MAX][STEPS];
+    int32_t token[ROWS_MAX][STEPS_MOST];
+    float logprob[ROWS_MAX][STEPS_MOST];
 };
 
 /* Runs `kernel` on n rows of a fresh scene from `first` on, `each` a cluster. */
@@ -130,12 +134,13 @@ static void scene_run(struct outcome *out, int first, int n, int each,
     p.rows.row = s.row;
     p.active = s.active + first;
     scene_rows(&p, n, each);
-    p.steps = STEPS;
+    p.steps = scene_steps / scene_calls;
     for (int i = 0; i < n; i++)
         begun[i] = s.row[first + i].position;
-    kernel(p, (n + each - 1) / each);
+    for (int i = 0; i < scene_calls; i++)
+        kernel(p, (n + each - 1) / each);
     for (int i = 0; i < n; i++)
-        for (int j = 0; j < STEPS; j++) {
+        for (int j = 0; j < STEPS_MOST; j++) { /* zeros behind the last */
             const size_t at = (size_t)(first + i) * KEYS + begun[i] + j;
 
             out->token[first + i][j] = p.rows.tokens[at];
@@ -159,14 +164,17 @@ static numbers attend(const numbers &q, const struct network_cache &cache, int l
     numbers out(D);
 
     for (int h = 0; h < HEADS; h++) {
-        const size_t at =
-            layer * cache.layer_stride / sizeof(T) + ((size_t)row * HEADS + h) * KEYS * HEAD;
         numbers p(length);
         double sum = 0.0;
 
         auto get = [&](const char *from, const double *newest, int j, int d) {
-            return newest && j == length - 1 ? newest[h * HEAD + d]
-                                             : (double)(float)((const T *)from)[at + j * HEAD + d];
+            const size_t place = (size_t)(j / CHUNK) * cache.chunk_places +
+                                 ((size_t)row * HEADS + h) * CHUNK + j % CHUNK;
+
+            return newest && j == length - 1
+                       ? newest[h * HEAD + d]
+                       : (double)(float)((const T *)(from +
+                                                     layer * cache.layer_stride))[place * HEAD + d];
         };
         for (int j = 0; j < length; j++) {
             for (int d = 0; d < HEAD; d++)
@@ -196,7 +204,7 @@ template <class T> static void reference(const struct outcome &got, int row)
         x[k] = (double)(float)((const T *)p.output.packed)[packed_at(r->token, k, D)] *
                    p.embedding_factor +
                p.positions[(size_t)r->position * D + k];
-    for (int l = 0; l < LAYERS; l++) {
+    for (int l = 0; l < p.layers; l++) {
         const scene_layer &layer = p.layer[l];
         numbers qkv = multiply<T>(layer.qkv, x, 3 * D), q(qkv.begin(), qkv.begin() + D), h;
 

@@ -88,6 +88,7 @@ BODIES = {
     "attention_chunk.cuh": {
         "power_of_2": "return exp2f(x);",
         "cache_get16_if": "if (in) *to = *(const uint4 *)((const char *)from + OFFSET);",
+        "cache_get16_all": "*to = *(const uint4 *)((const char *)from + OFFSET);",
         "cache_get16_or_any": "*to = in ? *(const uint4 *)((const char *)from + OFFSET)"
                               " : make_uint4(0x7fff7fff, 0x7fff7fff, 0x7fff7fff, 0x7fff7fff);",
         "reciprocal": "return 1.0f / x;",

@@ -8,7 +8,14 @@
 
 #include <vector>
 
-enum { POSITIONS = 128, TEST_ROWS = 9, TEST_HEADS = 4, TEST_BLOCKS = 2 };
+enum {
+    POSITIONS = 128,
+    TEST_ROWS = 9,
+    TEST_HEADS = 4,
+    TEST_BLOCKS = 2,
+    CHUNKS = POSITIONS / CHUNK,
+    CHUNK_PLACES = TEST_ROWS * TEST_HEADS * CHUNK,
+};
 
 static int failures;
 
@@ -24,7 +31,7 @@ template <class C> struct cache_test {
 
     cache_test(void)
     {
-        const size_t count = (size_t)TEST_ROWS * TEST_HEADS * POSITIONS * HEAD;
+        const size_t count = (size_t)CHUNKS * CHUNK_PLACES * HEAD;
 
         elements.resize(count);
         value.resize(count);
@@ -46,7 +53,9 @@ template <class C> struct cache_test {
     }
     static size_t at(int row, int head, int position)
     {
-        return (((size_t)row * TEST_HEADS + head) * POSITIONS + position) * HEAD;
+        return ((size_t)(position / CHUNK) * CHUNK_PLACES +
+                ((size_t)row * TEST_HEADS + head) * CHUNK + position % CHUNK) *
+               HEAD;
     }
 };
 
@@ -114,7 +123,7 @@ static void decode_test(const char *what, bool cross, double most,
     a.rows.P = POSITIONS;
     a.cross = cross;
     a.heads = TEST_HEADS;
-    a.cache_positions = POSITIONS;
+    a.chunk_places = CHUNK_PLACES;
     a.q = q.data();
     a.cache_k = keys.elements.data();
     a.cache_v = values.elements.data();

@@ -2,8 +2,8 @@
 //
 // Steps of the fused kernel on a CPU (simt.h): rows with sources and histories of all kinds of
 // length, in clusters of 16 and of 8 blocks, alone and in company, with letters that land at once,
-// late or in any order, give the same bits; and what they give is what plain loops in double
-// precision give, within rounding.
+// late or in any order, give the same bits, as do steps of one call or two; and what they give is
+// what plain loops in double precision give, within rounding.
 #include "simt.h"
 
 #include "kernels/cuda/fused.cu"
@@ -70,6 +70,25 @@ static void sampled(const struct outcome &plain, int count)
           0.0);
 }
 
+/* Models whose layers' constants come anew in each step, over several. */
+static void other_layers(int layers)
+{
+    struct outcome crowd, other;
+
+    scene_layers = layers;
+    scene_steps = 4;
+    run<format_f16, 8>(&crowd, 0, 4, 4);
+    for (int row = 0; row < 4; row++)
+        reference<__half>(crowd, row);
+    run<format_f16, 16>(&other, 2, 1, 1);
+    compare("other layers, alone", crowd, other, 2);
+    scene_calls = 2;
+    run<format_f16, 16>(&other, 0, 3, 3);
+    for (int row = 0; row < 3; row++)
+        compare("other layers, in two calls", crowd, other, row);
+    scene_calls = 1;
+}
+
 int main(void)
 {
     enum { COUNT = 9 }; /* row 4 is finished, row 0 begins */
@@ -96,5 +115,8 @@ int main(void)
     for (int row = 0; row < COUNT; row++)
         if (row != 4)
             reference<__half>(first, row);
+    simt_copies = (enum simt_copies)0;
+    other_layers(1);
+    other_layers(3);
     return failures ? 1 : 0;
 }

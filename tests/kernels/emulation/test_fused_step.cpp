@@ -36,13 +36,14 @@ template <class T, int FFN> struct scene {
     }
     struct network_cache cache(void)
     {
-        const size_t layer = (size_t)ROWS_MAX * HEADS * KEYS * HEAD;
+        const size_t chunk = (size_t)ROWS_MAX * HEADS * CHUNK;
+        const size_t layer = (KEYS + CHUNK - 1) / CHUNK * chunk * HEAD;
         struct network_cache c;
 
         c.k = (char *)random_array<T>(layer * LAYERS, 1.0f);
         c.v = (char *)random_array<T>(layer * LAYERS, 1.0f);
         c.layer_stride = layer * sizeof(T);
-        c.positions = KEYS;
+        c.chunk_places = (uint32_t)chunk;
         return c;
     }
 
@@ -160,12 +161,14 @@ static numbers attend(const numbers &q, const struct network_cache &cache, int l
         double sum = 0.0;
 
         auto get = [&](const char *from, const double *newest, int j, int d) {
-            const size_t at =
-                layer * cache.layer_stride / sizeof(T) +
-                ((size_t)(source_row ? source_row[j] : row) * HEADS + h) * KEYS * HEAD;
+            const size_t place = (size_t)(j / CHUNK) * cache.chunk_places +
+                                 ((size_t)(source_row ? source_row[j] : row) * HEADS + h) * CHUNK +
+                                 j % CHUNK;
 
-            return newest && j == length - 1 ? newest[h * HEAD + d]
-                                             : (double)(float)((const T *)from)[at + j * HEAD + d];
+            return newest && j == length - 1
+                       ? newest[h * HEAD + d]
+                       : (double)(float)((const T *)(from +
+                                                     layer * cache.layer_stride))[place * HEAD + d];
         };
         for (int j = 0; j < length; j++) {
             for (int d = 0; d < HEAD; d++)

@@ -120,7 +120,8 @@ template <int BM, int SPLIT, int PART>
 static void cross_test(const char *what, int n, int D, bool int8)
 {
     const int positions = 50, rows = 3, heads = D / HEAD, columns = 128 / SPLIT;
-    const size_t cache = (size_t)rows * D * positions;
+    const size_t chunk = (size_t)rows * heads * CHUNK;
+    const size_t cache = (positions + CHUNK - 1) / CHUNK * chunk * HEAD;
     std::vector<__half> packed((size_t)2 * D * D), w(packed.size()), x((size_t)n * D);
     std::vector<__half> k(cache), v(cache);
     std::vector<int8_t> k_bytes(cache), v_bytes(cache);
@@ -154,7 +155,7 @@ static void cross_test(const char *what, int n, int D, bool int8)
     p.scales_k = int8 ? scales_k.data() : NULL;
     p.scales_v = int8 ? scales_v.data() : NULL;
     p.cache_heads = heads;
-    p.cache_positions = positions;
+    p.chunk_places = (uint32_t)chunk;
     p.cache_rows = row.data();
     p.positions = position.data();
     simt_launch({2 * D / columns, (n + BM - 1) / BM, 1}, HOPPER_THREADS,
@@ -162,7 +163,8 @@ static void cross_test(const char *what, int n, int D, bool int8)
     for (int i = 0; i < n; i++)
         for (int c = 0; c < 2 * D; c++) {
             const int head = c % D / HEAD, d = c % HEAD;
-            const size_t at = ((size_t)row[i] * heads + head) * positions + position[i];
+            const size_t at = position[i] / CHUNK * chunk +
+                              ((size_t)row[i] * heads + head) * CHUNK + position[i] % CHUNK;
             double sum = bias[c], got, error;
 
             for (int j = 0; j < D; j++)
@@ -284,9 +286,10 @@ template <class F, int CLUSTER>
 static void qkv_test(const char *what, int n, int columns, double most)
 {
     typedef typename F::element T;
-    const int D = STREAM_INPUTS, N = 3 * D, positions = 5;
+    const int D = STREAM_INPUTS, N = 3 * D, positions = 40;
+    const size_t chunk = (size_t)n * D / HEAD * CHUNK;
     std::vector<T> packed((size_t)N * D), w(packed.size()), x((size_t)n * D);
-    std::vector<T> q((size_t)n * D, T(777.0f)), k((size_t)n * D * positions, T(777.0f)), v = k;
+    std::vector<T> q((size_t)n * D, T(777.0f)), k(2 * chunk * HEAD, T(777.0f)), v = k;
     std::vector<float> bias(N);
     std::vector<struct cuda_row> rows(n);
     std::vector<int32_t> active(n);
@@ -303,7 +306,7 @@ static void qkv_test(const char *what, int n, int columns, double most)
     memset(rows.data(), 0, n * sizeof rows[0]);
     for (int i = 0; i < n; i++) {
         active[i] = n - 1 - i;
-        rows[i].position = i % positions;
+        rows[i].position = i * 7 % positions;
         rows[i].finished = i == n / 2;
     }
     memset(&p, 0, sizeof p);
@@ -318,7 +321,7 @@ static void qkv_test(const char *what, int n, int columns, double most)
     p.cache_k = k.data();
     p.cache_v = v.data();
     p.cache_heads = D / HEAD;
-    p.cache_positions = positions;
+    p.chunk_places = (uint32_t)chunk;
     p.active = active.data();
     p.rows.row = rows.data();
     const std::vector<uint4> tiled = tiled_fill(&p.weight);
@@ -327,8 +330,9 @@ static void qkv_test(const char *what, int n, int columns, double most)
     for (int i = 0; i < n; i++)
         for (int c = 0; c < N; c++) {
             const int row = active[i], d = c % D, position = rows[row].position;
-            const size_t at =
-                (((size_t)row * D + d - d % HEAD) * positions + position * HEAD) + d % HEAD;
+            const size_t place = position / CHUNK * chunk +
+                                 ((size_t)row * (D / HEAD) + d / HEAD) * CHUNK + position % CHUNK;
+            const size_t at = place * HEAD + d % HEAD;
             double sum = bias[c];
 
             for (int j = 0; j < D; j++)
