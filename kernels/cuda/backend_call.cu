@@ -77,7 +77,6 @@ static cudaError_t changes_upload(struct backend *backend)
         return cudaSuccess;
     CUDA_PASS(groups_upload(backend));
     begin.rows = m->rows;
-    begin.collected = m->collected;
     begin.host_joins = call->joins;
     begin.host_lists = call->lists;
     begin.lists = m->n;
@@ -286,6 +285,7 @@ int backend_call_begin(struct backend *backend, int32_t k, struct error *error)
     cudaError_t status;
     int64_t keys;
     enum backend_rows kind;
+    bool told = false;
 
     steps_plan(backend, &k, &kind, &keys);
     call->begun_us = clock_mono_us();
@@ -294,12 +294,13 @@ int backend_call_begin(struct backend *backend, int32_t k, struct error *error)
     status = changes_upload(backend);
     call->groups = backend->active_groups > 0;
     if (status == cudaSuccess)
-        status = backend_graphs_run(backend, call->count, kind, k, keys);
+        status =
+            backend_graphs_run(backend, call->count, kind, k, keys, &m->calls[index].out, &told);
     if (status == cudaSuccess)
         status = backend_encode(backend); /* newcomers, while the device is busy */
-    if (status == cudaSuccess)
-        status = step_collect_enqueue(m->rows, m->collected, m->active, call->count, k,
-                                      m->calls[index].out, backend->pdl, backend->decode);
+    if (status == cudaSuccess && !told)
+        status = step_collect_enqueue(m->rows, m->active, call->count, k, m->calls[index].out,
+                                      backend->pdl, backend->decode);
     if (status == cudaSuccess)
         status = cudaEventRecord(call->done, backend->decode);
     if (status != cudaSuccess)

@@ -238,16 +238,18 @@ bool backend_graphs_fused(const struct backend *backend, int32_t n, enum backend
 }
 
 cudaError_t backend_graphs_run(struct backend *backend, int32_t n, enum backend_rows kind,
-                               int32_t steps, int64_t keys)
+                               int32_t steps, int64_t keys, const struct step_output *out,
+                               bool *told)
 {
     const struct backend_graphs *graphs = &backend->graphs;
     int32_t b = 0;
 
+    *told = true;
     backend->running = "fused kernel";
     if (backend_graphs_fused(backend, n, kind)) {
         struct network_step step = backend_step_of(backend, n, false);
 
-        return fused_enqueue(backend->network, &step, n, steps, kind == ROWS_SAMPLED,
+        return fused_enqueue(backend->network, &step, n, steps, kind == ROWS_SAMPLED, *out,
                              &backend->fused, backend->pdl, backend->decode);
     }
     backend->running = "fused kernel of many rows";
@@ -255,9 +257,10 @@ cudaError_t backend_graphs_run(struct backend *backend, int32_t n, enum backend_
         const bool sampled = kind == ROWS_SAMPLED;
         struct network_step step = backend_step_of(backend, n, sampled);
 
-        return fused_rows_enqueue(backend->network, &step, n, steps, sampled,
+        return fused_rows_enqueue(backend->network, &step, n, steps, sampled, *out,
                                   backend->fused_rows_clusters, backend->pdl, backend->decode);
     }
+    *told = false;
     backend->running =
         kind == ROWS_PLAIN ? "launched steps" : "launched steps, whole rows of logits";
     if (kind == ROWS_SAMPLED)

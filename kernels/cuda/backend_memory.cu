@@ -73,7 +73,7 @@ static size_t device_layout(struct backend_memory *memory, const struct network 
         (struct cuda_beam_group *)carve(&carver, R, sizeof(struct cuda_beam_group));
     memory->rows.beam_tokens = (int32_t *)carve(&carver, R * P * BEAM_MAX, sizeof(int32_t));
     memory->rows.beam_parents = (int32_t *)carve(&carver, R * P * BEAM_MAX, sizeof(int32_t));
-    memory->collected = (int32_t *)carve(&carver, R, sizeof(int32_t));
+    memory->rows.collected = (int32_t *)carve(&carver, R, sizeof(int32_t));
     /* one piece: the lists go up in one copy */
     memory->n = (int32_t *)carve(&carver, 2 + 3 * R, sizeof(int32_t));
     memory->active = memory->n + 2;

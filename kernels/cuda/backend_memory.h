@@ -31,12 +31,11 @@ struct backend_memory {
     size_t cache_bytes;
 
     struct cuda_rows rows;
-    int32_t *collected; /* (max_rows) */
-    int32_t *n;         /* (1) active rows, then (1) active groups */
-    int32_t *active;    /* (max_rows) */
-    int32_t *parts;     /* (MEMORY_PARTS) of the active rows, each part's */
-    int32_t *place;     /* (max_rows) */
-    int32_t *groups;    /* (max_rows) */
+    int32_t *n;      /* (1) active rows, then (1) active groups */
+    int32_t *active; /* (max_rows) */
+    int32_t *parts;  /* (MEMORY_PARTS) of the active rows, each part's */
+    int32_t *place;  /* (max_rows) */
+    int32_t *groups; /* (max_rows) */
     struct network_cache self, cross;
     struct network_space step_space, encode_space;
     struct product_unit *units;

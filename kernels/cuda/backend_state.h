@@ -151,9 +151,11 @@ int backend_fail(struct backend *backend, cudaError_t status, const char *what,
 
 int backend_graphs_open(struct backend *backend, struct error *error) PGPT_MUST_CHECK;
 void backend_graphs_close(struct backend *backend);
-/* Enqueues `steps` steps for the n active rows, which look at `keys` positions together. */
+/* Enqueues `steps` steps for the n active rows, which look at `keys` positions together. told: is
+ * `out` written by them, too? */
 cudaError_t backend_graphs_run(struct backend *backend, int32_t n, enum backend_rows kind,
-                               int32_t steps, int64_t keys);
+                               int32_t steps, int64_t keys, const struct step_output *out,
+                               bool *told);
 /* A step over the back end's own memory; full: whole rows of logits are wanted. */
 struct network_step backend_step_of(const struct backend *backend, int32_t n_most, bool full);
 

@@ -341,7 +341,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
     if (END != FUSED_STEP) {
         launch_wait();
         launch_next();
-        rows_begin(s, p, at);
+        rows_begin<END>(s, p, at);
     }
     cluster_sync(); /* everybody's mailboxes are open, and rows are known */
     if (END != FUSED_STEP && rows_ended(s, at))
@@ -360,7 +360,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
         if (END == FUSED_STEP) {
             launch_wait();
             launch_next();
-            rows_begin(s, p, at);
+            rows_begin<END>(s, p, at);
         }
         if constexpr (END == FUSED_SAMPLED)
             row_ask(s, p, at);
@@ -516,14 +516,15 @@ static cudaError_t params_launch(const struct network *network, const struct fus
 }
 
 cudaError_t fused_enqueue(const struct network *network, const struct network_step *step, int32_t n,
-                          int32_t steps, bool sampled, const struct fused_limits *limits, bool pdl,
-                          cudaStream_t stream)
+                          int32_t steps, bool sampled, struct step_output out,
+                          const struct fused_limits *limits, bool pdl, cudaStream_t stream)
 {
     struct fused_params p;
 
     fused_params_fill(network, step, &p);
     p.count = n;
     p.steps = steps;
+    p.out = out;
     return params_launch(network, p, sampled ? FUSED_SAMPLED : FUSED_TOKENS, limits->clusters, n,
                          pdl, stream);
 }

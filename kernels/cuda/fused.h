@@ -35,8 +35,8 @@ cudaError_t fused_prepare(const struct network *network, int capability,
  * or, if `sampled`, such that are sampled and nothing else, and plain ones. pdl: may begin while
  * the kernel before it drains. */
 cudaError_t fused_enqueue(const struct network *network, const struct network_step *step, int32_t n,
-                          int32_t steps, bool sampled, const struct fused_limits *limits, bool pdl,
-                          cudaStream_t stream);
+                          int32_t steps, bool sampled, struct step_output out,
+                          const struct fused_limits *limits, bool pdl, cudaStream_t stream);
 /* network_step() in this way, for step->n_most rows at most. */
 cudaError_t fused_step_enqueue(const struct network *network, const struct network_step *step,
                                const struct fused_limits *limits, bool pdl, bool chained,

@@ -9,6 +9,7 @@
 #include "kernels/cuda/choose_plain.cuh"
 #include "kernels/cuda/fused_product.cuh"
 #include "kernels/cuda/layer_norm.cuh"
+#include "kernels/cuda/row_told.cuh"
 
 enum {
     DRAW_BARRIER = 2,            /* 1 is workers_sync()'s */
@@ -151,7 +152,7 @@ static __device__ __forceinline__ int32_t row_next(const S *s, const struct fuse
 }
 
 /* One thread a row: what is known of it. */
-template <class S>
+template <enum fused_end END, class S>
 static __device__ __forceinline__ void rows_begin(S *s, const struct fused_params &p,
                                                   const struct fused_place &at)
 {
@@ -170,6 +171,8 @@ static __device__ __forceinline__ void rows_begin(S *s, const struct fused_param
     s->source_len[r] = row->source_len;
     s->cross[r] = row->cross;
     s->beam[r] = row->flags & CUDA_ROW_BEAM;
+    if (END != FUSED_STEP && row->finished && at.rank == 0)
+        row_ended(p.rows, p.out, s->row[r], at.row0 + r, row->position, 1);
 }
 
 /* What this block adds to its logits. */
@@ -381,21 +384,6 @@ static __device__ __forceinline__ void units_send_alone(S *s, const struct fused
     summary_send_alone(s, p, own, unit, v, at);
 }
 
-/* A row has its next token, of which this thread tells the world. */
-template <class S>
-static __device__ __forceinline__ void row_tell(const S *s, const struct fused_params &p, int row,
-                                                const struct fused_row &next, float logprob)
-{
-    struct cuda_row *out = p.rows.row + s->row[row];
-    const size_t to = (size_t)s->row[row] * p.rows.P + next.position - 1;
-
-    p.rows.tokens[to] = next.token;
-    p.rows.logprobs[to] = logprob;
-    out->token = next.token;
-    out->position = next.position;
-    out->finished = next.finished;
-}
-
 /* A row behind the token that was chosen. */
 template <class S>
 static __device__ __forceinline__ struct fused_row
@@ -476,7 +464,8 @@ static __device__ __forceinline__ void rows_tell(S *s, const struct fused_params
                                           : plain_sum(s->unit[row], units, at.lane);
 
             if (at.lane == 0)
-                row_tell(s, p, row, told.row,
+                row_told(p.rows, p.out, s->row[row], at.row0 + row, step, p.steps,
+                         told.row.position, told.row.token, told.row.finished,
                          told.full ? logsum_logprob(sum, told.logit)
                                    : told.logit - (sum.max + logf(sum.sum)));
         }

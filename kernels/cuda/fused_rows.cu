@@ -81,8 +81,8 @@ static cudaError_t share_enqueue(const struct network *network, struct fused_row
 }
 
 cudaError_t fused_rows_enqueue(const struct network *network, const struct network_step *step,
-                               int32_t n, int32_t steps, bool sampled, int32_t clusters, bool pdl,
-                               cudaStream_t stream)
+                               int32_t n, int32_t steps, bool sampled, struct step_output out,
+                               int32_t clusters, bool pdl, cudaStream_t stream)
 {
     const int32_t shares = (n + fused_rows_most(clusters) - 1) / fused_rows_most(clusters);
     const int32_t each = (n + shares - 1) / shares;
@@ -91,8 +91,11 @@ cudaError_t fused_rows_enqueue(const struct network *network, const struct netwo
     fused_params_fill(network, step, (struct fused_rows_params *)&p);
     p.steps = steps;
     p.logits = step->logits;
-    for (int32_t first = 0; first < n; first += each)
+    for (int32_t first = 0; first < n; first += each) {
+        p.out = {out.position + first, out.finished + first, out.tokens + (size_t)first * steps,
+                 out.logprobs + (size_t)first * steps};
         CUDA_PASS(share_enqueue(network, &p, sampled, step->active + first,
                                 n - first < each ? n - first : each, clusters, pdl, stream));
+    }
     return cudaSuccess;
 }

@@ -44,7 +44,7 @@ static inline bool fused_rows_suits(int32_t clusters, int32_t n, int32_t steps, 
  * launch, units, PRODUCT_UNIT) is then worked in. One launch after the other where there are more
  * rows than fit. pdl: may begin while the kernel before it drains. */
 cudaError_t fused_rows_enqueue(const struct network *network, const struct network_step *step,
-                               int32_t n, int32_t steps, bool sampled, int32_t clusters, bool pdl,
-                               cudaStream_t stream);
+                               int32_t n, int32_t steps, bool sampled, struct step_output out,
+                               int32_t clusters, bool pdl, cudaStream_t stream);
 
 #endif

@@ -131,7 +131,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
         next = piece_ahead(s, next, rounds * TILES);
         if constexpr (SAMPLED) {
             logits_tell(s, at);
-            rows_choose<F>(s, p, step, &phases, at);
+            rows_choose<F>(s, p, step, first, &phases, at);
         } else if (at.warp < at.own) {
             letter_receive(&s->unit_box, LETTER_UNIT, &phases, here(at.own) * units_bytes(p.rules),
                            at);
@@ -140,7 +140,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
             row_choose(s, p, &chosen, step + 1 < p.steps, at);
             if (step + 1 < p.steps)
                 row_embed<F>(s, p, at);
-            row_tell(s, p, chosen, at);
+            row_tell(s, p, chosen, step, first, at);
         }
     }
     /* nobody leaves while another may still write into its memory */

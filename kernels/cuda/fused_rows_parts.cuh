@@ -10,6 +10,7 @@
 #include "kernels/cuda/choose_plain.cuh"
 #include "kernels/cuda/fused_rows_product.cuh"
 #include "kernels/cuda/layer_norm.cuh"
+#include "kernels/cuda/row_told.cuh"
 
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
 
@@ -168,35 +169,21 @@ static __device__ __forceinline__ void row_choose(S *s, const struct fused_rows_
         state_send(s, row, state, lane);
 }
 
-/* One thread: the world is told of row `index`. */
-static __device__ __forceinline__ void row_put(const struct fused_rows_params &p, int32_t index,
-                                               int32_t position, int32_t token, bool finished,
-                                               float logprob)
-{
-    struct cuda_row *out = p.rows.row + index;
-    const size_t to = (size_t)index * p.rows.P + position;
-
-    p.rows.tokens[to] = token;
-    p.rows.logprobs[to] = logprob;
-    out->token = token;
-    out->position = position + 1;
-    out->finished = finished;
-}
-
-/* The same warp, of what it has chosen. */
+/* The same warp tells what it has chosen. first: the cluster's first row. */
 template <class S>
 static __device__ __forceinline__ void row_tell(S *s, const struct fused_rows_params &p,
-                                                const struct row_chosen &chosen,
-                                                const struct fused_rows_place &place)
+                                                const struct row_chosen &chosen, int step,
+                                                int first, const struct fused_rows_place &place)
 {
+    const int row = place.warp * BLOCKS + place.rank;
     float logprob;
 
     if (chosen.position == FINISHED)
         return;
     logprob = chosen.logit - plain_logsum(&chosen.look);
     if (here(place.lane) == 0)
-        row_put(p, s->row[place.warp * BLOCKS + place.rank], chosen.position, chosen.token,
-                chosen.finished, logprob);
+        row_told(p.rows, p.out, s->row[row], first + row, step, p.steps, chosen.position + 1,
+                 chosen.token, chosen.finished, logprob);
 }
 
 /* Attention */
@@ -517,6 +504,8 @@ static __device__ __forceinline__ void rows_begin(S *s, const struct fused_rows_
         s->cross[r] = row->cross;
         if (r % BLOCKS == place.rank)
             s->token[r / BLOCKS] = row->token;
+        if (row->finished && place.rank == 0)
+            row_ended(p.rows, p.out, s->row[r], first + r, row->position, 1);
     }
 }
 

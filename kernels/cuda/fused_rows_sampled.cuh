@@ -147,7 +147,7 @@ row_pass(S *s, struct rows_drawn *drawn, const struct fused_rows_sampled_params 
 /* Each own row gets its token, by its group of warps. */
 template <class F, class S>
 static __device__ __forceinline__ void rows_choose(S *s, const struct fused_rows_sampled_params &p,
-                                                   int step, uint32_t *phases,
+                                                   int step, int first, uint32_t *phases,
                                                    const struct fused_rows_place &place)
 {
     constexpr int W = S::CHOOSERS;
@@ -184,10 +184,10 @@ static __device__ __forceinline__ void rows_choose(S *s, const struct fused_rows
     if (more)
         row_embed<F>(s, p, mine);
     if (!draws)
-        row_tell(s, p, chosen, mine);
+        row_tell(s, p, chosen, step, first, mine);
     else if (here(place.lane) == 0)
-        row_put(p, s->row[row], drawn.position, drawn.token, drawn.finished,
-                logsum_logprob(drawn.sums, drawn.logit));
+        row_told(p.rows, p.out, s->row[row], first + row, step, p.steps, drawn.position + 1,
+                 drawn.token, drawn.finished, logsum_logprob(drawn.sums, drawn.logit));
 }
 
 #endif

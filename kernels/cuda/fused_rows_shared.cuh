@@ -49,6 +49,7 @@ struct fused_rows_params {
     int32_t apart; /* cycles between the beginnings of two clusters */
     const int32_t *active;
     struct cuda_rows rows;
+    struct step_output out;
     struct cuda_rules rules;
     struct network_cache self, cross;
 };

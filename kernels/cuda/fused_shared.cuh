@@ -52,6 +52,7 @@ struct fused_params {
     const int32_t *n, *active;
     int32_t count;
     struct cuda_rows rows;
+    struct step_output out; /* but in FUSED_STEP */
     struct cuda_rules rules;
     struct network_cache self, cross;
     /* FUSED_STEP: the last layer's output before its norm, or what the logits leave */

@@ -57,8 +57,19 @@ struct cuda_rows {
     struct cuda_beam_group *groups; /* (max_rows) */
     int32_t *beam_tokens;           /* (max_rows groups, P, BEAM_MAX) */
     int32_t *beam_parents;          /* (max_rows groups, P, BEAM_MAX) */
+    int32_t *collected;             /* (max_rows) tokens the host has */
     int32_t P;
     int32_t max_rows;
+};
+
+/* What the host reads after a call of `steps` steps for n active rows, by their places in the
+ * active list: memory that both see. Written by the kernels that run whole calls, or by one behind
+ * them. */
+struct step_output {
+    int32_t *position; /* (n) tokens generated so far */
+    int32_t *finished; /* (n) */
+    int32_t *tokens;   /* (n, steps) those of this call */
+    float *logprobs;   /* (n, steps) */
 };
 
 /* What the model says of a plain row's choice; full rows go by search/rules.h, but for those that

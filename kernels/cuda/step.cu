@@ -29,7 +29,7 @@ static __global__ void step_begin(const __grid_constant__ struct step_begin begi
         begin.lists[i] = entry;
     if (i < begin.join_count) {
         begin.rows.row[join.index] = join.row;
-        begin.collected[join.index] = 0;
+        begin.rows.collected[join.index] = 0;
     }
 }
 
@@ -132,9 +132,8 @@ cudaError_t step_choose_enqueue(struct cuda_rows rows, struct cuda_rules rules,
 }
 
 /* A warp a row, a lane a token. */
-static __global__ void step_collect(struct cuda_rows rows, int32_t *collected,
-                                    const int32_t *active, int32_t n, int32_t most,
-                                    struct step_output out)
+static __global__ void step_collect(struct cuda_rows rows, const int32_t *active, int32_t n,
+                                    int32_t steps, struct step_output out)
 {
     const int i = blockIdx.x * COLLECT_ROWS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
     int32_t index, from, position;
@@ -144,26 +143,26 @@ static __global__ void step_collect(struct cuda_rows rows, int32_t *collected,
     if (i >= n)
         return;
     index = active[i];
-    from = collected[index];
+    from = rows.collected[index];
     position = rows.row[index].position;
-    for (int j = lane; from + j < position && j < most; j += 32) {
+    for (int j = lane; from + j < position && j < steps; j += 32) {
         const size_t at = (size_t)index * rows.P + from + j;
 
-        out.tokens[(size_t)i * most + j] = rows.tokens[at];
-        out.logprobs[(size_t)i * most + j] = rows.logprobs[at];
+        out.tokens[(size_t)i * steps + j] = rows.tokens[at];
+        out.logprobs[(size_t)i * steps + j] = rows.logprobs[at];
     }
     __syncwarp(); /* every lane has read where it begins */
     if (lane == 0) {
         out.position[i] = position;
         out.finished[i] = rows.row[index].finished;
-        collected[index] = position;
+        rows.collected[index] = position;
     }
 }
 
-cudaError_t step_collect_enqueue(struct cuda_rows rows, int32_t *collected, const int32_t *active,
-                                 int32_t n, int32_t most, struct step_output out, bool pdl,
+cudaError_t step_collect_enqueue(struct cuda_rows rows, const int32_t *active, int32_t n,
+                                 int32_t steps, struct step_output out, bool pdl,
                                  cudaStream_t stream)
 {
     return launch(step_collect, dim3((n + COLLECT_ROWS - 1) / COLLECT_ROWS), COLLECT_ROWS * 32, 0,
-                  pdl, stream, rows, collected, active, n, most, out);
+                  pdl, stream, rows, active, n, steps, out);
 }

@@ -17,19 +17,10 @@ struct step_join {
     int32_t index; /* its place among the rows */
 };
 
-/* What the host reads after a call, in memory both see. */
-struct step_output {
-    int32_t *position; /* (n) tokens generated so far */
-    int32_t *finished; /* (n) */
-    int32_t *tokens;   /* (n, most) those of this call */
-    float *logprobs;   /* (n, most) */
-};
-
 /* What changes in front of a call's steps. The host's side is memory that both see: one kernel
  * reads it, where copies would cost a call several trips to the device. */
 struct step_begin {
     struct cuda_rows rows;
-    int32_t *collected;                 /* (max_rows) tokens the host has; 0 for rows that join */
     const struct step_join *host_joins; /* (join_count) */
     const int32_t *host_lists;          /* (list_count) */
     int32_t *lists;                     /* (list_count) */
@@ -50,8 +41,9 @@ cudaError_t step_choose_enqueue(struct cuda_rows rows, struct cuda_rules rules,
                                 const int32_t *active, const int32_t *n, int32_t n_most, bool pdl,
                                 cudaStream_t stream);
 
-cudaError_t step_collect_enqueue(struct cuda_rows rows, int32_t *collected, const int32_t *active,
-                                 int32_t n, int32_t most, struct step_output out, bool pdl,
+/* Behind a call's last step, of kernels that do not tell the host themselves. */
+cudaError_t step_collect_enqueue(struct cuda_rows rows, const int32_t *active, int32_t n,
+                                 int32_t steps, struct step_output out, bool pdl,
                                  cudaStream_t stream);
 
 #endif

@@ -94,6 +94,11 @@ template <class T> struct scene {
         p.rows.max_rows = ROWS_MAX;
         p.rows.tokens = (int32_t *)calloc(ROWS_MAX * KEYS, sizeof(int32_t));
         p.rows.logprobs = (float *)calloc(ROWS_MAX * KEYS, sizeof(float));
+        p.rows.collected = (int32_t *)calloc(ROWS_MAX, sizeof(int32_t));
+        p.out.position = (int32_t *)calloc(ROWS_MAX, sizeof(int32_t));
+        p.out.finished = (int32_t *)calloc(ROWS_MAX, sizeof(int32_t));
+        p.out.tokens = (int32_t *)calloc(ROWS_MAX * STEPS_MOST, sizeof(int32_t));
+        p.out.logprobs = (float *)calloc(ROWS_MAX * STEPS_MOST, sizeof(float));
         for (int i = 0; i < ROWS_MAX; i++) {
             struct cuda_row *r = &row[i];
 
@@ -121,6 +126,23 @@ struct outcome {
     float logprob[ROWS_MAX][STEPS_MOST];
 };
 
+/* Was the host told of a call what the device keeps? before: positions (n) in front of it. */
+static void told_judge(const scene_params &p, int first, int n, const int32_t *before)
+{
+    for (int i = 0; i < n; i++) {
+        const struct cuda_row &row = p.rows.row[first + i];
+        const size_t count = row.position - before[i], at = (first + i) * KEYS + before[i];
+        const size_t to = (size_t)i * p.steps;
+
+        judge("what the host is told", first + i,
+              p.out.position[i] != row.position || p.out.finished[i] != row.finished ||
+                  p.rows.collected[first + i] != row.position ||
+                  memcmp(p.out.tokens + to, p.rows.tokens + at, count * sizeof(int32_t)) ||
+                  memcmp(p.out.logprobs + to, p.rows.logprobs + at, count * sizeof(float)),
+              0.0);
+    }
+}
+
 /* Runs `kernel` on n rows of a fresh scene from `first` on, `each` a cluster. */
 template <class T>
 static void scene_run(struct outcome *out, int first, int n, int each,
@@ -137,8 +159,14 @@ static void scene_run(struct outcome *out, int first, int n, int each,
     p.steps = scene_steps / scene_calls;
     for (int i = 0; i < n; i++)
         begun[i] = s.row[first + i].position;
-    for (int i = 0; i < scene_calls; i++)
+    for (int i = 0; i < scene_calls; i++) {
+        int32_t before[ROWS_MAX];
+
+        for (int j = 0; j < n; j++)
+            before[j] = s.row[first + j].position;
         kernel(p, (n + each - 1) / each);
+        told_judge(p, first, n, before);
+    }
     for (int i = 0; i < n; i++)
         for (int j = 0; j < STEPS_MOST; j++) { /* zeros behind the last */
             const size_t at = (size_t)(first + i) * KEYS + begun[i] + j;

@@ -374,18 +374,37 @@ static void steps_put(const struct network_step *step, int32_t n, int32_t steps,
             rows_step(s.rows, s.active, n, full);
     });
 }
-cudaError_t fused_enqueue(const struct network *, const struct network_step *step, int32_t n,
-                          int32_t steps, bool sampled, const struct fused_limits *, bool,
-                          cudaStream_t stream)
+static void rows_told(struct cuda_rows rows, const int32_t *active, int32_t n, int32_t steps,
+                      struct step_output out)
 {
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t row = active[i], from = rows.collected[row];
+        const size_t at = (size_t)row * (size_t)rows.P + (size_t)from;
+
+        out.position[i] = rows.row[row].position;
+        out.finished[i] = rows.row[row].finished;
+        for (int32_t j = 0; from + j < out.position[i] && j < steps; j++) {
+            out.tokens[(size_t)i * (size_t)steps + (size_t)j] = rows.tokens[at + (size_t)j];
+            out.logprobs[(size_t)i * (size_t)steps + (size_t)j] = rows.logprobs[at + (size_t)j];
+        }
+        rows.collected[row] = out.position[i];
+    }
+}
+cudaError_t fused_enqueue(const struct network *, const struct network_step *step, int32_t n,
+                          int32_t steps, bool sampled, struct step_output out,
+                          const struct fused_limits *, bool, cudaStream_t stream)
+{
+    const struct network_step s = *step;
+
     steps_put(step, n, steps, sampled, stream);
+    put(stream, [=] { rows_told(s.rows, s.active, n, steps, out); });
     return cudaSuccess;
 }
-cudaError_t fused_rows_enqueue(const struct network *, const struct network_step *step, int32_t n,
-                               int32_t steps, bool sampled, int32_t, bool, cudaStream_t stream)
+cudaError_t fused_rows_enqueue(const struct network *network, const struct network_step *step,
+                               int32_t n, int32_t steps, bool sampled, struct step_output out,
+                               int32_t, bool pdl, cudaStream_t stream)
 {
-    steps_put(step, n, steps, sampled, stream);
-    return cudaSuccess;
+    return fused_enqueue(network, step, n, steps, sampled, out, NULL, pdl, stream);
 }
 cudaError_t fused_step_enqueue(const struct network *, const struct network_step *,
                                const struct fused_limits *, bool, bool, cudaStream_t)
@@ -400,7 +419,7 @@ cudaError_t step_begin_enqueue(const struct step_begin *begin, bool, cudaStream_
         memcpy(b.lists, b.host_lists, (size_t)b.list_count * sizeof *b.lists);
         for (int32_t i = b.join_count - 1; i >= 0; i--) { /* in any order: a thread each */
             b.rows.row[b.host_joins[i].index] = b.host_joins[i].row;
-            b.collected[b.host_joins[i].index] = 0;
+            b.rows.collected[b.host_joins[i].index] = 0;
         }
     });
     return cudaSuccess;
@@ -428,24 +447,10 @@ cudaError_t choose_full(struct cuda_rows rows, struct choose_rules,
     put(stream, [=] { rows_step(rows, active, *n < n_most ? *n : n_most, true); });
     return cudaSuccess;
 }
-cudaError_t step_collect_enqueue(struct cuda_rows rows, int32_t *collected, const int32_t *active,
-                                 int32_t n, int32_t most, struct step_output out, bool,
-                                 cudaStream_t stream)
+cudaError_t step_collect_enqueue(struct cuda_rows rows, const int32_t *active, int32_t n,
+                                 int32_t steps, struct step_output out, bool, cudaStream_t stream)
 {
-    put(stream, [=] {
-        for (int32_t i = 0; i < n; i++) {
-            const int32_t row = active[i], from = collected[row];
-            const size_t at = (size_t)row * (size_t)rows.P + (size_t)from;
-
-            out.position[i] = rows.row[row].position;
-            out.finished[i] = rows.row[row].finished;
-            for (int32_t j = 0; from + j < out.position[i] && j < most; j++) {
-                out.tokens[(size_t)i * (size_t)most + (size_t)j] = rows.tokens[at + (size_t)j];
-                out.logprobs[(size_t)i * (size_t)most + (size_t)j] = rows.logprobs[at + (size_t)j];
-            }
-            collected[row] = out.position[i];
-        }
-    });
+    put(stream, [=] { rows_told(rows, active, n, steps, out); });
     return cudaSuccess;
 }
 size_t choose_beams_work(int32_t)
