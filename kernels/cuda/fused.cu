@@ -338,16 +338,24 @@ static __global__ void __launch_bounds__(THREADS, 1)
         letters_open(s, p, at.rows);
     if (!(END == FUSED_STEP && p.y))
         units_begin(s, p, at.rank);
+    __syncthreads(); /* the ring is open */
+    if (p.early)
+        ring_begin<S, END>(p);
     if (END != FUSED_STEP) {
         launch_wait();
         launch_next();
         rows_begin<END>(s, p, at);
     }
     cluster_sync(); /* everybody's mailboxes are open, and rows are known */
-    if (END != FUSED_STEP && rows_ended(s, at))
-        return;
+    const bool ended = END != FUSED_STEP && rows_ended(s, at);
+
     if (at.warp >= WARPS) {
         registers_give();
+        if (ended) {
+            if (p.early && threadIdx.x == WORKERS)
+                ring_await<S, END>(p); /* memory is written to until then */
+            return;
+        }
         if (threadIdx.x == WORKERS)
             weights_send<S, END>(s, p, at.rank);
         if (at.warp == WARPS + 1)
@@ -356,6 +364,8 @@ static __global__ void __launch_bounds__(THREADS, 1)
         if (END != FUSED_STEP && at.warp == WARPS + 2)
             rows_tell<END>(s, p, at);
     } else {
+        if (ended)
+            return;
         registers_take();
         if (END == FUSED_STEP) {
             launch_wait();
@@ -502,7 +512,7 @@ cudaError_t fused_prepare(const struct network *network, int capability,
 }
 
 /* In the first shape that has room: more blocks a cluster are faster. */
-static cudaError_t params_launch(const struct network *network, const struct fused_params &p,
+static cudaError_t params_launch(const struct network *network, struct fused_params *p,
                                  enum fused_end end, const int32_t *clusters, int32_t n, bool pdl,
                                  cudaStream_t stream)
 {
@@ -510,9 +520,11 @@ static cudaError_t params_launch(const struct network *network, const struct fus
     const int32_t each = (n + clusters[shape] - 1) / clusters[shape];
     const struct fused_variant variant = variant_for(network, end, shape, each);
 
-    return launch_cluster(variant.kernel, shapes[shape],
-                          dim3(shapes[shape] * ((n + each - 1) / each)), THREADS, variant.shared,
-                          pdl, stream, p);
+    const int32_t count = (n + each - 1) / each;
+
+    p->early = end != FUSED_STEP && 2 * count <= clusters[shape];
+    return launch_cluster(variant.kernel, shapes[shape], dim3(shapes[shape] * count), THREADS,
+                          variant.shared, pdl, stream, *p);
 }
 
 cudaError_t fused_enqueue(const struct network *network, const struct network_step *step, int32_t n,
@@ -525,7 +537,7 @@ cudaError_t fused_enqueue(const struct network *network, const struct network_st
     p.count = n;
     p.steps = steps;
     p.out = out;
-    return params_launch(network, p, sampled ? FUSED_SAMPLED : FUSED_TOKENS, limits->clusters, n,
+    return params_launch(network, &p, sampled ? FUSED_SAMPLED : FUSED_TOKENS, limits->clusters, n,
                          pdl, stream);
 }
 
@@ -546,7 +558,7 @@ cudaError_t fused_step_enqueue(const struct network *network, const struct netwo
     } else {
         p.y = step->space.y;
     }
-    CUDA_PASS(params_launch(network, p, FUSED_STEP, limits->step_clusters, step->n_most,
+    CUDA_PASS(params_launch(network, &p, FUSED_STEP, limits->step_clusters, step->n_most,
                             pdl && chained, stream));
     return logits ? cudaSuccess : network_logits(network, step, pdl, stream);
 }

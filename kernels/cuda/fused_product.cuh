@@ -39,12 +39,55 @@ template <int K> struct fused_piece {
     }
 };
 
-/* One thread: all the weights that this block multiplies in a launch, in that order. */
+/* A layer's weights that this block multiplies, in that order, by groups of a product's columns
+ * (six of S::TILES pieces, then the feed-forward's), from the `first`-th on: send(from, pieces). */
+template <class S, class Send>
+static __device__ __forceinline__ void layer_weights(const struct fused_layer &layer, int rank,
+                                                     int first, Send send)
+{
+    enum { TILES = S::TILES, GROUPS = TILES * S::FFN * 32 / SLOT };
+
+#pragma unroll 1
+    for (int which = first; which < 3; which++)
+        send(layer.qkv.packed + (size_t)(which * (D / 16) + rank * TILES) * SLOT, TILES);
+    if (first <= 3)
+        send(layer.out.packed + (size_t)rank * TILES * SLOT, TILES);
+    if (first <= 4)
+        send(layer.cross_q.packed + (size_t)rank * TILES * SLOT, TILES);
+    send(layer.cross_out.packed + (size_t)rank * TILES * SLOT, TILES);
+    send(layer.fc1.packed + (size_t)rank * (S::HIDDEN / 16) * SLOT, S::HIDDEN / 16);
+    send(layer.fc2.packed + (size_t)rank * GROUPS * SLOT, GROUPS);
+}
+
+/* How many of a launch's first groups fill the ring, or nearly so. */
+template <class S> static constexpr __device__ int groups_begun(void)
+{
+    return fused_ring<S>::SLOTS / S::TILES < 5 ? fused_ring<S>::SLOTS / S::TILES : 5;
+}
+
+/* One thread: these, for which nothing has to be known of rows. */
+template <class S>
+static __device__ __forceinline__ void weights_begin(S *s, const struct fused_params &p, int rank)
+{
+    const struct fused_layer &layer = p.layer[0];
+
+#pragma unroll 1
+    for (int i = 0; i < groups_begun<S>() * S::TILES; i++) {
+        const int group = i / S::TILES, tile = rank * S::TILES + i % S::TILES;
+        const char *from = group < 3    ? layer.qkv.packed + (size_t)group * (D / 16) * SLOT
+                           : group == 3 ? layer.out.packed
+                                        : layer.cross_q.packed;
+
+        ring_fetch(fused_ring<S>::slot(s, i), {from + (size_t)tile * SLOT, SLOT}, &s->full[i]);
+    }
+}
+
+/* The same thread: all the weights that this block multiplies in a launch, but those. */
 template <class S, enum fused_end END>
 static __device__ __forceinline__ void weights_send(S *s, const struct fused_params &p, int rank)
 {
-    enum { TILES = S::TILES, GROUPS = TILES * S::FFN * 32 / SLOT };
-    struct fused_turn next = {0, 1};
+    const int begun = p.early ? groups_begun<S>() : 0;
+    struct fused_turn next = turn_ahead<S>({0, 1}, begun * S::TILES);
 
     auto send = [&](const char *from, int count) {
 #pragma unroll 1
@@ -60,18 +103,8 @@ static __device__ __forceinline__ void weights_send(S *s, const struct fused_par
 #pragma unroll 1
     for (int step = 0; step < (END == FUSED_STEP ? 1 : p.steps); step++) {
 #pragma unroll 1
-        for (int l = 0; l < p.layers; l++) {
-            const struct fused_layer &layer = p.layer[l];
-
-#pragma unroll 1
-            for (int which = 0; which < 3; which++)
-                send(layer.qkv.packed + (size_t)(which * (D / 16) + rank * TILES) * SLOT, TILES);
-            send(layer.out.packed + (size_t)rank * TILES * SLOT, TILES);
-            send(layer.cross_q.packed + (size_t)rank * TILES * SLOT, TILES);
-            send(layer.cross_out.packed + (size_t)rank * TILES * SLOT, TILES);
-            send(layer.fc1.packed + (size_t)rank * (S::HIDDEN / 16) * SLOT, S::HIDDEN / 16);
-            send(layer.fc2.packed + (size_t)rank * GROUPS * SLOT, GROUPS);
-        }
+        for (int l = 0; l < p.layers; l++)
+            layer_weights<S>(p.layer[l], rank, step | l ? 0 : begun, send);
         if (END == FUSED_STEP && p.y)
             return;
 #pragma unroll 1
@@ -80,46 +113,90 @@ static __device__ __forceinline__ void weights_send(S *s, const struct fused_par
     }
 }
 
-/* One warp: the layers' biases and norms, each when the last but one is done with; of two layers
- * once. */
+/* One warp: a layer's biases and norms, the i-th of a launch. */
+template <class S>
+static __device__ __forceinline__ void constants_fetch(S *s, const struct fused_params &p, int i,
+                                                       int rank, int lane)
+{
+    constexpr int COPIES = 14;
+    const struct fused_layer &layer = p.layer[i % p.layers];
+    auto *to = &s->layer[i & 1];
+    uint64_t *full = &s->layer_full[i & 1];
+
+    auto copy = [&](int which, float *at, const float *from, int floats) {
+        if (lane == which)
+            ring_copy(at, from, floats * 4, full);
+    };
+
+    if (lane == COPIES)
+        ring_expect(full, sizeof *to);
+    __syncwarp();
+#pragma unroll
+    for (int which = 0; which < 3; which++)
+        copy(which, to->qkv[which], layer.qkv.bias + which * D + rank * S::COLUMNS, S::COLUMNS);
+    copy(3, to->out, layer.out.bias + rank * S::COLUMNS, S::COLUMNS);
+    copy(4, to->cross_q, layer.cross_q.bias + rank * S::COLUMNS, S::COLUMNS);
+    copy(5, to->cross_out, layer.cross_out.bias + rank * S::COLUMNS, S::COLUMNS);
+    copy(6, to->fc1, layer.fc1.bias + rank * S::HIDDEN, S::HIDDEN);
+    copy(7, to->fc2, layer.fc2.bias + rank * S::COLUMNS, S::COLUMNS);
+    copy(8, to->gamma[0], layer.self_norm.gamma, D);
+    copy(9, to->beta[0], layer.self_norm.beta, D);
+    copy(10, to->gamma[1], layer.cross_norm.gamma, D);
+    copy(11, to->beta[1], layer.cross_norm.beta, D);
+    copy(12, to->gamma[2], layer.norm.gamma, D);
+    copy(13, to->beta[2], layer.norm.beta, D);
+}
+
+/* How many layers' constants a launch takes: of two layers each once. */
+template <enum fused_end END>
+static __device__ __forceinline__ int constants_count(const struct fused_params &p)
+{
+    return p.layers == 2 || END == FUSED_STEP ? p.layers : p.layers * p.steps;
+}
+
+/* One warp: all of them, but for the first two if those have begun; each when the last but one is
+ * done with. */
 template <class S, enum fused_end END>
 static __device__ __forceinline__ void constants_send(S *s, const struct fused_params &p, int rank,
                                                       int lane)
 {
-    constexpr int COPIES = 14;
-    const int count = p.layers == 2 || END == FUSED_STEP ? p.layers : p.layers * p.steps;
-
 #pragma unroll 1
-    for (int i = 0; i < count; i++) {
-        const struct fused_layer &layer = p.layer[i % p.layers];
-        auto *to = &s->layer[i & 1];
-        uint64_t *full = &s->layer_full[i & 1];
-
-        auto copy = [&](int which, float *at, const float *from, int floats) {
-            if (lane == which)
-                ring_copy(at, from, floats * 4, full);
-        };
-
+    for (int i = p.early ? 2 : 0; i < constants_count<END>(p); i++) {
         if (i >= 2)
             ring_wait(&s->layer_empty[i & 1], (i >> 1 & 1) ^ 1);
-        if (lane == COPIES)
-            ring_expect(full, sizeof *to);
-        __syncwarp();
-#pragma unroll
-        for (int which = 0; which < 3; which++)
-            copy(which, to->qkv[which], layer.qkv.bias + which * D + rank * S::COLUMNS, S::COLUMNS);
-        copy(3, to->out, layer.out.bias + rank * S::COLUMNS, S::COLUMNS);
-        copy(4, to->cross_q, layer.cross_q.bias + rank * S::COLUMNS, S::COLUMNS);
-        copy(5, to->cross_out, layer.cross_out.bias + rank * S::COLUMNS, S::COLUMNS);
-        copy(6, to->fc1, layer.fc1.bias + rank * S::HIDDEN, S::HIDDEN);
-        copy(7, to->fc2, layer.fc2.bias + rank * S::COLUMNS, S::COLUMNS);
-        copy(8, to->gamma[0], layer.self_norm.gamma, D);
-        copy(9, to->beta[0], layer.self_norm.beta, D);
-        copy(10, to->gamma[1], layer.cross_norm.gamma, D);
-        copy(11, to->beta[1], layer.cross_norm.beta, D);
-        copy(12, to->gamma[2], layer.norm.gamma, D);
-        copy(13, to->beta[2], layer.norm.beta, D);
+        constants_fetch(s, p, i, rank, lane);
     }
+}
+
+/* A block's first weights and constants, for which nothing has to be known of rows. Not inlined:
+ * what it works out would be kept in registers for what comes behind. */
+template <class S, enum fused_end END>
+static __device__ __noinline__ void ring_begin(const struct fused_params &p)
+{
+    extern __shared__ __align__(128) char shared[];
+    const int rank = (int)cluster_rank();
+
+    if (threadIdx.x == WORKERS)
+        weights_begin((S *)shared, p, rank);
+    if (threadIdx.x / 32 == WARPS + 1)
+#pragma unroll 1
+        for (int i = 0; i < min(constants_count<END>(p), 2); i++)
+            constants_fetch((S *)shared, p, i, rank, (int)threadIdx.x & 31);
+}
+
+/* One thread of a block that leaves at once: what ring_begin() asked for has come. */
+template <class S, enum fused_end END>
+static __device__ __noinline__ void ring_await(const struct fused_params &p)
+{
+    extern __shared__ __align__(128) char shared[];
+    S *s = (S *)shared;
+
+#pragma unroll 1
+    for (int i = 0; i < groups_begun<S>() * S::TILES; i++)
+        ring_wait(&s->full[i], 0);
+#pragma unroll 1
+    for (int i = 0; i < min(constants_count<END>(p), 2); i++)
+        ring_wait(&s->layer_full[i], 0);
 }
 
 /* Lane j says of the warp's j-th piece, of a round of `tiles`, that it may be fetched over. */

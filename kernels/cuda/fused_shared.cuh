@@ -47,6 +47,7 @@ struct fused_params {
     float embedding_factor;
     enum product_act activation;
     int32_t layers, steps;
+    bool early;       /* the device has room for the next launch beside this one */
     uint32_t nothing; /* 0, which no compiler knows */
     /* how many rows: n in FUSED_STEP, else count, since the kernel in front may have to write n */
     const int32_t *n, *active;

@@ -139,7 +139,10 @@ LINES = {
     ],
     "weights_ring.cuh": [(r"#if __CUDA_ARCH__ >= 900", "#if 1")],
     "fused_shared.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],
-    "fused_product.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],
+    "fused_product.cuh": [
+        (r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1"),
+        (r"extern __shared__ __align__\(128\) char shared\[\];", "char *shared = simt_shared;"),
+    ],
     "fused_attention.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],
     "fused_parts.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],
     "fused_rows_shared.cuh": [(r"#if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER", "#if 1")],

@@ -21,6 +21,7 @@ static void scene_rows(scene_params *p, int n, int each)
     count = n;
     p->n = &count;
     p->count = n;
+    p->early = n == 1;
     (void)each; /* follows from the clusters */
 }
 
