@@ -164,6 +164,7 @@ int backend_memory_open(struct backend_memory *memory, const struct network *net
             memory->cache_bytes >> 20, free_bytes >> 20, total >> 20, cudaGetErrorString(status));
         goto fail;
     }
+    /* kernels read places of caches where nothing was written yet (cache.cuh) */
     CUDA_TRY(cudaMemset(memory->device, 0, memory->device_bytes), error, fail);
     CUDA_TRY(cudaHostAlloc((void **)&memory->pinned, memory->pinned_bytes, cudaHostAllocMapped),
              error, fail);

@@ -3,9 +3,10 @@
  * cache: how a layer's keys or values lie, (chunks, max_rows, heads, 32, 64): 32 positions of a
  * row's head side by side, next to those of its neighbours. So what short rows look at is close
  * together however many positions the caches have room for, and whole chunks may be read, also
- * where the row has fewer positions: keys that are not there are anything, values that are not
- * there are finite, since all that is ever written is. A *place* is one head's position, 64
- * elements (of int8 caches two scales as well); a layer has fewer than 2^31. Pure arithmetic.
+ * where the row has fewer positions: keys that are not there are anything, values are finite, of
+ * caches of 16 bits, for their memory begins as zeros and all writers use cache_value2(). A *place*
+ * is one head's position, 64 elements (of int8 caches two scales as well); a layer has fewer than
+ * 2^31. Pure arithmetic.
  */
 #ifndef PGPT_KERNELS_CUDA_CACHE_CUH
 #define PGPT_KERNELS_CUDA_CACHE_CUH

@@ -344,14 +344,16 @@ static __global__ void __launch_bounds__(THREADS, 1)
     if (END != FUSED_STEP) {
         launch_wait();
         launch_next();
-        rows_begin<END>(s, p, at);
+        rows_begin(s, p, at);
     }
     cluster_sync(); /* everybody's mailboxes are open, and rows are known */
     const bool ended = END != FUSED_STEP && rows_ended(s, at);
 
     if (at.warp >= WARPS) {
         registers_give();
-        if (ended) {
+        if (END != FUSED_STEP && at.warp == WARPS + 2)
+            ended_tell(s, p, at);
+        if (ended) { /* here and not in front: the workers would keep other things in memory */
             if (p.early && threadIdx.x == WORKERS)
                 ring_await<S, END>(p); /* memory is written to until then */
             return;
@@ -370,7 +372,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
         if (END == FUSED_STEP) {
             launch_wait();
             launch_next();
-            rows_begin<END>(s, p, at);
+            rows_begin(s, p, at);
         }
         if constexpr (END == FUSED_SAMPLED)
             row_ask(s, p, at);

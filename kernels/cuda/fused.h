@@ -32,8 +32,8 @@ struct fused_limits {
 cudaError_t fused_prepare(const struct network *network, int capability,
                           struct fused_limits *limits);
 /* `steps` steps, choice included, for n active rows (host's count, equal to *step->n): plain ones,
- * or, if `sampled`, such that are sampled and nothing else, and plain ones. pdl: may begin while
- * the kernel before it drains. */
+ * or, if `sampled`, such that are sampled and nothing else, and plain ones. out: all of it, which
+ * the host sees, by places in the active list. pdl: may begin while the kernel before it drains. */
 cudaError_t fused_enqueue(const struct network *network, const struct network_step *step, int32_t n,
                           int32_t steps, bool sampled, struct step_output out,
                           const struct fused_limits *limits, bool pdl, cudaStream_t stream);

@@ -35,7 +35,8 @@ chunk_fetch_beam(const S *s, struct chunk_half<T> *chunk, const struct fused_par
     chunk_load<true>(chunk, cache, from, c, at.lane);
 }
 
-/* Are chunks read whole? With few rows a cluster their bytes are not what is waited for. */
+/* Are chunks read whole? With few rows a cluster their bytes are not what is waited for; kernels of
+ * sampled rows, whose memory is that of many, have no registers for it. */
 template <class S> static constexpr __device__ bool chunks_whole(void)
 {
     return S::ROOM < FUSED_ROWS;

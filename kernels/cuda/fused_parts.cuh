@@ -9,7 +9,7 @@
 #include "kernels/cuda/choose_plain.cuh"
 #include "kernels/cuda/fused_product.cuh"
 #include "kernels/cuda/layer_norm.cuh"
-#include "kernels/cuda/row_told.cuh"
+#include "kernels/cuda/call_tell.cuh"
 
 enum {
     DRAW_BARRIER = 2,            /* 1 is workers_sync()'s */
@@ -152,7 +152,7 @@ static __device__ __forceinline__ int32_t row_next(const S *s, const struct fuse
 }
 
 /* One thread a row: what is known of it. */
-template <enum fused_end END, class S>
+template <class S>
 static __device__ __forceinline__ void rows_begin(S *s, const struct fused_params &p,
                                                   const struct fused_place &at)
 {
@@ -171,8 +171,6 @@ static __device__ __forceinline__ void rows_begin(S *s, const struct fused_param
     s->source_len[r] = row->source_len;
     s->cross[r] = row->cross;
     s->beam[r] = row->flags & CUDA_ROW_BEAM;
-    if (END != FUSED_STEP && row->finished && at.rank == 0)
-        row_ended(p.rows, p.out, s->row[r], at.row0 + r, row->position, 1);
 }
 
 /* What this block adds to its logits. */
@@ -443,6 +441,17 @@ static __device__ __forceinline__ struct logsum row_sum(const float *logits, str
     return logsum_units(sums, units, lane);
 }
 
+/* The same warp, first, if that row had ended before the call. */
+template <class S>
+static __device__ __forceinline__ void ended_tell(const S *s, const struct fused_params &p,
+                                                  const struct fused_place &at)
+{
+    const int row = row_chosen_here<S>(at);
+
+    if (row >= 0 && at.lane == 0 && s->state[0][row].finished)
+        call_tell_end(p.rows, p.out, s->row[row], at.row0 + row, s->state[0][row].position, 1);
+}
+
 /* A warp that does nothing else: tells the world of the row that this block chooses for, if there
  * is one. */
 template <enum fused_end END, class S>
@@ -464,10 +473,10 @@ static __device__ __forceinline__ void rows_tell(S *s, const struct fused_params
                                           : plain_sum(s->unit[row], units, at.lane);
 
             if (at.lane == 0)
-                row_told(p.rows, p.out, s->row[row], at.row0 + row, step, p.steps,
-                         told.row.position, told.row.token, told.row.finished,
-                         told.full ? logsum_logprob(sum, told.logit)
-                                   : told.logit - (sum.max + logf(sum.sum)));
+                call_tell_token(p.rows, p.out, s->row[row], at.row0 + row, step, p.steps,
+                                told.row.position, told.row.token, told.row.finished,
+                                told.full ? logsum_logprob(sum, told.logit)
+                                          : told.logit - (sum.max + logf(sum.sum)));
         }
         __syncwarp();
         if (at.lane == 0)

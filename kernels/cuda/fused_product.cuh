@@ -39,21 +39,27 @@ template <int K> struct fused_piece {
     }
 };
 
-/* A layer's weights that this block multiplies, in that order, by groups of a product's columns
- * (six of S::TILES pieces, then the feed-forward's), from the `first`-th on: send(from, pieces). */
+enum { LAYER_GROUPS = 8 };
+
+/* A layer's weights that this block multiplies, in that order, by groups of a product's columns:
+ * six of S::TILES pieces, and the feed-forward's two; those from `first` to `last`: send(from,
+ * pieces).
+ */
 template <class S, class Send>
 static __device__ __forceinline__ void layer_weights(const struct fused_layer &layer, int rank,
-                                                     int first, Send send)
+                                                     int first, int last, Send send)
 {
     enum { TILES = S::TILES, GROUPS = TILES * S::FFN * 32 / SLOT };
 
 #pragma unroll 1
-    for (int which = first; which < 3; which++)
+    for (int which = first; which < min(last, 3); which++)
         send(layer.qkv.packed + (size_t)(which * (D / 16) + rank * TILES) * SLOT, TILES);
-    if (first <= 3)
+    if (first <= 3 && last > 3)
         send(layer.out.packed + (size_t)rank * TILES * SLOT, TILES);
-    if (first <= 4)
+    if (first <= 4 && last > 4)
         send(layer.cross_q.packed + (size_t)rank * TILES * SLOT, TILES);
+    if (last < LAYER_GROUPS)
+        return;
     send(layer.cross_out.packed + (size_t)rank * TILES * SLOT, TILES);
     send(layer.fc1.packed + (size_t)rank * (S::HIDDEN / 16) * SLOT, S::HIDDEN / 16);
     send(layer.fc2.packed + (size_t)rank * GROUPS * SLOT, GROUPS);
@@ -62,24 +68,24 @@ static __device__ __forceinline__ void layer_weights(const struct fused_layer &l
 /* How many of a launch's first groups fill the ring, or nearly so. */
 template <class S> static constexpr __device__ int groups_begun(void)
 {
-    return fused_ring<S>::SLOTS / S::TILES < 5 ? fused_ring<S>::SLOTS / S::TILES : 5;
+    constexpr int FIT = fused_ring<S>::SLOTS / S::TILES,
+                  MOST = 5; /* behind them weights_send() can go on */
+
+    return FIT < MOST ? FIT : MOST;
 }
 
 /* One thread: these, for which nothing has to be known of rows. */
 template <class S>
 static __device__ __forceinline__ void weights_begin(S *s, const struct fused_params &p, int rank)
 {
-    const struct fused_layer &layer = p.layer[0];
+    int slot = 0;
 
+    layer_weights<S>(p.layer[0], rank, 0, groups_begun<S>(), [&](const char *from, int count) {
 #pragma unroll 1
-    for (int i = 0; i < groups_begun<S>() * S::TILES; i++) {
-        const int group = i / S::TILES, tile = rank * S::TILES + i % S::TILES;
-        const char *from = group < 3    ? layer.qkv.packed + (size_t)group * (D / 16) * SLOT
-                           : group == 3 ? layer.out.packed
-                                        : layer.cross_q.packed;
-
-        ring_fetch(fused_ring<S>::slot(s, i), {from + (size_t)tile * SLOT, SLOT}, &s->full[i]);
-    }
+        for (int i = 0; i < count; i++, slot++)
+            ring_fetch(fused_ring<S>::slot(s, slot), {from + (size_t)i * SLOT, SLOT},
+                       &s->full[slot]);
+    });
 }
 
 /* The same thread: all the weights that this block multiplies in a launch, but those. */
@@ -104,7 +110,7 @@ static __device__ __forceinline__ void weights_send(S *s, const struct fused_par
     for (int step = 0; step < (END == FUSED_STEP ? 1 : p.steps); step++) {
 #pragma unroll 1
         for (int l = 0; l < p.layers; l++)
-            layer_weights<S>(p.layer[l], rank, step | l ? 0 : begun, send);
+            layer_weights<S>(p.layer[l], rank, step | l ? 0 : begun, LAYER_GROUPS, send);
         if (END == FUSED_STEP && p.y)
             return;
 #pragma unroll 1
@@ -161,8 +167,8 @@ static __device__ __forceinline__ void constants_send(S *s, const struct fused_p
                                                       int lane)
 {
 #pragma unroll 1
-    for (int i = p.early ? 2 : 0; i < constants_count<END>(p); i++) {
-        if (i >= 2)
+    for (int i = p.early ? CONSTANTS_KEPT : 0; i < constants_count<END>(p); i++) {
+        if (i >= CONSTANTS_KEPT)
             ring_wait(&s->layer_empty[i & 1], (i >> 1 & 1) ^ 1);
         constants_fetch(s, p, i, rank, lane);
     }
@@ -180,7 +186,7 @@ static __device__ __noinline__ void ring_begin(const struct fused_params &p)
         weights_begin((S *)shared, p, rank);
     if (threadIdx.x / 32 == WARPS + 1)
 #pragma unroll 1
-        for (int i = 0; i < min(constants_count<END>(p), 2); i++)
+        for (int i = 0; i < min(constants_count<END>(p), (int)CONSTANTS_KEPT); i++)
             constants_fetch((S *)shared, p, i, rank, (int)threadIdx.x & 31);
 }
 
@@ -195,7 +201,7 @@ static __device__ __noinline__ void ring_await(const struct fused_params &p)
     for (int i = 0; i < groups_begun<S>() * S::TILES; i++)
         ring_wait(&s->full[i], 0);
 #pragma unroll 1
-    for (int i = 0; i < min(constants_count<END>(p), 2); i++)
+    for (int i = 0; i < min(constants_count<END>(p), (int)CONSTANTS_KEPT); i++)
         ring_wait(&s->layer_full[i], 0);
 }
 

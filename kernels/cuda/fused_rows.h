@@ -41,7 +41,8 @@ static inline bool fused_rows_suits(int32_t clusters, int32_t n, int32_t steps, 
 }
 /* `steps` steps, choice included, for n active rows (host's count, equal to *step->n): plain ones,
  * or, if `sampled`, such that are sampled and nothing else, and plain ones; step->logits (rows of a
- * launch, units, PRODUCT_UNIT) is then worked in. One launch after the other where there are more
+ * launch, units, PRODUCT_UNIT) is then worked in. out: all of it, which the host sees, by places in
+ * the active list. One launch after the other where there are more
  * rows than fit. pdl: may begin while the kernel before it drains. */
 cudaError_t fused_rows_enqueue(const struct network *network, const struct network_step *step,
                                int32_t n, int32_t steps, bool sampled, struct step_output out,

@@ -10,7 +10,7 @@
 #include "kernels/cuda/choose_plain.cuh"
 #include "kernels/cuda/fused_rows_product.cuh"
 #include "kernels/cuda/layer_norm.cuh"
-#include "kernels/cuda/row_told.cuh"
+#include "kernels/cuda/call_tell.cuh"
 
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
 
@@ -182,8 +182,8 @@ static __device__ __forceinline__ void row_tell(S *s, const struct fused_rows_pa
         return;
     logprob = chosen.logit - plain_logsum(&chosen.look);
     if (here(place.lane) == 0)
-        row_told(p.rows, p.out, s->row[row], first + row, step, p.steps, chosen.position + 1,
-                 chosen.token, chosen.finished, logprob);
+        call_tell_token(p.rows, p.out, s->row[row], first + row, step, p.steps, chosen.position + 1,
+                        chosen.token, chosen.finished, logprob);
 }
 
 /* Attention */
@@ -192,7 +192,7 @@ static __device__ __forceinline__ void row_tell(S *s, const struct fused_rows_pa
 struct attend_task {
     int row, left; /* the row's keys from the chunk's first on: may be none, or more than 32 */
     int first;     /* is it the row's first? */
-    uint32_t at;   /* the chunk's first place, but for the head's */
+    uint32_t at;   /* the chunk's first place in head 0 */
 };
 
 /* The first task of a row. A finished row looks at nothing and sends what comes of it: letters have
@@ -505,7 +505,7 @@ static __device__ __forceinline__ void rows_begin(S *s, const struct fused_rows_
         if (r % BLOCKS == place.rank)
             s->token[r / BLOCKS] = row->token;
         if (row->finished && place.rank == 0)
-            row_ended(p.rows, p.out, s->row[r], first + r, row->position, 1);
+            call_tell_end(p.rows, p.out, s->row[r], first + r, row->position, 1);
     }
 }
 

@@ -186,8 +186,8 @@ static __device__ __forceinline__ void rows_choose(S *s, const struct fused_rows
     if (!draws)
         row_tell(s, p, chosen, step, first, mine);
     else if (here(place.lane) == 0)
-        row_told(p.rows, p.out, s->row[row], first + row, step, p.steps, drawn.position + 1,
-                 drawn.token, drawn.finished, logsum_logprob(drawn.sums, drawn.logit));
+        call_tell_token(p.rows, p.out, s->row[row], first + row, step, p.steps, drawn.position + 1,
+                        drawn.token, drawn.finished, logsum_logprob(drawn.sums, drawn.logit));
 }
 
 #endif

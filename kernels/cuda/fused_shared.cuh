@@ -30,6 +30,7 @@ enum {
     SLOT = 16 * D * 2,        /* bytes: a piece of weights */
     SHARED_MOST = 227 * 1024, /* bytes of a block */
     SLOTS_MOST = 12,
+    CONSTANTS_KEPT = 2, /* layers whose biases and norms lie in shared memory */
 };
 
 /* What a launch leaves. */
@@ -47,7 +48,9 @@ struct fused_params {
     float embedding_factor;
     enum product_act activation;
     int32_t layers, steps;
-    bool early;       /* the device has room for the next launch beside this one */
+    /* The device has room for the next launch beside this one, which then begins before this one
+     * ends; else its rows would have to wait behind all blocks' first weights. */
+    bool early;
     uint32_t nothing; /* 0, which no compiler knows */
     /* how many rows: n in FUSED_STEP, else count, since the kernel in front may have to write n */
     const int32_t *n, *active;
@@ -178,8 +181,9 @@ template <class T, int CL, int FORWARD, int MOST, bool DRAWN> struct fused_share
     alignas(16) float unit_rules[UNITS / CL][PRODUCT_UNIT];
     struct cluster_mailbox box[LETTERS];
     uint64_t told_full, told_read;
-    alignas(16) struct fused_constants<CL, FORWARD> layer[2]; /* even ones and odd ones */
-    uint64_t full[SLOTS_MOST], empty[SLOTS_MOST], layer_full[2], layer_empty[2];
+    alignas(16) struct fused_constants<CL, FORWARD> layer[CONSTANTS_KEPT]; /* in turn */
+    uint64_t full[SLOTS_MOST], empty[SLOTS_MOST], layer_full[CONSTANTS_KEPT],
+        layer_empty[CONSTANTS_KEPT];
     struct fused_row state[2][ROOM]; /* by steps, in turn */
     int32_t row[ROOM];               /* of the caches */
     int32_t min_new[ROOM], max_new[ROOM], source_len[ROOM], cross[ROOM], beam[ROOM];

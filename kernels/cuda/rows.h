@@ -2,7 +2,7 @@
  *
  * rows: what the device knows of each row (one sequence of the running batch). The host writes a
  * row when it is admitted; from then on the kernels that choose tokens advance it, and the host
- * learns of tokens by the collected outputs alone. Plain data in device memory, indexed by row
+ * learns of tokens by struct step_output alone. Plain data in device memory, indexed by row
  * 0..max_rows-1. The active list (n) names the rows that a step advances; activations are indexed
  * by the place in that list, caches and histories by the row.
  */

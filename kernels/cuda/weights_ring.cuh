@@ -18,7 +18,7 @@ struct ring_piece {
 };
 
 #if __CUDA_ARCH__ >= 900
-/* One thread, before a cluster_sync(). */
+/* One thread, before a barrier of all who use it. */
 static __device__ __forceinline__ void ring_open(uint64_t *barrier)
 {
     asm volatile(

@@ -54,6 +54,27 @@ static void judge(const char *what, int row, double worst, double most)
     failures += !ok;
 }
 
+/* Keys that are not there are anything, values that are not there any number: so are those of a
+ * row's cache from `from` on, where it has room for `most` positions. */
+template <class T>
+static void cache_spoil(const struct network_cache &cache, int layers, int heads, int row, int from,
+                        int most)
+{
+    for (int l = 0; l < layers; l++)
+        for (int h = 0; h < heads; h++)
+            for (int p = from; p < (most + CACHE_CHUNK - 1) / CACHE_CHUNK * CACHE_CHUNK; p++) {
+                const size_t place =
+                    cache_place((uint32_t)(row * heads + h), (uint32_t)p, cache.chunk_places);
+
+                for (int d = 0; d < CACHE_HEAD; d++) {
+                    const size_t at = place * CACHE_HEAD + d;
+
+                    ((T *)(cache.k + l * cache.layer_stride))[at] = T(NAN);
+                    ((T *)(cache.v + l * cache.layer_stride))[at] = T(d % 2 ? 65000.0f : -65000.0f);
+                }
+            }
+}
+
 typedef std::vector<double> numbers;
 
 template <class T, class Weight> static numbers multiply(const Weight &w, const numbers &x, int N)

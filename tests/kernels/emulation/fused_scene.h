@@ -116,6 +116,8 @@ template <class T> struct scene {
             r->top_k = i % 2 ? 50 : 0;
             r->top_p = 0.95f;
             r->temperature = 0.9f;
+            cache_spoil<T>(p.self, LAYERS_MOST, HEADS, i, r->position, KEYS);
+            cache_spoil<T>(p.cross, LAYERS_MOST, HEADS, r->cross, r->source_len, KEYS);
         }
     }
 };

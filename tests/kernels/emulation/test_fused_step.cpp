@@ -100,6 +100,7 @@ template <class T, int FFN> struct scene {
             r->source_len = 1 + (i * 31 + 33) % 70;
             r->cross = (i + 5) % ROWS_MAX;
             r->finished = i == 4;
+            cache_spoil<T>(p.cross, LAYERS, HEADS, r->cross, r->source_len, KEYS);
         }
     }
 };
