@@ -81,7 +81,7 @@ static double head_worst(const double *q, const std::vector<const double *> &k,
         for (size_t j = 0; j < k.size(); j++)
             mean += p[j] / sum * v[j][d];
         error = fabs(mean - got[d]);
-        if (!(error <= worst))
+        if (!isnan(worst) && !(error <= worst))
             worst = error;
     }
     return worst;

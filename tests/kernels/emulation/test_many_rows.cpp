@@ -108,7 +108,7 @@ static void product_test(const char *what, int n, int N, int K, int blocks, doub
             if (OUTPUT == PRODUCT_RESIDUAL)
                 got = (double)y[at] - residual[at];
             error = fabs(got - sum);
-            if (!(error <= worst))
+            if (!isnan(worst) && !(error <= worst))
                 worst = error;
         }
     judge(what, n, N, K, worst, most);
@@ -193,7 +193,7 @@ static void cross_test(const char *what, int n, int D, bool int8)
             if (!int8 && c >= D)
                 sum = value_written<__half>(sum);
             error = fabs(got - sum);
-            if (!(error <= worst))
+            if (!isnan(worst) && !(error <= worst))
                 worst = error;
         }
     judge(what, n, D, int8, worst, int8 ? 3e-2 : 4e-3);
@@ -268,7 +268,7 @@ static void logits_judge(const char *what, int n, int V, int K,
             for (int k = 0; k < K; k++)
                 sum += (double)(float)x[(size_t)i * K + k] * (float)packed[packed_at(c, k, K)];
             sum = fabs(logits[(size_t)i * V + c] - sum);
-            if (!(sum <= worst))
+            if (!isnan(worst) && !(sum <= worst))
                 worst = sum;
         }
     judge(what, n, V, K, worst, 1e-4);
@@ -361,7 +361,7 @@ static void qkv_test(const char *what, int n, int columns, double most)
             if (rows[row].finished) /* left alone */
                 sum = (float)T(777.0f);
             sum = fabs((float)(c < D ? q[(size_t)i * D + d] : c < 2 * D ? k[at] : v[at]) - sum);
-            if (!(sum <= worst))
+            if (!isnan(worst) && !(sum <= worst))
                 worst = sum;
         }
     judge(what, n, N, columns, worst, most);
@@ -393,7 +393,7 @@ static double attention_worst(const std::vector<float> &q, const std::vector<flo
             for (int j = 0; j < length; j++)
                 mean += p[j] / sum * v[j * HEAD + d];
             error = fabs(mean - got[i * HEAD + d]);
-            if (!(error <= worst))
+            if (!isnan(worst) && !(error <= worst))
                 worst = error;
         }
     }
