@@ -18,8 +18,7 @@ static __device__ __forceinline__ void call_tell_end(const struct cuda_rows &row
     rows.collected[index] = position;
 }
 
-/* The token that the call's step `step` of `steps` gave the row, by which it comes to `position`.
- */
+/* The token that step `step` of a call of `steps` gave the row, which brings it to `position`. */
 static __device__ __forceinline__ void call_tell_token(const struct cuda_rows &rows,
                                                        const struct step_output &out, int32_t index,
                                                        int i, int step, int steps, int32_t position,

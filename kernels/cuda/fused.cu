@@ -520,9 +520,8 @@ static cudaError_t params_launch(const struct network *network, struct fused_par
 {
     const int shape = n <= clusters[0] * FUSED_ROWS ? 0 : 1;
     const int32_t each = (n + clusters[shape] - 1) / clusters[shape];
-    const struct fused_variant variant = variant_for(network, end, shape, each);
-
     const int32_t count = (n + each - 1) / each;
+    const struct fused_variant variant = variant_for(network, end, shape, each);
 
     p->early = end != FUSED_STEP && 2 * count <= clusters[shape];
     return launch_cluster(variant.kernel, shapes[shape], dim3(shapes[shape] * count), THREADS,

@@ -6,10 +6,10 @@
 #ifndef PGPT_KERNELS_CUDA_FUSED_PARTS_CUH
 #define PGPT_KERNELS_CUDA_FUSED_PARTS_CUH
 
+#include "kernels/cuda/call_tell.cuh"
 #include "kernels/cuda/choose_plain.cuh"
 #include "kernels/cuda/fused_product.cuh"
 #include "kernels/cuda/layer_norm.cuh"
-#include "kernels/cuda/call_tell.cuh"
 
 enum {
     DRAW_BARRIER = 2,            /* 1 is workers_sync()'s */

@@ -41,10 +41,9 @@ template <int K> struct fused_piece {
 
 enum { LAYER_GROUPS = 8 };
 
-/* A layer's weights that this block multiplies, in that order, by groups of a product's columns:
- * six of S::TILES pieces, and the feed-forward's two; those from `first` to `last`: send(from,
- * pieces).
- */
+/* A layer's weights that this block multiplies, in that order: send(from, pieces) for the groups
+ * from `first` to `last` of its eight, a product's columns each: six of S::TILES pieces, then fc1,
+ * fc2. */
 template <class S, class Send>
 static __device__ __forceinline__ void layer_weights(const struct fused_layer &layer, int rank,
                                                      int first, int last, Send send)
@@ -160,7 +159,14 @@ static __device__ __forceinline__ int constants_count(const struct fused_params 
     return p.layers == 2 || END == FUSED_STEP ? p.layers : p.layers * p.steps;
 }
 
-/* One warp: all of them, but for the first two if those have begun; each when the last but one is
+/* Those of them that may come before a layer is done with. */
+template <enum fused_end END>
+static __device__ __forceinline__ int constants_first(const struct fused_params &p)
+{
+    return min(constants_count<END>(p), (int)CONSTANTS_KEPT);
+}
+
+/* One warp: all of them, but for the first if those have begun; each when the last but one is
  * done with. */
 template <class S, enum fused_end END>
 static __device__ __forceinline__ void constants_send(S *s, const struct fused_params &p, int rank,
@@ -186,7 +192,7 @@ static __device__ __noinline__ void ring_begin(const struct fused_params &p)
         weights_begin((S *)shared, p, rank);
     if (threadIdx.x / 32 == WARPS + 1)
 #pragma unroll 1
-        for (int i = 0; i < min(constants_count<END>(p), (int)CONSTANTS_KEPT); i++)
+        for (int i = 0; i < constants_first<END>(p); i++)
             constants_fetch((S *)shared, p, i, rank, (int)threadIdx.x & 31);
 }
 
@@ -201,7 +207,7 @@ static __device__ __noinline__ void ring_await(const struct fused_params &p)
     for (int i = 0; i < groups_begun<S>() * S::TILES; i++)
         ring_wait(&s->full[i], 0);
 #pragma unroll 1
-    for (int i = 0; i < min(constants_count<END>(p), (int)CONSTANTS_KEPT); i++)
+    for (int i = 0; i < constants_first<END>(p); i++)
         ring_wait(&s->layer_full[i], 0);
 }
 

@@ -7,10 +7,10 @@
 #ifndef PGPT_KERNELS_CUDA_FUSED_ROWS_PARTS_CUH
 #define PGPT_KERNELS_CUDA_FUSED_ROWS_PARTS_CUH
 
+#include "kernels/cuda/call_tell.cuh"
 #include "kernels/cuda/choose_plain.cuh"
 #include "kernels/cuda/fused_rows_product.cuh"
 #include "kernels/cuda/layer_norm.cuh"
-#include "kernels/cuda/call_tell.cuh"
 
 #if __CUDA_ARCH__ >= 900 && PGPT_CUDA_HOPPER
 
